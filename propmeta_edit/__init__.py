@@ -1,0 +1,44 @@
+"""propmeta_edit: meta-trained knowledge editing, as an editor ``MetaFT`` of EasyEdit.
+
+Importing this package makes EasyEdit importable and lets it know ``MetaFT``; nothing heavy is loaded before it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from propmeta_edit.easyedit import install, register_algorithm
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Case": "propmeta_edit.records",
+    "EditRequest": "propmeta_edit.records",
+    "MetaFTHyperParams": "propmeta_edit.easyedit.hparams",
+    "MetaTask": "propmeta_edit.records",
+    "MetaTrainConfig": "propmeta_edit.metatrain.config",
+    "PropMetaError": "propmeta_edit.errors",
+    "Question": "propmeta_edit.records",
+    "apply_metaft_to_model": "propmeta_edit.easyedit.plugin",
+    "load_model": "propmeta_edit.models.loading",
+    "meta_train": "propmeta_edit.metatrain.trainer",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def _apply_metaft(*args: Any, **kwargs: Any) -> Any:
+    """``apply_metaft_to_model``, imported when EasyEdit first calls it."""
+    from propmeta_edit.easyedit.plugin import apply_metaft_to_model
+
+    return apply_metaft_to_model(*args, **kwargs)
+
+
+register_algorithm("MetaFT", _apply_metaft)
+install()

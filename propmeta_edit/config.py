@@ -1,0 +1,72 @@
+"""Typed, strict settings from YAML: unknown, missing and wrongly typed keys are errors that name the key."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from propmeta_edit.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping.
+
+    Raises:
+        ConfigError: no such file, broken YAML (with its line), or something other than a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no such settings file: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: broken YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def build_config(cls: type[T], values: Mapping[str, Any], source: str) -> T:
+    """A settings dataclass from plain values, each checked against its type.
+
+    Raises:
+        ConfigError: unknown or missing keys, wrong types, or a value the dataclass itself refuses.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(map(str, set(values) - set(fields)))
+    if unknown:
+        raise ConfigError(f"{source}: unknown setting {', '.join(unknown)}; known are {', '.join(fields)}")
+    required = [name for name, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise ConfigError(f"{source}: missing setting {', '.join(missing)}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, "settings")
+    try:
+        parsed = parser.parse_object({"settings": dict(values)})
+        config: T = parser.instantiate_classes(parsed).settings
+        return config
+    except ArgumentError as error:
+        raise ConfigError(f"{source}: {_readable(str(error))}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def build_config_from_namespace(cls: type[T], namespace: Namespace, source: str) -> T:
+    """The same from parsed command-line values."""
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return build_config(cls, {key: value for key, value in vars(namespace).items() if key in known}, source)
+
+
+def _readable(message: str) -> str:
+    return message.replace('"settings.', '"').replace("settings.", "").replace("\n", " ")

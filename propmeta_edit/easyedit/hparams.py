@@ -1,0 +1,164 @@
+"""``MetaFTHyperParams``: what EasyEdit reads, plus what the inner loop needs, plus how the model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.models.devices import resolve_device
+from propmeta_edit.models.loading import load_model
+
+
+class ModelReference(str):
+    """A model's name that loads the model when it is unpacked.
+
+    EasyEdit tests ``type(model_name) is str`` and, for anything else, does ``model, tok = model_name``. Going that way the loader, the
+    dtype and the padding are ours for every family and any folder name. EasyEdit later looks for families' words in
+    ``model_name.lower()``; that answers with the architecture's name, so that no word of a path can mislead it.
+    """
+
+    def __new__(cls, name: str, hparams: MetaFTHyperParams) -> ModelReference:
+        reference = super().__new__(cls, name)
+        reference.hparams = hparams
+        reference.model_type = ""
+        return reference
+
+    hparams: MetaFTHyperParams
+    model_type: str
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        model, tokenizer = self.hparams.load_model()
+        self.model_type = model.config.model_type
+        yield from (model, tokenizer)
+
+    def lower(self) -> str:
+        return self.model_type or str.lower(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelReference:
+        return ModelReference(str(self), self.hparams)
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)
+
+
+@dataclass
+class MetaFTHyperParams:
+    """Settings of a MetaFT edit through EasyEdit.
+
+    The paper's FT is the same with ``model_name`` naming a model that was not meta-tuned.
+
+    Args:
+        model_name: the meta-tuned checkpoint: a folder, a bundled name such as ``smollm2-135m-metaft``, or a hub id.
+        alg_name: always ``MetaFT``.
+        device: auto, cpu, mps, cuda, cuda:N or N, the number of a CUDA device.
+        layers: 0-based layers to edit, ``all``, or null for a quarter of the depth.
+        modules: attention, mlp, or attention+mlp.
+        lr: α of Eq. 2, EasyEdit's name for it.
+        num_steps: K of Eq. 2, EasyEdit's name for it.
+        weight_decay: AdamW's.
+        loss_reduction: over answer tokens, mean or sum.
+        batch_size: target facts in one update; ``edit`` wants 1, ``batch_edit`` writes this many facts together.
+        max_length: EasyEdit's bound in its own evaluation.
+        dtype: of the frozen rest of the model; the edited tensors are fp32 always.
+        fp16: EasyEdit's way to write ``dtype: float16``.
+        trust_remote_code: run code that comes with the model; off unless asked.
+        model_parallel, evaluation_type, api_key, use_chat_template: read by EasyEdit.
+    """
+
+    model_name: str
+    alg_name: str = "MetaFT"
+    device: int | str | None = "auto"
+    layers: list[int] | str | None = None
+    modules: str = "attention+mlp"
+    lr: float = 2e-5
+    num_steps: int = 10
+    weight_decay: float = 0.01
+    loss_reduction: str = "mean"
+    batch_size: int = 1
+    max_length: int = 40
+    dtype: str = "float32"
+    fp16: bool = False
+    trust_remote_code: bool = False
+    model_parallel: bool = False
+    evaluation_type: str | None = None
+    api_key: str | None = None
+    use_chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        if self.alg_name != "MetaFT":
+            raise ConfigError(f"alg_name must be MetaFT for these settings, got {self.alg_name!r}")
+        if self.model_parallel:
+            raise ConfigError("model_parallel is not available for MetaFT: it edits on one device; set model_parallel: false")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}")
+        self.device = resolve_device(self.device)
+        self.model_name = ModelReference(str(self.model_name), self)
+        self.inner_loop_settings()  # refuses values the loop would refuse
+
+    @classmethod
+    def from_hparams(cls, hparams_name_or_path: str | Path) -> MetaFTHyperParams:
+        """Read a YAML file the way EasyEdit does: ``.yaml`` is added if missing, and numbers written as text are numbers.
+
+        Raises:
+            ConfigError: no such file, broken YAML, unknown or wrongly typed settings.
+        """
+        path = str(hparams_name_or_path)
+        path = path if path.endswith((".yaml", ".yml", ".json")) else path + ".yaml"
+        values = {key: _number_from_text(value) for key, value in read_yaml(path).items()}
+        return build_config(cls, values, path)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> MetaFTHyperParams:
+        """Read a JSON file with the same keys."""
+        return build_config(cls, json.loads(Path(path).read_text(encoding="utf-8")), str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as EasyEdit's hyper-parameters give them."""
+        return {**asdict(self), "model_name": str(self.model_name)}
+
+    def inner_loop_settings(self) -> InnerLoopSettings:
+        """These settings as the inner loop takes them."""
+        return InnerLoopSettings(
+            inner_lr=self.lr,
+            num_inner_steps=self.num_steps,
+            weight_decay=self.weight_decay,
+            loss_reduction=self.loss_reduction,
+        )
+
+    def load_model(self) -> tuple[Any, Any]:
+        """(model, tokenizer), the tensors that will be edited in fp32."""
+        return load_model(
+            str(self.model_name),
+            device=str(self.device),
+            dtype="float16" if self.fp16 else self.dtype,
+            layers=self.layers,
+            modules=self.modules,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def _number_from_text(value: Any) -> Any:
+    """EasyEdit turns every text that reads as a number into a float; whole ones stay whole here, since some settings are counts."""
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return int(number) if number.is_integer() and "e" not in value.lower() and "." not in value else number
+
+
+def request_fields(request: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """(prompt with the subject filled in, target, subject) of an EasyEdit request in any of the shapes that are in use."""
+    prompt, subject, target = request.get("prompt"), request.get("subject"), request.get("target_new")
+    if isinstance(prompt, str) and "{}" in prompt and isinstance(subject, str):
+        prompt = prompt.replace("{}", subject, 1)
+    if isinstance(target, Mapping):
+        target = target.get("str")
+    return prompt, target, subject  # type: ignore[return-value]

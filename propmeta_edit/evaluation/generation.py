@@ -1,0 +1,40 @@
+"""Greedy continuation of prompts: the protocol that every score rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+MAX_NEW_TOKENS = 10  # the paper's, after CaKE
+
+
+def generate_greedily(
+    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS, batch_size: int = 32
+) -> list[str]:
+    """The new text after each prompt, decoded greedily, special tokens left out.
+
+    Sampling settings that come with the model are ignored, and the tokenizer's padding side is as before on return.
+    """
+    from transformers import GenerationConfig
+
+    generation = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
+    )
+    padding_side = tokenizer.padding_side
+    texts: list[str] = []
+    try:
+        tokenizer.padding_side = "left"
+        for start in range(0, len(prompts), batch_size):
+            inputs = tokenizer(list(prompts[start : start + batch_size]), return_tensors="pt", padding=True)
+            inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
+            with torch.no_grad():
+                output = model.generate(**inputs, generation_config=generation)
+            texts += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    finally:
+        tokenizer.padding_side = padding_side
+    return texts

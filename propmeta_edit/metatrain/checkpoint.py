@@ -1,0 +1,92 @@
+"""The meta-tuned checkpoint: an ordinary model folder with ``metaft.json`` and a model card beside the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from propmeta_edit.errors import ModelError
+from propmeta_edit.metatrain.trainer import TaskLosses, history_as_rows
+from propmeta_edit.models.loading import CHECKPOINT_CARD, DTYPES, load_model, model_sha256
+
+
+def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str, Any], history: Sequence[TaskLosses]) -> None:
+    """Write weights (each tensor in the dtype it has), tokenizer, ``metaft.json``, ``losses.json`` and the model card.
+
+    Call it on a temporary folder that is renamed when whole (``models.artefacts.build_whole``).
+
+    Args:
+        card: at least ``base_model``, ``trained_tensors`` and ``settings``.
+    """
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    full_card = {**card, "model_sha256": model_sha256(folder)}
+    (folder / CHECKPOINT_CARD).write_text(json.dumps(full_card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "losses.json").write_text(json.dumps(history_as_rows(history), indent=0) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(make_model_card(full_card), encoding="utf-8")
+
+
+def make_model_card(card: Mapping[str, Any]) -> str:
+    """The README of a checkpoint: what it is, from what, how it was made, how to use it."""
+    settings = "\n".join(f"- `{key}`: {value}" for key, value in card["settings"].items())
+    return f"""---
+base_model: {card["base_model"]}
+library_name: transformers
+tags: [knowledge-editing, meta-learning, propmeta-edit]
+---
+# {card["base_model"]}, meta-tuned for knowledge editing
+
+Meta-tuned with propmeta-edit by first-order MAML over pairs of a new fact and a two-hop question that follows from it. On this
+checkpoint, plain fine-tuning of the layers below on a new fact also moves the answers that follow from the fact.
+
+- trained tensors: {len(card["trained_tensors"])} ({card["trained_tensors"][0]} ...), fp32; every other tensor is the base model's
+- tasks: {card.get("num_tasks", "unknown")}, each once
+- base weights: sha256 `{card.get("base_sha256", "unknown")}`
+
+Edit with the same layers, modules, inner rate and number of steps:
+
+{settings}
+"""
+
+
+def export_checkpoint(source: str, destination: Path, dtype: str) -> dict[str, float]:
+    """Write a checkpoint in another dtype, for storage or serving, and say what the rounding costs.
+
+    Returns:
+        ``max_abs_error`` over the trained tensors and ``relative_error`` (norm of the rounding over norm of the tensors).
+
+    Raises:
+        ModelError: unknown dtype, or ``destination`` exists.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
+
+    if destination.exists():
+        raise ModelError(f"{destination} exists; choose another folder")
+    folder = Path(resolve_model_folder(source))
+    card_file = folder / CHECKPOINT_CARD
+    if not card_file.is_file():
+        raise ModelError(f"{folder} is not a meta-tuned checkpoint: it has no {CHECKPOINT_CARD}")
+    card = json.loads(card_file.read_text(encoding="utf-8"))
+    model, tokenizer = load_model(str(folder))
+    trained = {name: p.detach().clone() for name, p in model.named_parameters() if name in set(card["trained_tensors"])}
+    model.to(DTYPES[dtype])
+    cost = _rounding_cost(trained, dict(model.named_parameters()))
+
+    def build(partial: Path) -> None:
+        history = [TaskLosses(**row) for row in json.loads((folder / "losses.json").read_text(encoding="utf-8"))]
+        save_checkpoint(partial, model, tokenizer, {**card, "exported_dtype": dtype, "rounding": cost}, history)
+
+    build_whole(destination, build)
+    return cost
+
+
+def _rounding_cost(exact: Mapping[str, torch.Tensor], rounded: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    errors = [(rounded[name].detach().float() - value.float()).flatten() for name, value in exact.items()]
+    error, value = torch.cat(errors), torch.cat([v.float().flatten() for v in exact.values()])
+    return {"max_abs_error": float(error.abs().max()), "relative_error": float(error.norm() / value.norm())}

@@ -1,0 +1,65 @@
+"""Settings of one meta-training run, as read from ``hparams/MetaTrain/*.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+
+
+@dataclass(frozen=True)
+class MetaTrainConfig:
+    """One meta-training run; the defaults are the paper's settings (method.md, section 2).
+
+    Args:
+        model: the model to start from: a folder, a bundled name, or a hub id.
+        data: a CRE train file (JSON Lines), or ``world`` for the facts generated offline.
+        layers: 0-based layers to train, ``all``, or null for a quarter of the depth.
+        modules: attention, mlp, or attention+mlp.
+        inner_lr: α of Eq. 2.
+        num_inner_steps: K of Eq. 2.
+        outer_lr: β of Eq. 3.
+        weight_decay: AdamW's, in both loops.
+        tasks_per_step: tasks whose gradients are averaged into one outer step; 1 is the paper's algorithm.
+        num_tasks: how many tasks to train on, each once; null for all there are.
+        template: the prompt of the related question, qa (the evaluation prompt) or bare.
+        loss_reduction: over answer tokens, mean or sum.
+        question_choice: seeded for one related question an instance, all for every pair.
+        dtype: of the frozen rest of the model; the trained tensors are fp32 always.
+        device: auto, cpu, mps, cuda or cuda:N.
+        seed: of the task order and the choice of questions.
+    """
+
+    model: str
+    data: str = "world"
+    layers: list[int] | str | None = None
+    modules: str = "attention+mlp"
+    inner_lr: float = 2e-5
+    num_inner_steps: int = 10
+    outer_lr: float = 1e-5
+    weight_decay: float = 0.01
+    tasks_per_step: int = 1
+    num_tasks: int | None = None
+    template: str = "qa"
+    loss_reduction: str = "mean"
+    question_choice: str = "seeded"
+    dtype: str = "float32"
+    device: str = "auto"
+    seed: int = 0
+    inner: InnerLoopSettings = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.outer_lr < 0:
+            raise ConfigError(f"outer_lr must be 0 or more, got {self.outer_lr}")
+        if self.tasks_per_step < 1:
+            raise ConfigError(f"tasks_per_step must be 1 or more, got {self.tasks_per_step}")
+        if self.num_tasks is not None and self.num_tasks < 1:
+            raise ConfigError(f"num_tasks must be 1 or more, or null for all, got {self.num_tasks}")
+        inner = InnerLoopSettings(
+            inner_lr=self.inner_lr,
+            num_inner_steps=self.num_inner_steps,
+            weight_decay=self.weight_decay,
+            loss_reduction=self.loss_reduction,
+        )
+        object.__setattr__(self, "inner", inner)

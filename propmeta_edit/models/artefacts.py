@@ -1,0 +1,95 @@
+"""Named models that are built once on this machine and kept in one cache folder.
+
+The folder is ``PROPMETA_HOME``, or ``~/.cache/propmeta_edit``. A build happens in a temporary folder beside the final one and is
+renamed when it is whole, so an interrupted build leaves nothing behind that could be mistaken for a model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from propmeta_edit.errors import ModelError
+
+# Recipes are named by string, since they live in rooms above this one.
+RECIPES = {
+    "smollm2-135m": "propmeta_edit.recipes:build_smollm2",
+    "smollm2-135m-metaft": "propmeta_edit.recipes:build_smollm2_metaft",
+}
+
+# EasyEdit picks a loader by the words it finds in the whole path, the first of a list that fits: "gpt" gives the byte-level BPE
+# tokenizer that SmolLM2 has, and "llama" the padding side that ROME needs.
+_MODELS_FOLDER = "llama-gpt-bpe"
+
+
+def cache_home() -> Path:
+    """The cache folder: ``PROPMETA_HOME`` or ``~/.cache/propmeta_edit``."""
+    return Path(os.environ.get("PROPMETA_HOME") or Path.home() / ".cache" / "propmeta_edit")
+
+
+def artefact_folder(name: str) -> Path:
+    """Where the artefact of that name is, or will be."""
+    return cache_home() / _MODELS_FOLDER / name
+
+
+def ensure_artefact(name: str) -> Path:
+    """The folder of a named model, built first if need be (minutes; with progress bars).
+
+    Raises:
+        ModelError: no artefact of that name.
+    """
+    if name not in RECIPES:
+        raise ModelError(f"unknown model {name!r}; built here are {', '.join(RECIPES)}")
+    folder = artefact_folder(name)
+    if not folder.exists():
+        module_name, function_name = RECIPES[name].split(":")
+        build_whole(folder, getattr(importlib.import_module(module_name), function_name))
+    return folder
+
+
+def build_whole(folder: Path, build: Callable[[Path], None]) -> None:
+    """Run ``build(temporary folder)`` and rename the result to ``folder``, or leave nothing.
+
+    Two processes that want the same folder take turns; the second finds it there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(folder.name + ".lock")):
+        if folder.exists():
+            return
+        partial = Path(tempfile.mkdtemp(prefix=folder.name + ".partial-", dir=folder.parent))
+        try:
+            build(partial)
+            partial.chmod(0o755)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def resolve_model_folder(name_or_path: str) -> str:
+    """A model name as users write it to what transformers loads.
+
+    In this order: an existing folder; a bundled name (built on first use); a hub id ``owner/name``, which transformers takes from
+    its own cache or downloads.
+
+    Raises:
+        ModelError: none of these.
+    """
+    if not name_or_path:
+        raise ModelError("no model given: name a folder, a hub id 'owner/name', or one of " + ", ".join(RECIPES))
+    if Path(name_or_path).is_dir():
+        return name_or_path
+    if name_or_path in RECIPES:
+        return str(ensure_artefact(name_or_path))
+    is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
+    if is_hub_id:
+        return name_or_path
+    raise ModelError(
+        f"unknown model {name_or_path!r}: it is no folder and no bundled model ({', '.join(RECIPES)}); "
+        "a model of the hub is written owner/name"
+    )

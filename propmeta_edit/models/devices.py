@@ -1,0 +1,27 @@
+"""Names of devices."""
+
+from __future__ import annotations
+
+import torch
+
+from propmeta_edit.errors import ConfigError
+
+
+def resolve_device(device: str | int | None = "auto") -> str:
+    """A device setting as a torch device string.
+
+    ``auto`` (or None) is the first CUDA device if there is one, else MPS, else the CPU; a number N is ``cuda:N``.
+
+    Raises:
+        ConfigError: no such kind of device, or a CUDA device that this machine has not.
+    """
+    if device is None or device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = f"cuda:{device}" if isinstance(device, int) or str(device).isdigit() else str(device)
+    try:
+        parsed = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device must be auto, cpu, mps, cuda or cuda:N, got {device!r}") from error
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+    return name

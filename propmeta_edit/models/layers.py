@@ -1,0 +1,121 @@
+"""Which parameters a choice of layer and modules means, for each architecture.
+
+Layers are 0-based, as EasyEdit's ``layers`` are: layer 9 is ``model.layers.9``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from propmeta_edit.errors import ModelError
+
+MODULE_CHOICES = ("attention", "mlp", "attention+mlp")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where a family keeps its blocks and, inside a block, its attention and its MLP."""
+
+    blocks: str
+    attention: str
+    mlp: str
+
+
+_LLAMA_LIKE = Architecture(blocks="model.layers", attention="self_attn", mlp="mlp")
+ARCHITECTURES: dict[str, Architecture] = {
+    "gpt2": Architecture(blocks="transformer.h", attention="attn", mlp="mlp"),
+    **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma3_text"), _LLAMA_LIKE),
+}
+
+
+def get_architecture(model_type: str) -> Architecture:
+    """The layout of a ``config.model_type``.
+
+    Raises:
+        ModelError: an architecture this package has no layout for.
+    """
+    if model_type not in ARCHITECTURES:
+        raise ModelError(f"architecture {model_type!r} is not supported; supported are {', '.join(sorted(ARCHITECTURES))}")
+    return ARCHITECTURES[model_type]
+
+
+def default_layer(num_layers: int) -> int:
+    """The layer to start from on a model the paper did not use: about a quarter of its depth."""
+    return num_layers // 4
+
+
+def resolve_layers(layers: Sequence[int] | str | None, num_layers: int) -> list[int]:
+    """Turn a setting into layer numbers: a list of them, ``"all"``, or None for the default layer.
+
+    Raises:
+        ModelError: a layer outside ``0 .. num_layers - 1``, or nothing that names layers.
+    """
+    if layers is None:
+        return [default_layer(num_layers)]
+    if layers == "all":
+        return list(range(num_layers))
+    if isinstance(layers, str) or not layers:
+        raise ModelError(f"layers must be a list of layer numbers, 'all' or null, got {layers!r}")
+    for layer in layers:
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < num_layers:
+            raise ModelError(f"layer {layer!r} is outside the model: it has layers 0 to {num_layers - 1} (0-based)")
+    return list(layers)
+
+
+def select_parameters(
+    model: Any, layers: Sequence[int] | str | None, modules: str = "attention+mlp"
+) -> dict[str, nn.Parameter]:
+    """The parameters that both loops train: every projection, with its bias, of the chosen modules of the chosen layers.
+
+    Layer norms, embeddings, the final norm and the LM head are never among them (method.md, section 2).
+
+    Returns:
+        Parameters by their name in ``model.named_parameters()``, in the model's own order.
+
+    Raises:
+        ModelError: unsupported architecture, layer outside the model, or unknown module choice.
+    """
+    if modules not in MODULE_CHOICES:
+        raise ModelError(f"modules must be one of {', '.join(MODULE_CHOICES)}, got {modules!r}")
+    architecture = get_architecture(model.config.model_type)
+    blocks = model.get_submodule(architecture.blocks)
+    chosen: dict[str, nn.Parameter] = {}
+    for layer in resolve_layers(layers, len(list(blocks.children()))):
+        for part, child in (("attention", architecture.attention), ("mlp", architecture.mlp)):
+            if part not in modules.split("+"):
+                continue
+            module_name = f"{architecture.blocks}.{layer}.{child}"
+            for name, projection in model.get_submodule(module_name).named_modules():
+                if isinstance(projection, nn.Linear | Conv1D):
+                    for leaf, parameter in projection.named_parameters(recurse=False):
+                        chosen[f"{module_name}.{name}.{leaf}"] = parameter
+    return chosen
+
+
+def num_parameters(parameters: dict[str, nn.Parameter]) -> int:
+    """How many numbers are trained."""
+    return sum(parameter.numel() for parameter in parameters.values())
+
+
+def cast_around(module: Any) -> None:
+    """Let one projection compute in its own dtype inside a model of another one.
+
+    Inputs are cast to the weight's dtype and outputs back to the input's, so that an fp32 layer works between bf16 layers.
+    Calling it again on the same module changes nothing.
+    """
+    if getattr(module, "_casts_around", False):
+        return
+
+    def forward_in_own_dtype(inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = original_forward(inputs.to(module.weight.dtype))
+        return output.to(inputs.dtype)
+
+    original_forward = module.forward
+    module.forward = forward_in_own_dtype
+    module._casts_around = True

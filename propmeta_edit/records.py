@@ -1,0 +1,90 @@
+"""The records that every other room speaks in: edit requests, questions, cases and meta-tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from propmeta_edit.errors import RequestError
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One fact to write: after ``prompt`` the model shall say ``target_new``.
+
+    Args:
+        prompt: the fact without its object, the subject filled in ("Ann Lee is a citizen of").
+        target_new: the new object, a non-empty string without a leading space.
+        subject: the entity the fact is about; optional, but if given it must occur in ``prompt``.
+
+    Raises:
+        RequestError: an empty prompt or target, or a subject that is not in the prompt.
+    """
+
+    prompt: str
+    target_new: str
+    subject: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "target_new"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise RequestError(f"{name} must be a non-empty string, got {value!r} (request {self!r})")
+        if self.subject is not None and self.subject not in self.prompt:
+            raise RequestError(
+                f"the subject {self.subject!r} does not occur in its prompt {self.prompt!r}; "
+                "spell it as in the prompt, or leave the subject out"
+            )
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with every accepted answer; ``cloze`` is the same question as a text to continue, where the data has one."""
+
+    text: str
+    answers: tuple[str, ...]
+    cloze: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise RequestError("a question must not be empty")
+        if not self.answers or not all(answer.strip() for answer in self.answers):
+            raise RequestError(f"question {self.text!r} needs non-empty answers, got {self.answers!r}")
+
+
+@dataclass(frozen=True)
+class MetaTask:
+    """A task τ of meta-training: the inner loop learns ``target``, the outer loop scores ``related``."""
+
+    task_id: str
+    target: EditRequest
+    related: Question
+
+
+@dataclass(frozen=True)
+class Case:
+    """One evaluation case: write ``edits``, then ask ``question`` (a consequence of them).
+
+    Args:
+        case_id: unique within its data set.
+        edits: the facts to write, in order; one for CRE, one to four for MQuAKE.
+        question: the multi-hop question that follows from the edits.
+        second_hop: the single-hop question about knowledge the model should have had before, if the data has one.
+        tags: whatever results are broken down by, e.g. ``{"relation": "currency", "entity_type": "Country"}``.
+    """
+
+    case_id: str
+    edits: tuple[EditRequest, ...]
+    question: Question
+    second_hop: Question | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def as_task(self) -> MetaTask:
+        """This case as a meta-training task.
+
+        Raises:
+            RequestError: the case has more than one edit; tasks have exactly one target.
+        """
+        if len(self.edits) != 1:
+            raise RequestError(f"case {self.case_id} has {len(self.edits)} edits; a meta-training task has exactly one")
+        return MetaTask(self.case_id, self.edits[0], self.question)

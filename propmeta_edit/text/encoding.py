@@ -1,0 +1,126 @@
+"""Texts to token ids, with labels on the answer tokens only.
+
+``L = -(1/m) Σ_j log p(o_j | c, o_<j)`` needs to know which tokens are the object's: context and " " + object are tokenised
+together and the boundary is found by character offsets, since beginning-of-sequence tokens and merges differ by tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from propmeta_edit.errors import RequestError
+from propmeta_edit.records import EditRequest, Question
+from propmeta_edit.text.prompts import format_question
+
+IGNORED = -100  # what torch's cross-entropy skips
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Token ids of B texts padded to T tokens.
+
+    Attributes:
+        input_ids: [B, T], int64.
+        attention_mask: [B, T], int64; 0 on padding.
+        position_ids: [B, T], int64; counted from each text's first real token.
+        labels: [B, T], int64; the token itself on answer tokens, ``IGNORED`` elsewhere.
+        first_label: smallest position that has a label in any row; logits before ``first_label - 1`` are never needed.
+        is_padded: whether any row holds padding.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    first_label: int
+    is_padded: bool
+
+    def to(self, device: torch.device | str) -> EncodedBatch:
+        """The same batch on another device."""
+        tensors = ("input_ids", "attention_mask", "position_ids", "labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+
+
+def encode_answer(tokenizer: Any, context: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids of ``context + " " + answer`` and their labels.
+
+    A token that straddles the boundary counts as the answer's: it holds part of it. Nothing follows the answer (no period,
+    no end-of-sequence token).
+
+    Returns:
+        (input_ids, labels), equally long; labels are ``IGNORED`` on the context.
+
+    Raises:
+        RequestError: the answer is empty, or its first token has no token before it to be predicted from.
+    """
+    if not answer.strip():
+        raise RequestError(f"the answer after {context!r} must not be empty, got {answer!r}")
+    context = context.rstrip()
+    text = f"{context} {answer.strip()}"
+    if tokenizer.is_fast:
+        encoded = tokenizer(text, return_offsets_mapping=True)
+        input_ids = list(encoded["input_ids"])
+        is_answer = [end > len(context) for _, end in encoded["offset_mapping"]]
+    else:
+        input_ids = list(tokenizer(text)["input_ids"])
+        boundary = _common_prefix_length(input_ids, list(tokenizer(context)["input_ids"]))
+        is_answer = [position >= boundary for position in range(len(input_ids))]
+    labels = [token if answers else IGNORED for token, answers in zip(input_ids, is_answer, strict=True)]
+    if labels[0] != IGNORED:
+        raise RequestError(f"the text {text!r} needs at least one token before its answer {answer!r}")
+    return input_ids, labels
+
+
+def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    return length
+
+
+def collate(tokenizer: Any, encoded: Sequence[tuple[list[int], list[int]]], padding_side: str = "left") -> EncodedBatch:
+    """Pad encoded texts into one batch; every loss is the same under either ``padding_side``."""
+    width = max(len(ids) for ids, _ in encoded)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    rows: list[tuple[list[int], list[int], list[int]]] = []
+    for ids, labels in encoded:
+        padding = width - len(ids)
+        before, after = (padding, 0) if padding_side == "left" else (0, padding)
+        rows.append(
+            (
+                [pad_id] * before + ids + [pad_id] * after,
+                [0] * before + [1] * len(ids) + [0] * after,
+                [IGNORED] * before + labels + [IGNORED] * after,
+            )
+        )
+    input_ids, attention_mask, label_ids = (torch.tensor(column) for column in zip(*rows, strict=True))
+    has_label = (label_ids != IGNORED).any(dim=0)
+    return EncodedBatch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+        labels=label_ids,
+        first_label=int(has_label.nonzero()[0]),
+        is_padded=bool((attention_mask == 0).any()),
+    )
+
+
+def encode_requests(tokenizer: Any, requests: Sequence[EditRequest], batch_size: int = 1) -> list[EncodedBatch]:
+    """Target facts for the inner loop, in chunks of ``batch_size`` in the order given."""
+    encoded = [encode_answer(tokenizer, request.prompt, request.target_new) for request in requests]
+    return [collate(tokenizer, chunk) for chunk in _chunks(encoded, batch_size)]
+
+
+def encode_question(tokenizer: Any, question: Question, template: str = "qa") -> EncodedBatch:
+    """A related question with its first accepted answer, for the outer loop."""
+    prompt = format_question(question.text, template)
+    return collate(tokenizer, [encode_answer(tokenizer, prompt, question.answers[0])])
+
+
+def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

