@@ -72,7 +72,7 @@ def _run_meta_train(options: Namespace) -> None:
     output = Path(options.output)
     if output.exists():
         raise ModelError(f"{output} exists; choose another --output, or remove it")
-    names = [field.name for field in dataclasses.fields(MetaTrainConfig) if field.init]
+    names = [field.name for field in dataclasses.fields(MetaTrainConfig)]
     config = build_config(MetaTrainConfig, {name: options[name] for name in names}, "meta-train")
     build_whole(output, lambda folder: run_meta_training(config, folder))
     print(f"wrote {output}", flush=True)

@@ -55,7 +55,11 @@ def ensure_world(seed: int = WORLD_SEED) -> Path:
     """The folder of the generated CRE files, written on first use."""
     folder = cache_home() / "worlds" / f"v{WORLD_VERSION}-seed{seed}"
     if not folder.exists():
-        build_whole(folder, lambda partial: write_world(partial, seed))
+
+        def build(partial: Path) -> None:
+            write_world(partial, seed)
+
+        build_whole(folder, build)
     return folder
 
 
@@ -115,14 +119,13 @@ def run_meta_training(config: MetaTrainConfig, folder: Path) -> None:
         base_folder, device=resolve_device(config.device), dtype=config.dtype, layers=config.layers, modules=config.modules
     )
     history = meta_train(model, tokenizer, tasks, config)
-    settings = {key: value for key, value in asdict(config).items() if key != "inner"}
     card = {
         "base_model": config.model,
         "base_sha256": model_sha256(base_folder) if Path(base_folder).is_dir() else None,
         "trained_tensors": list(select_parameters(model, config.layers, config.modules)),
         "num_tasks": len(tasks),
         "tasks_sha256": sha256_of_json([[t.task_id, t.target.prompt, t.target.target_new, t.related.text] for t in tasks]),
-        "settings": settings,
+        "settings": asdict(config),
     }
     save_checkpoint(folder, model, tokenizer, card, history)
 

@@ -18,9 +18,9 @@ from propmeta_edit.models.loading import load_model
 class ModelReference(str):
     """A model's name that loads the model when it is unpacked.
 
-    EasyEdit tests ``type(model_name) is str`` and, for anything else, does ``model, tok = model_name``. Going that way the loader, the
-    dtype and the padding are ours for every family and any folder name. EasyEdit later looks for families' words in
-    ``model_name.lower()``; that answers with the architecture's name, so that no word of a path can mislead it.
+    EasyEdit tests ``type(model_name) is str`` and, for anything else, does ``model, tok = model_name``. Going that way the
+    loader, the dtype and the padding are ours for every family and any folder name. EasyEdit later looks for families' words
+    in ``model_name.lower()``; that answers with the architecture's name, so that no word of a path can mislead it.
     """
 
     def __new__(cls, name: str, hparams: MetaFTHyperParams) -> ModelReference:

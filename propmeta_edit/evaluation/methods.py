@@ -1,6 +1,6 @@
 """The rows of the comparison: what is done to the model before it is asked.
 
-EasyEdit's algorithms reach this room as arguments (their apply function and hyper-parameters), so that nothing here imports EasyEdit.
+EasyEdit's algorithms reach this room as arguments (apply function and hyper-parameters); nothing here imports EasyEdit.
 """
 
 from __future__ import annotations
@@ -97,7 +97,13 @@ class Editing:
 
 def easyedit_request(edit: EditRequest) -> dict[str, Any]:
     """An edit as EasyEdit's algorithms take it."""
-    request = {"prompt": edit.prompt, "target_new": edit.target_new, "ground_truth": None, "portability": {}, "locality": {}}
+    request: dict[str, Any] = {
+        "prompt": edit.prompt,
+        "target_new": edit.target_new,
+        "ground_truth": None,
+        "portability": {},
+        "locality": {},
+    }
     return request if edit.subject is None else {**request, "subject": edit.subject}
 
 

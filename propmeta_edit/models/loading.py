@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from propmeta_edit.errors import ModelError
@@ -64,7 +65,7 @@ def load_model(
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load a model from {name_or_path!r}: {error}") from error
     _check_weights_fit(name_or_path, model, report)
     names = set(select_parameters(model, layers, modules)) | set(_trained_tensor_names(folder))
@@ -129,7 +130,6 @@ def _read_tensors(folder: Path, names: set[str]) -> dict[str, torch.Tensor]:
 
 def model_sha256(folder: str | Path) -> str:
     """One hash over the safetensors files of a model folder, names and contents."""
-    from propmeta_edit.files import sha256_of_file, sha256_of_json
 
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:

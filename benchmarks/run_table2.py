@@ -1,0 +1,195 @@
+"""Table 2: MetaFT against FT, ROME, in context and no edit, on two-hop questions about edited facts.
+
+python benchmarks/run_table2.py --model smollm2-135m --limit 40 --output results/table2
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from propmeta_edit.cli import run_or_exit
+from propmeta_edit.config import read_yaml
+from propmeta_edit.data.cre import load_cre
+from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
+from propmeta_edit.easyedit.algorithms import find_algorithm, load_rome_hparams, reset_context_templates
+from propmeta_edit.easyedit.forms import find_form
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.easyedit.plugin import apply_metaft_to_model
+from propmeta_edit.errors import ConfigError, DataError
+from propmeta_edit.evaluation.methods import Editing, InContext, Unedited
+from propmeta_edit.evaluation.rows import RowFile
+from propmeta_edit.evaluation.runner import DataSet, Method, MethodSpec, run_methods
+from propmeta_edit.evaluation.tables import summarise, write_tables
+from propmeta_edit.files import sha256_of_file, sha256_of_json
+from propmeta_edit.models.artefacts import RECIPES, resolve_model_folder
+from propmeta_edit.models.devices import resolve_device
+from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.recipes import ensure_world, hparams_file
+
+METHODS = ("unedited", "in-context", "FT", "MetaFT", "ROME")
+WORLD_FILES = {
+    "cre-id": "test_data_id.jsonl",
+    "cre-ood": "test_data_ood.jsonl",
+    "cre-ood-entity": "test_data_ood-entity.jsonl",
+    "cre-ood-relation": "test_data_ood-relation.jsonl",
+}
+LOADERS: dict[str, Callable[..., list[Any]]] = {
+    **dict.fromkeys(WORLD_FILES, load_cre),
+    "mquake-subset": load_mquake_subset,
+    "mquake-4hop": load_mquake,
+}
+NOTES = [
+    "accuracy: an accepted answer occurs in ten greedy tokens after `Question: ...\\nAnswer: The answer is`.",
+    "efficacy: the edited fact itself occurs in ten greedy tokens after its prompt.",
+    "s / edit: the edit call alone; loading, evaluation, restoring and (MetaFT) the one-time meta-training are outside.",
+    "FT is the inner loop on the base that was not meta-trained.",
+    "cre-* without a file are facts generated offline in CRE's format, not the CRE release.",
+]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all rows share."""
+
+    model: str
+    metaft_model: str
+    device: str
+    seed: int
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m", help="base model: bundled name, folder or hub id (default %(default)s)")
+    parser.add_argument("--metaft-model", help="its meta-tuned checkpoint (default: <model>-metaft, or the one in the MetaFT YAML)")
+    parser.add_argument("--hparams", help="name of the YAML in hparams/<method>/ (default: the model's name)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated rows (default %(default)s)")
+    parser.add_argument(
+        "--datasets",
+        default="cre-id,cre-ood",
+        help=f"comma-separated, each NAME, FILE or NAME=FILE; names: {', '.join(LOADERS)} (default %(default)s)",
+    )
+    parser.add_argument("--limit", type=int, help="cases per data set (default: all); a larger one continues a smaller one")
+    parser.add_argument("--output", default="results/table2", help="folder for rows.jsonl and the tables (default %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    if options.limit is not None and options.limit < 1:
+        parser.error(f"--limit must be 1 or more, got {options.limit}")
+    return options
+
+
+def load_dataset(item: str, seed: int) -> DataSet:
+    """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; a bare file is CRE if it ends in .jsonl and MQuAKE if in .json."""
+    name, _, file = item.partition("=")
+    if Path(item).is_file():
+        path = Path(item)
+        known = {file: name for name, file in WORLD_FILES.items()}
+        name, load = known.get(path.name, path.stem), load_cre if path.suffix == ".jsonl" else load_mquake
+        return DataSet(name, sha256_of_file(path), load(path))
+    if name not in LOADERS:
+        raise DataError(f"unknown data set {name!r}; write an existing FILE, or NAME or NAME=FILE with one of {', '.join(LOADERS)}")
+    if file:
+        path = Path(file)
+    elif name in WORLD_FILES:
+        path = ensure_world() / WORLD_FILES[name]
+    elif name == "mquake-4hop":
+        path = bundled_mquake_path()
+    else:
+        raise DataError(f"{name} does not come with the package: write {name}=MQuAKE-CF-3k-v2.json with the file you downloaded")
+    cases = LOADERS[name](path, seed=seed) if name in WORLD_FILES else LOADERS[name](path)
+    if not cases:
+        raise DataError(f"no case of {name} in it", path)
+    return DataSet(name, sha256_of_file(path), cases)
+
+
+def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[MethodSpec]:
+    """The chosen rows, nothing loaded yet (the models are prepared if they have to be)."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ConfigError(f"unknown methods {', '.join(unknown)}; choose from {', '.join(METHODS)}")
+
+    @cache
+    def loaded(model: str, layers: tuple[int, ...] | None) -> tuple[Any, Any]:
+        return load_model(model, device=setup.device, layers=None if layers is None else list(layers))
+
+    def build(name: str, path: Path | None, model: str) -> Method:
+        if name in ("FT", "MetaFT"):
+            hparams = MetaFTHyperParams.from_hparams(str(path))
+            layers = tuple(hparams.layers) if isinstance(hparams.layers, list) else None
+            return Editing(*loaded(model, layers), apply_metaft_to_model, hparams)
+        if name == "ROME":
+            reset_context_templates(setup.seed)
+            hparams = load_rome_hparams(path, setup.device)
+            return Editing(*loaded(model, None), find_algorithm("ROME"), hparams, one_by_one=True, padding_side="right")
+        return {"unedited": Unedited, "in-context": InContext}[name](*loaded(model, None))
+
+    specs = []
+    for name in names:
+        path = hparams_file(name, hparams_name) if name in ("FT", "MetaFT", "ROME") else None
+        model = setup.metaft_model if name == "MetaFT" else setup.model
+        settings = {} if path is None else {**read_yaml(path), "model_name": model, "device": setup.device}
+        specs.append(
+            MethodSpec(
+                name=name,
+                model=model,
+                model_sha256=_hash_of(model),
+                hparams_sha256=sha256_of_json(settings),
+                build=partial(build, name, path, model),
+                device=setup.device,
+            )
+        )
+    return specs
+
+
+@cache
+def _hash_of(model: str) -> str:
+    folder = resolve_model_folder(model)
+    return model_sha256(folder) if Path(folder).is_dir() else f"hub:{folder}"
+
+
+def collect_versions(methods: list[str]) -> dict[str, str]:
+    """What a row depends on besides its settings."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    return {**versions, "easyedit": find_form().kind} if "ROME" in methods else versions
+
+
+def run(options: argparse.Namespace) -> int:
+    """The whole comparison; returns how many cases failed."""
+    names = [name.strip() for name in options.methods.split(",") if name.strip()]
+    rows = RowFile(Path(options.output) / "rows.jsonl")
+    versions = collect_versions(names)
+    datasets = [load_dataset(item.strip(), options.seed) for item in options.datasets.split(",") if item.strip()]
+    metaft_model = options.metaft_model or f"{options.model}-metaft"
+    if "MetaFT" in names and metaft_model not in RECIPES and not Path(metaft_model).is_dir():
+        raise ConfigError(
+            f"no meta-tuned checkpoint {metaft_model!r}: make one with propmeta-edit meta-train and name it by --metaft-model"
+        )
+    setup = Setup(options.model, metaft_model, resolve_device(options.device), options.seed)
+    specs = make_specs(names, setup, options.hparams or Path(options.model).name)
+    failures = run_methods(specs, datasets, rows, limit=options.limit, seed=options.seed, versions=versions)
+    print(write_tables(summarise(rows.rows), options.output, NOTES))
+    if failures:
+        print(f"{failures} cases failed; their tracebacks are in {rows.path}", file=sys.stderr)
+    return failures
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, 1 if cases failed, 2 for what the user can mend."""
+    options = parse_arguments(argv)
+    failures: list[int] = []
+    code = run_or_exit(lambda: failures.append(run(options)))
+    return code or int(bool(failures and failures[0]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""MQuAKE files (one JSON list of cases): edits, the first multi-hop question, and the 213-case subset."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from propmeta_edit.errors import DataError, RequestError
+from propmeta_edit.records import Case, EditRequest, Question
+
+SUBSET_SIZE = 213
+_FULL_SIZE = 3000
+
+logger = logging.getLogger(__name__)
+
+
+def load_mquake(path: str | Path) -> list[Case]:
+    """Read a file of the MQuAKE family, CaKE's augmented copies included.
+
+    Args:
+        path: a JSON list of cases.
+
+    Returns:
+        The cases in file order: all edits of the case, its first question with the new answer and that answer's aliases,
+        ``cloze_question`` as the cloze where the file has one, and the tags ``hops``, ``edits`` and ``relation`` (the
+        relation id of the last hop); ``hops`` and ``relation`` only where the case records its chain.
+
+    Raises:
+        DataError: the file cannot be read (with the line of broken JSON), or a case is broken (with its index and id).
+    """
+    return [_make_case(raw, index, path) for index, raw in enumerate(_read_cases(Path(path)))]
+
+
+def load_mquake_subset(path: str | Path) -> list[Case]:
+    """Read the cases with two hops of which only the first is edited (213 in the source paper). Logs their number.
+
+    Args:
+        path: a JSON list of cases with their chains (``orig.new_triples`` and ``orig.edit_triples``).
+
+    Returns:
+        The selected cases in file order; a warning is logged if a 3,000-case file does not give 213.
+
+    Raises:
+        DataError: as ``load_mquake``, and if a case lacks the chains that the filter reads.
+    """
+    raws = _read_cases(Path(path))
+    selected = []
+    for index, raw in enumerate(raws):
+        try:
+            keep = is_two_hop_first_edited(raw)
+        except (KeyError, IndexError, TypeError) as error:
+            message = "the subset needs orig.new_triples, orig.edit_triples and requested_rewrite"
+            raise DataError(f"{_name_case(raw, index)}: {message} ({error!r})", path) from error
+        if keep:
+            selected.append(_make_case(raw, index, path))
+    logger.info("%s: %d of %d cases have two hops with the first one edited", path, len(selected), len(raws))
+    if len(raws) == _FULL_SIZE and len(selected) != SUBSET_SIZE:
+        logger.warning("%s: expected the %d cases of the subset, found %d", path, SUBSET_SIZE, len(selected))
+    return selected
+
+
+def is_two_hop_first_edited(raw: Mapping[str, Any]) -> bool:
+    """Whether a raw case has two hops after the edit and exactly one edit, on the first of them.
+
+    Raises:
+        KeyError: the case does not record its chain.
+    """
+    chain, edited = raw["orig"]["new_triples"], raw["orig"]["edit_triples"]
+    return len(chain) == 2 and len(raw["requested_rewrite"]) == 1 and bool(edited[0] == chain[0])
+
+
+def bundled_mquake_path() -> Path:
+    """The 150 four-hop cases shipped with the package (source and licence: the README beside the file)."""
+    return Path(str(resources.files("propmeta_edit.data").joinpath("files", "mquake_cf_4hop.json")))
+
+
+def _read_cases(path: Path) -> list[Any]:
+    """The JSON list of a file."""
+    try:
+        raws = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}; give an MQuAKE file (one JSON list)", path) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not UTF-8 text ({error.reason} at byte {error.start})", path) from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"broken JSON: {error.msg} (column {error.colno})", path, error.lineno) from error
+    if not isinstance(raws, list):
+        raise DataError(f"expected one JSON list of cases, got {type(raws).__name__}", path)
+    return raws
+
+
+def _name_case(raw: Any, index: int) -> str:
+    """How errors speak of a case."""
+    case_id = raw.get("case_id") if isinstance(raw, dict) else None
+    return f"case {index}" if case_id is None else f"case {index} (case_id {case_id})"
+
+
+def _make_case(raw: Any, index: int, path: str | Path) -> Case:
+    """One raw case, any fault of it reported with the file, its index and its id."""
+    try:
+        edits = tuple(_make_edit(rewrite) for rewrite in raw["requested_rewrite"])
+        if not edits:
+            raise DataError("'requested_rewrite' is empty")
+        answers = _collect_answers(raw["new_answer"], raw.get("new_answer_alias") or [])
+        question = Question(raw["questions"][0], answers, raw.get("cloze_question"))
+        return Case(f"mquake-{raw['case_id']}", edits, question, None, _make_tags(raw, len(edits)))
+    except KeyError as error:
+        raise DataError(f"{_name_case(raw, index)}: missing key {error}", path) from error
+    except (DataError, RequestError) as error:
+        raise DataError(f"{_name_case(raw, index)}: {error}", path) from error
+    except (AttributeError, IndexError, TypeError) as error:
+        raise DataError(f"{_name_case(raw, index)}: not in the MQuAKE format ({error})", path) from error
+
+
+def _make_edit(rewrite: Mapping[str, Any]) -> EditRequest:
+    """An edit from its prompt with one place for the subject."""
+    prompt, subject = rewrite["prompt"], str(rewrite["subject"])
+    if prompt.count("{}") != 1:
+        raise DataError(f"an edit's prompt must hold exactly one {{}} for the subject, got {prompt!r}")
+    # Not str.format: other braces in a prompt are plain text.
+    return EditRequest(prompt.replace("{}", subject).strip(), str(rewrite["target_new"]["str"]), subject)
+
+
+def _collect_answers(answer: Any, aliases: list[Any]) -> tuple[str, ...]:
+    """The answer and its aliases as strings, each once; a blank alias would match any text."""
+    texts = [str(answer), *(str(alias) for alias in aliases)]
+    return tuple(dict.fromkeys(text for text in texts if text.strip()))
+
+
+def _make_tags(raw: Mapping[str, Any], num_edits: int) -> dict[str, str]:
+    """What results are broken down by."""
+    tags = {"edits": str(num_edits)}
+    chain = raw.get("orig", {}).get("new_triples")
+    if chain:
+        tags["hops"] = str(len(chain))
+        tags["relation"] = str(chain[-1][1])
+    return tags

@@ -1,0 +1,70 @@
+"""EasyEdit's own editors for the benchmark: their settings read strictly, their apply functions found in either form."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import random
+import sys
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from propmeta_edit.config import read_yaml
+from propmeta_edit.easyedit.forms import find_form, load_easyedit
+from propmeta_edit.errors import ConfigError, EasyEditError
+
+
+def find_algorithm(name: str) -> Any:
+    """The apply function of an EasyEdit algorithm.
+
+    Raises:
+        EasyEditError: EasyEdit is missing, or the form at hand has no such algorithm.
+    """
+    load_easyedit()
+    from easyeditor.util.alg_dict import ALG_DICT
+
+    if name not in ALG_DICT:
+        raise EasyEditError(f"the {find_form().kind} form of EasyEdit has no {name}; it has {', '.join(ALG_DICT)}")
+    return partial(_call_quietly, ALG_DICT[name])
+
+
+def _call_quietly(apply: Any, *args: Any, **kwargs: Any) -> Any:
+    """EasyEdit's algorithms print every step, which would tear a progress bar apart."""
+    with redirect_stdout(io.StringIO()):
+        return apply(*args, **kwargs)
+
+
+def load_rome_hparams(path: str | Path, device: str) -> Any:
+    """EasyEdit's ROME settings for a device, with keys that the form at hand does not know refused.
+
+    Raises:
+        ConfigError: unknown or missing settings.
+    """
+    load_easyedit()
+    from easyeditor.models.rome import ROMEHyperParams
+
+    values = {**read_yaml(path), "device": device}
+    fields = {f.name: f for f in dataclasses.fields(ROMEHyperParams)}
+    unknown = sorted(set(values) - set(fields))
+    missing = sorted(n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING)
+    if unknown or missing:
+        raise ConfigError(f"{path}: unknown settings {unknown}, missing settings {missing}")
+    return ROMEHyperParams(**values)
+
+
+def reset_context_templates(seed: int) -> None:
+    """Forget ROME's and MEMIT's cached random openings and seed the generators that draw new ones.
+
+    EasyEdit keeps them in module globals, not per model, so that without this one model would be edited with another's.
+    """
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+    for module in ("easyeditor.models.rome.rome_main", "easyeditor.models.memit.memit_main"):
+        if module in sys.modules:
+            sys.modules[module].CONTEXT_TEMPLATES_CACHE = None  # type: ignore[attr-defined]

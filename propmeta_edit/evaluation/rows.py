@@ -1,0 +1,143 @@
+"""One line a case on disk: what finished stays finished, and what does not belong together is not mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from propmeta_edit.errors import DataError
+
+PROTOCOL = "qa-greedy-10-contains"
+SETTINGS = ("model_sha256", "data_sha256", "hparams_sha256", "seed", "protocol")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The result of one method on one case, with everything that decides it.
+
+    ``correct`` is the headline verdict; ``efficacy`` says whether every edited fact is answered; a case that failed has its
+    traceback in ``error`` and counts as wrong.
+    """
+
+    method: str
+    dataset: str
+    case_id: str
+    model: str
+    model_sha256: str
+    data_sha256: str
+    hparams_sha256: str
+    seed: int
+    protocol: str = PROTOCOL
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+    dtype: str = "float32"
+    generated: str = ""
+    correct: bool = False
+    correct_word_boundary: bool = False
+    cloze_generated: str | None = None
+    cloze_correct: bool | None = None
+    fact_generated: tuple[str, ...] = ()
+    efficacy: bool = False
+    seconds_per_edit: float | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes a row unique in its file."""
+        return self.method, self.dataset, self.case_id
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """What must agree among the rows of a method on a data set."""
+        return tuple(getattr(self, name) for name in SETTINGS)
+
+
+class RowFile:
+    """``rows.jsonl``: appended and synced line by line.
+
+    A last line without its end (a run that was killed while writing) is cut off on opening.
+
+    Raises:
+        DataError: a broken line that is not the last.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._cut_torn_line()
+        self.rows = self._read()
+        self._keys = {row.key for row in self.rows}
+
+    def _cut_torn_line(self) -> None:
+        if not self.path.exists():
+            return
+        with open(self.path, "rb+") as file:
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole != len(content):
+                file.truncate(whole)
+
+    def _read(self) -> list[Row]:
+        if not self.path.exists():
+            return []
+        names = {f.name for f in fields(Row)}
+        rows = []
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                values = json.loads(line)
+                if not isinstance(values, dict) or set(values) - names:
+                    raise ValueError(f"not a row of this version: {line[:80]!r}")
+                row = Row(**values)
+            except (ValueError, TypeError) as error:
+                raise DataError(f"broken row ({error}); remove the line, its case will run again", self.path, number) from error
+            rows.append(row)
+        return rows
+
+    def append(self, row: Row) -> None:
+        """Add a row and put it on disk before returning.
+
+        Raises:
+            DataError: the case is there already, or rows of the same method and data set were made with other settings.
+        """
+        if row.key in self._keys:
+            raise DataError(f"the case {row.key} is in the file already", self.path)
+        self.require_same_settings(row.method, row.dataset, row.settings)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)
+        self._keys.add(row.key)
+
+    def require_same_settings(self, method: str, dataset: str, settings: tuple[Any, ...]) -> None:
+        """Refuse to go on with rows that other settings made.
+
+        Raises:
+            DataError: naming the settings that differ.
+        """
+        for row in self.rows:
+            if (row.method, row.dataset) == (method, dataset) and row.settings != settings:
+                differing = [
+                    f"{name} {old!r} -> {new!r}"
+                    for name, old, new in zip(SETTINGS, row.settings, settings, strict=True)
+                    if old != new
+                ]
+                raise DataError(
+                    f"holds rows of {method} on {dataset} made with other settings ({'; '.join(differing)}); "
+                    "choose another --output, or remove those rows",
+                    self.path,
+                )
+
+    def finished(self, method: str, dataset: str) -> set[str]:
+        """Ids of the cases that are done, failed ones included."""
+        return {row.case_id for row in self.rows if (row.method, row.dataset) == (method, dataset)}
+
+
+def select_rows(rows: Iterable[Row], method: str, dataset: str) -> list[Row]:
+    """The rows of one method on one data set."""
+    return [row for row in rows if (row.method, row.dataset) == (method, dataset)]

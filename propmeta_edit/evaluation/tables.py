@@ -1,0 +1,107 @@
+"""Rows → one line a method and data set, as JSON, CSV and Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import pandas as pd
+
+from propmeta_edit.errors import DataError
+from propmeta_edit.evaluation.rows import SETTINGS, Row, select_rows
+from propmeta_edit.evaluation.statistics import wilson_interval
+from propmeta_edit.files import write_text_atomically
+
+FEW = 30  # fewer cases than this are flagged
+
+
+def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One entry a (method, data set), in the order of first appearance; accuracies are shares in 0 to 1.
+
+    Raises:
+        DataError: rows of one method and data set made with different settings, or a data set scored by different protocols.
+    """
+    pairs = list(dict.fromkeys((row.method, row.dataset) for row in rows))
+    for dataset in {dataset for _, dataset in pairs}:
+        protocols = {row.protocol for row in rows if row.dataset == dataset}
+        if len(protocols) > 1:
+            raise DataError(f"{dataset} was scored by different protocols ({', '.join(sorted(protocols))}); tabulate them apart")
+    return [_summarise_pair(select_rows(rows, method, dataset)) for method, dataset in pairs]
+
+
+def _summarise_pair(rows: Sequence[Row]) -> dict[str, Any]:
+    first, n = rows[0], len(rows)
+    if len({row.settings for row in rows}) > 1:
+        raise DataError(
+            f"rows of {first.method} on {first.dataset} differ in one of {', '.join(SETTINGS)}; they do not belong together"
+        )
+    seconds = [row.seconds_per_edit for row in rows if row.seconds_per_edit is not None]
+    clozes = [row.cloze_correct for row in rows if row.cloze_correct is not None]
+    correct, effective = sum(row.correct for row in rows), sum(row.efficacy for row in rows)
+    return {
+        "method": first.method,
+        "dataset": first.dataset,
+        "model": first.model,
+        "n": n,
+        "accuracy": correct / n,
+        "accuracy_ci95": list(wilson_interval(correct, n)),
+        "accuracy_word_boundary": sum(row.correct_word_boundary for row in rows) / n,
+        "accuracy_cloze": fmean(clozes) if clozes else None,
+        "efficacy": effective / n,
+        "efficacy_ci95": list(wilson_interval(effective, n)),
+        "seconds_per_edit": fmean(seconds) if seconds else None,
+        "seconds_per_edit_median": median(seconds) if seconds else None,
+        "errors": sum(row.error is not None for row in rows),
+        **{name: getattr(first, name) for name in SETTINGS},
+        "device": first.device,
+        "dtype": first.dtype,
+        "versions": dict(first.versions),
+    }
+
+
+def write_tables(summary: Sequence[dict[str, Any]], folder: str | Path, notes: Sequence[str] = ()) -> str:
+    """Write ``table.json``, ``table.csv`` and ``table.md``, each whole or not at all.
+
+    Returns:
+        The Markdown text.
+    """
+    folder = Path(folder)
+    markdown = make_markdown(summary, notes)
+    write_text_atomically(folder / "table.json", json.dumps(list(summary), indent=1, ensure_ascii=False) + "\n")
+    write_text_atomically(folder / "table.csv", pd.DataFrame(summary).to_csv(index=False))
+    write_text_atomically(folder / "table.md", markdown)
+    return markdown
+
+
+def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
+    """The table for reading: percentages with their 95 % intervals, a dagger where cases are few."""
+    header = ["method", "data set", "n", "accuracy %", "at word boundary %", "cloze %", "efficacy %", "s / edit", "errors"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for entry in summary:
+        cells = [
+            entry["method"],
+            entry["dataset"],
+            f"{entry['n']}{'†' if entry['n'] < FEW else ''}",
+            _with_interval(entry["accuracy"], entry["accuracy_ci95"]),
+            _percent(entry["accuracy_word_boundary"]),
+            _percent(entry["accuracy_cloze"]),
+            _with_interval(entry["efficacy"], entry["efficacy_ci95"]),
+            "–" if entry["seconds_per_edit"] is None else f"{entry['seconds_per_edit']:.2f}",
+            str(entry["errors"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    legend = ["Brackets: 95 % Wilson intervals.", *notes]
+    if any(entry["n"] < FEW for entry in summary):
+        legend.append(f"†: fewer than {FEW} cases.")
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in legend) + "\n"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _with_interval(share: float, interval: Sequence[float]) -> str:
+    return f"{100 * share:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

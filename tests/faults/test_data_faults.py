@@ -1,0 +1,159 @@
+"""Broken data files are refused with the path, the place and the reason."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from propmeta_edit.data.cre import load_cre, save_cre
+from propmeta_edit.data.mquake import load_mquake, load_mquake_subset
+from propmeta_edit.data.world import generate_world, write_world
+from propmeta_edit.errors import DataError
+
+FACT = {"prefix": "Ann Lee lives in", "target": "Peru"}
+QUESTION = {
+    "question_template": "Capital of {country}?", "alias_question": "Capital of Ann Lee's country?",
+    "unalias_question": "Capital of Peru?", "entity_name": "Peru", "answer": "Lima", "fact_idx": 0,
+}  # fmt: skip
+RECORD = {"entity_type": "Country", "subject": "Ann Lee", "facts": [FACT], "questions": [QUESTION]}
+CASE = {
+    "case_id": 42,
+    "requested_rewrite": [{"prompt": "{} lives in", "subject": "Ann Lee", "target_new": {"str": "Peru"}}],
+    "questions": ["What is the capital of Ann Lee's country?"],
+    "new_answer": "Lima",
+    "new_answer_alias": [],
+}
+
+
+def changed(base, *path_and_value):
+    *path, last, value = path_and_value
+    result = copy.deepcopy(base)
+    place = result
+    for key in path:
+        place = place[key]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return result
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (changed(RECORD, "facts", None), "text-only CRE files do not serve"),
+        (changed(RECORD, "questions", None), "missing key 'questions'"),
+        (changed(RECORD, "questions", []), "has no questions"),
+        (changed(RECORD, "questions", ["what?"]), "question must be a JSON object"),
+        (changed(RECORD, "facts", "Ann Lee lives in Peru."), "'facts' must be of type list"),
+        (changed(RECORD, "facts", ["Ann Lee lives in Peru."]), "fact 0 must be a JSON object"),
+        (changed(RECORD, "facts", 0, "prefix", None), "missing key 'prefix'"),
+        (changed(RECORD, "facts", 0, "prefix", " . "), "prompt must be a non-empty string"),
+        (changed(RECORD, "facts", 0, "target", 5), "'target' must be of type str, got 5"),
+        (changed(RECORD, "questions", 0, "fact_idx", 1), r"'fact_idx' must be in 0\.\.0, got 1"),
+        (changed(RECORD, "questions", 0, "fact_idx", -1), "got -1"),
+        (changed(RECORD, "questions", 0, "fact_idx", "0"), "'fact_idx' must be of type int"),
+        (changed(RECORD, "questions", 0, "fact_idx", True), "'fact_idx' must be of type int"),
+        (changed(RECORD, "questions", 0, "answer", ["Lima"]), "'answer' must be a string or a number"),
+        (changed(RECORD, "questions", 0, "answer", ""), "needs non-empty answers"),
+        (changed(RECORD, "questions", 0, "alias_question", None), "missing key 'alias_question'"),
+        ([RECORD], "a record must be a JSON object, got list"),
+    ],
+)
+def test_broken_cre_record_names_its_line(tmp_path, record, message):
+    path = tmp_path / "cre.jsonl"
+    path.write_text("\n".join(["", json.dumps(RECORD), "", json.dumps(record)]), encoding="utf-8")
+    with pytest.raises(DataError, match=message) as caught:
+        load_cre(path)
+    assert str(caught.value).startswith(f"{path}, line 4: ")
+    assert (caught.value.path, caught.value.line) == (path, 4)
+
+
+def test_broken_cre_json_names_its_line(tmp_path):
+    path = tmp_path / "cre.jsonl"
+    path.write_text(json.dumps(RECORD) + '\n{"subject": \n', encoding="utf-8")
+    with pytest.raises(DataError, match="line 2: broken JSON"):
+        load_cre(path)
+
+
+@pytest.mark.parametrize("load", [load_cre, load_mquake, load_mquake_subset])
+def test_unreadable_files(tmp_path, load):
+    with pytest.raises(DataError, match=r"missing\.json: cannot be read: No such file"):
+        load(tmp_path / "missing.json")
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        load(tmp_path)
+    latin = tmp_path / "latin.json"
+    latin.write_bytes(b'{"a": "\xe9"}')
+    with pytest.raises(DataError, match=r"latin\.json: is not UTF-8 text .* at byte 7"):
+        load(latin)
+
+
+def test_save_over_a_folder(tmp_path):
+    (tmp_path / "cre.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"cre\.jsonl: cannot be written: Is a directory"):
+        save_cre([RECORD], tmp_path / "cre.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (changed(CASE, "requested_rewrite", 0, "prompt", "Ann Lee lives in"), "exactly one {}"),
+        (changed(CASE, "requested_rewrite", 0, "prompt", "{} and {} live in"), "exactly one {}"),
+        (changed(CASE, "requested_rewrite", []), "'requested_rewrite' is empty"),
+        (changed(CASE, "requested_rewrite", 0, "target_new", None), "missing key 'target_new'"),
+        (changed(CASE, "requested_rewrite", 0, "target_new", "Peru"), "not in the MQuAKE format"),
+        (changed(CASE, "questions", []), "not in the MQuAKE format"),
+        (changed(CASE, "questions", [" "]), "question must not be empty"),
+        (changed(CASE, "new_answer", None), "missing key 'new_answer'"),
+    ],
+)
+def test_broken_mquake_case_names_itself(tmp_path, case, message):
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps([CASE, case]), encoding="utf-8")
+    with pytest.raises(DataError, match=message) as caught:
+        load_mquake(path)
+    assert str(caught.value).startswith(f"{path}: case 1 (case_id 42): ")
+
+
+def test_mquake_file_of_another_shape(tmp_path):
+    path = tmp_path / "m.json"
+    path.write_text('[\n{"case_id": 1},\n{"case_id" 2}\n]', encoding="utf-8")
+    with pytest.raises(DataError, match="line 3: broken JSON"):
+        load_mquake(path)
+    path.write_text('{"case_id": 1}', encoding="utf-8")
+    with pytest.raises(DataError, match="one JSON list of cases, got dict"):
+        load_mquake(path)
+    path.write_text('["text"]', encoding="utf-8")
+    with pytest.raises(DataError, match="case 0: not in the MQuAKE format"):
+        load_mquake(path)
+
+
+def test_subset_without_chains_is_refused_not_emptied(tmp_path):
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps([CASE]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"case 0 \(case_id 42\): the subset needs orig\.new_triples"):
+        load_mquake_subset(path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"tests": 1}, "unknown split 'tests'; the splits are train, valid-id"),
+        ({"train": -1}, "'train' must be a whole number"),
+        ({"train": 1.5}, "got 1.5"),
+        ({"train": True}, "got True"),
+        ({"test-id": 10**6}, "split 'test-id' can have at most [0-9]+ records"),
+    ],
+)
+def test_world_sizes(sizes, message):
+    with pytest.raises(DataError, match=message):
+        generate_world(0, sizes)
+
+
+def test_world_folder_that_is_a_file(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("x", encoding="utf-8")
+    with pytest.raises(DataError, match=r"file.train_data_id\.jsonl: cannot be written"):
+        write_world(blocked, 0, {})

@@ -1,0 +1,81 @@
+"""The rooms and the direction of their imports, as docs/architecture.md tells."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "propmeta_edit"
+ORDER = ["base", "data", "text", "models", "finetune", "metatrain", "easyedit", "evaluation", "recipes", "cli"]
+BASE = {"errors", "records", "files", "config", "__init__"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(module):
+    part = module.split(".")[1] if "." in module else "__init__"
+    return "base" if part in BASE else part
+
+
+def imports(path, top_level_only=False):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_a_room_imports_only_rooms_above_it(path):
+    name = module_name(path)
+    if name == "propmeta_edit":  # the front door
+        return
+    here = room(name)
+    for imported in imports(path):
+        if imported.startswith("propmeta_edit") and imported != "propmeta_edit":
+            there = room(imported)
+            assert there == here or ORDER.index(there) < ORDER.index(here), f"{name} imports {imported}"
+            assert {here, there} != {"metatrain", "easyedit"}, "they meet only in finetune/"
+        assert imported.split(".")[0] not in ("benchmarks", "tests"), name
+        if imported.split(".")[0] == "easyeditor":
+            assert here == "easyedit", f"{name} imports EasyEdit"
+
+
+def test_easyedit_is_never_imported_while_importing():
+    for path in FILES:
+        assert not [m for m in imports(path, top_level_only=True) if m.split(".")[0] == "easyeditor"], path
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, propmeta_edit; print([m for m in ('torch', 'transformers', 'easyeditor', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
+
+
+def test_the_architecture_page_names_every_module_and_only_those():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    tree = page.split("```")[1]
+    named = set(re.findall(r"(\w+)\.py", tree))
+    there = {path.stem for path in FILES if path.stem != "__init__"}
+    assert there - named == set() and named - there == set()
+
+
+def test_every_function_named_in_equations_exists():
+    page = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
+    names = re.findall(r"`((?:metatrain|finetune|evaluation)\.\w+)\.(\w+)`", page)
+    assert len(names) >= 6
+    for module, function in names:
+        source = (PACKAGE / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+        assert f"def {function}(" in source, (module, function)
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    for name in re.findall(r"`(?:[\w/.]+::)?(test_\w+)`", page):
+        assert f"def {name}(" in tests, name

@@ -1,0 +1,51 @@
+"""The cache folder: whole or not at all, once."""
+
+from __future__ import annotations
+
+import pytest
+
+from propmeta_edit.models.artefacts import artefact_folder, build_whole, cache_home, ensure_artefact
+
+
+def test_home_is_the_environment_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("PROPMETA_HOME", str(tmp_path / "x"))
+    assert cache_home() == tmp_path / "x"
+    monkeypatch.delenv("PROPMETA_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_home() == tmp_path / ".cache" / "propmeta_edit"
+
+
+def test_a_failed_build_leaves_nothing(tmp_path):
+    def build(folder):
+        (folder / "half").write_text("x")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        build_whole(tmp_path / "models" / "a", build)
+    assert [p.name for p in (tmp_path / "models").iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_a_finished_build_is_not_repeated(tmp_path):
+    calls = []
+
+    def build(folder):
+        calls.append(folder)
+        (folder / "file").write_text("whole")
+
+    for _ in range(2):
+        build_whole(tmp_path / "a", build)
+    assert len(calls) == 1 and (tmp_path / "a" / "file").read_text() == "whole"
+
+
+def test_artefacts_are_built_on_first_use(monkeypatch):
+    calls = []
+    monkeypatch.setattr("propmeta_edit.recipes.build_smollm2", lambda folder: calls.append(folder) or (folder / "x").touch())
+    folder = ensure_artefact("smollm2-135m")
+    assert folder == artefact_folder("smollm2-135m") == ensure_artefact("smollm2-135m")
+    assert (folder / "x").exists() and len(calls) == 1
+
+
+def test_easyedit_finds_its_loader_in_the_path():
+    """EasyEdit's first matching word must be gpt (the tokenizer), with llama for the padding side, and never t5."""
+    path = str(artefact_folder("smollm2-135m")).removeprefix(str(cache_home()))
+    assert "gpt" in path and "llama" in path and "t5" not in path

@@ -1,0 +1,100 @@
+"""Settings files: strict, and read as EasyEdit reads them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from propmeta_edit import MetaFTHyperParams
+from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.models.devices import resolve_device
+
+HPARAMS = Path(__file__).resolve().parents[2] / "hparams"
+
+
+def write(tmp_path, text):
+    path = tmp_path / "hparams.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_numbers_as_text_are_numbers_and_the_suffix_is_optional(tmp_path):
+    write(tmp_path, 'model_name: x\ndevice: cpu\nlr: 5e-4\nnum_steps: "7"\nlayers: [1]\n')
+    hparams = MetaFTHyperParams.from_hparams(str(tmp_path / "hparams"))
+    assert (hparams.lr, hparams.num_steps, hparams.layers) == (5e-4, 7, [1])
+    assert hparams.inner_loop_settings().inner_lr == 5e-4 and hparams.inner_loop_settings().num_inner_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model_name: x\nlearning_rate: 1\n", "unknown setting learning_rate; known are model_name, alg_name"),
+        ("lr: 0.1\n", "missing setting model_name"),
+        ("model_name: x\nlr: fast\n", "lr"),
+        ("model_name: x\nnum_steps: 2.5\n", "num_steps"),
+        ("model_name: x\nalg_name: FT\n", "alg_name must be MetaFT for these settings, got 'FT'"),
+        ("model_name: x\nnum_steps: -1\n", "must be 0 or more, got -1"),
+        ("model_name: x\nbatch_size: 0\n", "batch_size must be 1 or more, got 0"),
+        ("model_name: x\ndevice: tpu9\n", "device must be auto, cpu, mps, cuda or cuda:N, got 'tpu9'"),
+        ("model_name: x\nmodel_parallel: true\n", "model_parallel is not available"),
+        ("model_name: x\n  lr: [\n", "line 2: broken YAML"),
+        ("- a\n- b\n", "must hold a mapping of settings, got list"),
+    ],
+)
+def test_bad_settings_name_the_setting(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=None) as caught:
+        MetaFTHyperParams.from_hparams(write(tmp_path, text))
+    assert message in str(caught.value) and "hparams.yaml" in str(caught.value)
+
+
+def test_missing_file():
+    with pytest.raises(ConfigError, match=r"no such settings file: nowhere\.yaml"):
+        MetaFTHyperParams.from_hparams("nowhere")
+
+
+def test_absent_cuda_device_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert resolve_device(0) == "cuda:0" and resolve_device("cuda:0") == "cuda:0"
+    with pytest.raises(ConfigError, match="this machine has 1 CUDA devices"):
+        resolve_device(1)
+
+
+def test_model_name_unpacks_to_the_model(family, tokenizer, tmp_path):
+    folder = tmp_path / "t5-in-the-name"
+    tiny.make_model(family, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    hparams = MetaFTHyperParams(model_name=str(folder), device="cpu", layers=[1])
+    assert type(hparams.model_name) is not str and hparams.model_name == str(folder)
+    model, tok = hparams.model_name
+    assert model.config.model_type == family and tok.padding_side == "left"
+    assert hparams.model_name.lower() == family
+    assert json.loads(json.dumps(hparams.to_dict()))["model_name"] == str(folder)
+    assert copy.deepcopy(hparams) == hparams
+
+
+@pytest.mark.parametrize("path", sorted(HPARAMS.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_yaml_loads(path):
+    cls = {"MetaFT": MetaFTHyperParams, "FT": MetaFTHyperParams, "MetaTrain": MetaTrainConfig}.get(path.parent.name)
+    assert path.read_text().startswith("# ")
+    if cls is None:
+        assert read_yaml(path)["alg_name"] == path.parent.name
+    else:
+        values = read_yaml(path)
+        if "device" in values:
+            values["device"] = "cpu"
+        build_config(cls, values, str(path))
+
+
+def test_metaft_settings_agree_with_meta_training():
+    """An edit must use the loop that the checkpoint was meta-trained with."""
+    for path in sorted((HPARAMS / "MetaTrain").glob("*.yaml")):
+        train = build_config(MetaTrainConfig, read_yaml(path), str(path))
+        edit = MetaFTHyperParams.from_hparams(HPARAMS / "MetaFT" / path.name)
+        assert edit.inner_loop_settings() == train.inner and edit.layers == train.layers and edit.modules == train.modules

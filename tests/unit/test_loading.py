@@ -1,0 +1,122 @@
+"""Loading: fp32 where it is edited, to the bit, whatever the rest is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from propmeta_edit.errors import ModelError
+from propmeta_edit.metatrain.checkpoint import export_checkpoint, save_checkpoint
+from propmeta_edit.metatrain.trainer import TaskLosses
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.loading import load_model
+
+
+@pytest.fixture
+def checkpoint(family, tokenizer, tmp_path):
+    """A meta-tuned folder whose layer 1 holds values that bf16 cannot."""
+    model = tiny.make_model(family, dtype=torch.float32)
+    trained = select_parameters(model, [1])
+    card = {"base_model": "tiny", "trained_tensors": list(trained), "settings": {"inner_lr": 2e-5}, "num_tasks": 1}
+    save_checkpoint(tmp_path / "any-folder-name", model, tokenizer, card, [TaskLosses("t", 1.0, 2.0)])
+    return tmp_path / "any-folder-name", model
+
+
+def test_edited_tensors_keep_their_bits_in_a_bf16_model(checkpoint, tokenizer):
+    folder, original = checkpoint
+    model, loaded_tokenizer = load_model(str(folder), dtype="bfloat16", layers=[0])
+    exact = dict(original.named_parameters())
+    fp32 = set(select_parameters(original, [0])) | set(select_parameters(original, [1]))
+    for name, parameter in model.named_parameters():
+        if name in fp32:
+            assert parameter.dtype == torch.float32 and torch.equal(parameter, exact[name]), name
+        else:
+            assert parameter.dtype == torch.bfloat16, name
+    embedding = original.get_input_embeddings().weight
+    assert not torch.equal(embedding, embedding.bfloat16().float())
+    assert loaded_tokenizer.padding_side == "left" and loaded_tokenizer.pad_token_id is not None
+    ids = torch.tensor([tokenizer("Ann Lee is a citizen of")["input_ids"]])
+    with torch.no_grad():
+        close = (model(ids).logits.float() - original(ids).logits).abs().max() / original(ids).logits.abs().max()
+    assert close < 0.05  # bf16 keeps about 2 to 3 digits through three random layers
+
+
+def test_a_plain_fp32_load_is_exact(checkpoint):
+    folder, original = checkpoint
+    model, _ = load_model(str(folder))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True))
+
+
+def test_saving_an_fp32_layer_inside_bf16_round_trips(checkpoint, tokenizer, tmp_path):
+    folder, original = checkpoint
+    model, _ = load_model(str(folder), dtype="bfloat16", layers=[1])
+    card = json.loads((folder / "metaft.json").read_text())
+    save_checkpoint(tmp_path / "again", model, tokenizer, card, [])
+    again, _ = load_model(str(tmp_path / "again"), dtype="bfloat16", layers=[1])
+    for name, parameter in select_parameters(again, [1]).items():
+        assert torch.equal(parameter, dict(original.named_parameters())[name])
+
+
+def test_export_says_what_rounding_costs(checkpoint, tmp_path):
+    folder, original = checkpoint
+    cost = export_checkpoint(str(folder), tmp_path / "bf16", "bfloat16")
+    values = torch.cat([p.detach().flatten() for p in select_parameters(original, [1]).values()])
+    error = values.bfloat16().float() - values
+    assert cost["max_abs_error"] == pytest.approx(error.abs().max().item(), rel=1e-6) and error.abs().max() > 0
+    assert cost["relative_error"] == pytest.approx((error.norm() / values.norm()).item(), rel=1e-4)
+    card = json.loads((tmp_path / "bf16" / "metaft.json").read_text())
+    assert card["rounding"] == cost and card["exported_dtype"] == "bfloat16"
+    with pytest.raises(ModelError, match="exists"):
+        export_checkpoint(str(folder), tmp_path / "bf16", "bfloat16")
+
+
+def test_weights_of_another_architecture_are_refused(checkpoint):
+    folder, _ = checkpoint
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    dropped = next(name for name in weights if ".1." in name)
+    save_file({name: value for name, value in weights.items() if name != dropped}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"not those of its config\.json"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("damage", ["no weights", "truncated weights", "no config"])
+def test_damaged_folders_are_refused(checkpoint, damage):
+    folder, _ = checkpoint
+    if damage == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif damage == "truncated weights":
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match="cannot load a model from"):
+        load_model(str(folder))
+
+
+def test_pickled_weights_are_refused(checkpoint):
+    folder, original = checkpoint
+    (folder / "model.safetensors").unlink()
+    torch.save(original.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot load a model from"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["smollm3", "gpt2-xl", "./nowhere", "", "a/b/c"])
+def test_unknown_names_list_the_known_ones(name):
+    with pytest.raises(ModelError, match="smollm2-135m, smollm2-135m-metaft"):
+        load_model(name)
+
+
+def test_layer_outside_and_dtype(checkpoint):
+    folder, _ = checkpoint
+    with pytest.raises(ModelError, match="layer 9 is outside the model"):
+        load_model(str(folder), layers=[9])
+    with pytest.raises(ModelError, match="float32, bfloat16, float16, got 'int8'"):
+        load_model(str(folder), dtype="int8")
+    shutil.rmtree(folder)
