@@ -54,7 +54,7 @@ def build_config(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     parser.add_class_arguments(cls, "settings")
     try:
         parsed = parser.parse_object({"settings": dict(values)})
-        config: T = parser.instantiate_classes(parsed).settings
+        config: T = parser.instantiate(parsed).settings
         return config
     except ArgumentError as error:
         raise ConfigError(f"{source}: {_readable(str(error))}") from error

@@ -35,9 +35,7 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _summarise_pair(rows: Sequence[Row]) -> dict[str, Any]:
     first, n = rows[0], len(rows)
     if len({row.settings for row in rows}) > 1:
-        raise DataError(
-            f"rows of {first.method} on {first.dataset} differ in one of {', '.join(SETTINGS)}; they do not belong together"
-        )
+        raise DataError(f"rows of {first.method} on {first.dataset} differ in one of {', '.join(SETTINGS)}; tabulate them apart")
     seconds = [row.seconds_per_edit for row in rows if row.seconds_per_edit is not None]
     clozes = [row.cloze_correct for row in rows if row.cloze_correct is not None]
     correct, effective = sum(row.correct for row in rows), sum(row.efficacy for row in rows)

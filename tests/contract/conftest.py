@@ -29,7 +29,8 @@ def form(request: pytest.FixtureRequest) -> Form:
     """A form of EasyEdit at hand, and the environment in which a process finds it."""
     environment = {name: value for name, value in os.environ.items() if name not in ("EASYEDIT_HOME", "PYTHONDONTWRITEBYTECODE")}
     search_path = [str(ROOT), str(ROOT / "tests"), environment.get("PYTHONPATH", "")]
-    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, search_path)), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, search_path)), "HF_HUB_OFFLINE": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # tiny models: more threads only wait for each other
     if request.param == "repository":
         home = os.environ.get("EASYEDIT_HOME")
         if not home:

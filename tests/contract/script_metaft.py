@@ -1,0 +1,68 @@
+"""MetaFT through ``BaseEditor`` on every family, in folders whose names tell EasyEdit nothing, or something wrong."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import tiny
+import torch
+from script_editor import LOCALITY, PROMPTS, SUBJECTS, TARGETS, attempt
+
+import propmeta_edit  # isort: skip
+from easyeditor import BaseEditor  # isort: skip
+
+PORTABILITY = {"two_hop": {"prompt": ["The currency is"] * 3, "ground_truth": ["euro"] * 3}}
+
+
+def write_hparams(family, folder):
+    path = Path(f"{family}.yaml")
+    path.write_text(f"alg_name: MetaFT\nmodel_name: {folder}\ndevice: cpu\nlayers: [1]\nlr: 5e-2\nnum_steps: 15\n")
+    return path
+
+
+def try_family(family):
+    folder = f"t5-{family}-plain"
+    tiny.make_model(family, dtype=torch.float32).save_pretrained(folder)
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    hparams = propmeta_edit.MetaFTHyperParams.from_hparams(str(write_hparams(family, folder)))
+    editor = BaseEditor.from_hparams(hparams)
+    facts = {"prompts": PROMPTS, "target_new": TARGETS, "verbose": False}
+    inputs = {"portability_inputs": PORTABILITY, "locality_inputs": LOCALITY}
+    requests = [
+        {"prompt": p, "target_new": t, "ground_truth": "x", "portability": {}, "locality": {}}
+        for p, t in zip(PROMPTS, TARGETS, strict=True)
+    ]
+    report = {
+        "edit": attempt(editor, lambda: editor.edit(**facts, **inputs, subject=SUBJECTS)),
+        "no_subject": attempt(editor, lambda: editor.edit(**facts, **inputs)),
+        "edit_sequential": attempt(editor, lambda: editor.edit(**facts, **inputs, sequential_edit=True)),
+        "given_requests": run_requests(editor, facts, requests),
+        "padding_side": editor.tok.padding_side,
+        "dtypes": sorted({str(p.dtype) for p in editor.model.parameters()}),
+        "empty_target": attempt(editor, lambda: editor.edit(**{**facts, "target_new": ["Lima", " ", "Peru"]})),
+    }
+    editor.hparams.batch_size = 2
+    report["batch"] = attempt(editor, lambda: editor.batch_edit(**facts, **inputs))
+    return report
+
+
+def run_requests(editor, facts, requests):
+    before = json.dumps(requests)
+    metrics, _, _ = editor.edit(**facts, requests=requests)
+    return {"count": len(metrics), "untouched": json.dumps(requests) == before}
+
+
+def main(path):
+    report = {family: try_family(family) for family in tiny.FAMILIES}
+    sys.argv = ["existing_ft_script.py", "llama.yaml"]
+    script = runpy.run_path(str(Path(__file__).parent / "existing_ft_script.py"))
+    report["script"] = {"post": [metric["post"]["rewrite_acc"] for metric in script["metrics"]]}
+    Path(path).write_text(json.dumps(report, default=float), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

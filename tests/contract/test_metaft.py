@@ -1,0 +1,47 @@
+"""MetaFT keeps EasyEdit's contract in both forms, on GPT-2, Llama and Qwen2, whatever the model's folder is called."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+
+from propmeta_edit.models.layers import select_parameters
+
+pytestmark = pytest.mark.easyedit
+
+
+@pytest.fixture(scope="module")
+def report(form, run_script):
+    return run_script(form, "script_metaft.py")
+
+
+@pytest.mark.parametrize("way", ["edit", "no_subject", "batch"])
+def test_the_fact_is_written_and_the_weights_come_back(report, family, way):
+    result = report[family][way]
+    assert result["changed"] == []
+    assert result["originals"] == sorted(select_parameters(tiny.make_model(family), [1]))
+    assert result["originals_moved"] == 0
+    assert sum(score[0] for score in result["post"]) >= 2.5 > sum(score[0] for score in result["pre"]) + 1
+    assert result["locality"] == [True] * 3
+
+
+def test_sequential_edits_stay(report, family):
+    result = report[family]["edit_sequential"]
+    assert result["changed"] == result["originals"] and result["originals_moved"] == len(result["originals"])
+
+
+def test_given_requests_are_used_and_left_alone(report, family):
+    assert report[family]["given_requests"] == {"count": 3, "untouched": True}
+
+
+def test_loading_is_ours(report, family):
+    assert report[family]["padding_side"] == "left" and report[family]["dtypes"] == ["torch.float32"]
+
+
+def test_an_empty_target_is_refused_and_changes_nothing(report, family):
+    result = report[family]["empty_target"]
+    assert "target_new must be a non-empty string, got ' '" in result["error"] and result["changed"] == []
+
+
+def test_an_existing_ft_script_runs_with_its_hparams_line_changed(report):
+    assert report["script"]["post"] == [[1.0], [1.0]]

@@ -1,0 +1,141 @@
+"""Rows on disk, resuming, and tables: counted by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from propmeta_edit.errors import DataError, ModelError
+from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
+from propmeta_edit.evaluation.runner import CaseOutcome, DataSet, MethodSpec, choose_cases, run_methods
+from propmeta_edit.evaluation.statistics import wilson_interval
+from propmeta_edit.evaluation.tables import make_markdown, summarise, write_tables
+from propmeta_edit.records import Case, EditRequest, Question
+
+CASES = [
+    Case(f"c{i}", (EditRequest(f"Ann {i} lives in", "Peru"),), Question(f"What does Ann {i} pay with?", ("sol",), cloze=cloze))
+    for i, cloze in enumerate(["Ann pays with", None, "Ann pays with", None, None])
+]
+DATA = DataSet("cre-id", "data", CASES)
+ANSWERS = {"c0": " the sol", "c1": " the solution", "c2": " euro", "c3": " sol."}
+
+
+class Spoken:
+    """Answers from a dict; c4 is not in it and fails."""
+
+    def __init__(self):
+        self.asked = []
+
+    def evaluate(self, case):
+        self.asked.append(case.case_id)
+        if case.case_id not in ANSWERS:
+            raise ModelError("no answer for c4")
+        cloze = None if case.question.cloze is None else " sol"
+        fact = (" Peru",) if case.case_id != "c2" else (" Chile",)
+        return CaseOutcome(ANSWERS[case.case_id], cloze, fact, float(case.case_id[1]) + 1)
+
+
+def make_spec(method, hparams="h", name="MetaFT"):
+    return MethodSpec(name, "tiny", "weights", hparams, build=lambda: method)
+
+
+def run(path, method, limit=None, **kwargs):
+    rows = RowFile(path)
+    failures = run_methods([make_spec(method, **kwargs)], [DATA], rows, limit=limit, seed=0, versions={"torch": "x"})
+    return rows, failures
+
+
+def test_verdicts_and_summary_by_hand(tmp_path):
+    rows, failures = run(tmp_path / "rows.jsonl", Spoken())
+    assert failures == 1
+    by_case = {row.case_id: row for row in rows.rows}
+    assert {c: (r.correct, r.correct_word_boundary, r.efficacy, r.cloze_correct) for c, r in by_case.items()} == {
+        "c0": (True, True, True, True),
+        "c1": (True, False, True, None),
+        "c2": (False, False, False, True),
+        "c3": (True, True, True, None),
+        "c4": (False, False, False, None),
+    }
+    assert "no answer for c4" in by_case["c4"].error and by_case["c0"].error is None
+    (entry,) = summarise(rows.rows)
+    assert (entry["n"], entry["accuracy"], entry["accuracy_word_boundary"], entry["efficacy"]) == (5, 0.6, 0.4, 0.6)
+    assert (entry["accuracy_cloze"], entry["seconds_per_edit"], entry["seconds_per_edit_median"]) == (1.0, 2.5, 2.5)
+    assert entry["errors"] == 1 and entry["accuracy_ci95"] == list(wilson_interval(3, 5))
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path):
+    whole, _ = run(tmp_path / "whole.jsonl", Spoken())
+    path = tmp_path / "rows.jsonl"
+    text = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    path.write_text("".join(text[:2]) + text[2][:40])  # killed inside the third line
+    method = Spoken()
+    rows, _ = run(path, method)
+    assert method.asked == [row.case_id for row in whole.rows[2:]]
+    assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
+    again = Spoken()
+    run(path, again)
+    assert again.asked == [] and len(rows.rows) == 5
+
+
+def test_finished_methods_are_not_built(tmp_path):
+    run(tmp_path / "rows.jsonl", Spoken())
+    spec = MethodSpec("MetaFT", "tiny", "weights", "h", build=lambda: pytest.fail("built"))
+    run_methods([spec], [DATA], RowFile(tmp_path / "rows.jsonl"), limit=None, seed=0, versions={})
+
+
+def test_a_larger_limit_continues_a_smaller_one(tmp_path):
+    first = [case.case_id for case in choose_cases(CASES, 2, seed=3)]
+    assert [case.case_id for case in choose_cases(CASES, 4, seed=3)][:2] == first
+    assert sorted(case.case_id for case in choose_cases(CASES, None, seed=3)) == ["c0", "c1", "c2", "c3", "c4"]
+    run(tmp_path / "rows.jsonl", Spoken(), limit=2)
+    method = Spoken()
+    run(tmp_path / "rows.jsonl", method, limit=4)
+    assert len(method.asked) == 2
+
+
+def test_other_settings_are_not_mixed_in(tmp_path):
+    run(tmp_path / "rows.jsonl", Spoken(), limit=2)
+    method = Spoken()
+    with pytest.raises(DataError, match=r"hparams_sha256 'h' -> 'other'; *|hparams_sha256 'h' -> 'other'\)"):
+        run(tmp_path / "rows.jsonl", method, hparams="other")
+    assert method.asked == []
+
+
+def test_broken_lines_are_named(tmp_path):
+    rows, _ = run(tmp_path / "rows.jsonl", Spoken(), limit=2)
+    text = rows.path.read_text()
+    rows.path.write_text(text.replace('"method"', "method", 1))
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: broken row"):
+        RowFile(rows.path)
+    with pytest.raises(DataError, match="is in the file already"):
+        rows.append(rows.rows[0])
+
+
+def test_tables_refuse_to_mix():
+    row = {"method": "FT", "dataset": "d", "model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c", "seed": 0}
+    with pytest.raises(DataError, match="tabulate them apart"):
+        summarise([Row(case_id="1", **row), Row(case_id="2", **{**row, "seed": 1})])
+    with pytest.raises(DataError, match="different protocols"):
+        summarise([Row(case_id="1", **row), Row(case_id="2", **{**row, "method": "ROME"}, protocol="another")])
+    assert PROTOCOL != "another"
+
+
+def test_files_and_markdown(tmp_path):
+    rows, _ = run(tmp_path / "rows.jsonl", Spoken())
+    summary = summarise(rows.rows)
+    markdown = write_tables(summary, tmp_path, ["a note"])
+    assert (tmp_path / "table.md").read_text() == markdown == make_markdown(summary, ["a note"])
+    assert "| MetaFT | cre-id | 5† | 60.0 [23.1, 88.2] | 40.0 | 100.0 | 60.0 [23.1, 88.2] | 2.50 | 1 |" in markdown
+    assert "†: fewer than 30 cases." in markdown and "- a note" in markdown
+    assert json.loads((tmp_path / "table.json").read_text()) == summary
+    assert (tmp_path / "table.csv").read_text().startswith("method,dataset,")
+    assert not [p for p in tmp_path.iterdir() if p.suffix not in (".jsonl", ".md", ".json", ".csv")]
+
+
+def test_wilson_against_the_formula():
+    """(p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) with z = 1.959964, for 7 of 20."""
+    z, n, p = 1.959964, 20, 0.35
+    centre, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
+    assert wilson_interval(7, 20) == pytest.approx((centre - half, centre + half), abs=1e-6)
+    assert wilson_interval(0, 20)[0] == 0 and wilson_interval(20, 20)[1] == pytest.approx(1)
