@@ -39,7 +39,7 @@ setup(
     install_requires=[
         "accelerate",
         "filelock",
-        "jsonargparse",
+        "jsonargparse[signatures]",
         "pandas",
         "pyyaml",
         "safetensors",
@@ -54,7 +54,7 @@ setup(
         "bench": BENCH,
         "ray": ["ray"],
         "eval": ["lm-eval"],
-        "dev": ["mypy", "pandas-stubs", "pytest", "ruff", "types-PyYAML", "types-tqdm"],
+        "dev": ["mypy", "pytest", "ruff"],
     },
     entry_points={"console_scripts": ["propmeta-edit = propmeta_edit.cli:main"]},
 )

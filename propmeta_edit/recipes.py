@@ -18,6 +18,7 @@ from propmeta_edit.evaluation.generation import generate_greedily
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.single_hop import SingleHopSettings, apply_single_hop_finetuning
+from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.metatrain.checkpoint import save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.trainer import meta_train, order_tasks
@@ -119,10 +120,14 @@ def run_meta_training(config: MetaTrainConfig, folder: Path) -> None:
         base_folder, device=resolve_device(config.device), dtype=config.dtype, layers=config.layers, modules=config.modules
     )
     history = meta_train(model, tokenizer, tasks, config)
+    trained = snapshot(select_parameters(model, config.layers, config.modules))
+    if config.dtype != "float32":  # the frozen rest was rounded for speed; what is stored must be the base's own
+        model, _ = load_model(base_folder, dtype="auto", layers=config.layers, modules=config.modules)
+        apply_snapshot(dict(model.named_parameters()), trained)
     card = {
         "base_model": config.model,
         "base_sha256": model_sha256(base_folder) if Path(base_folder).is_dir() else None,
-        "trained_tensors": list(select_parameters(model, config.layers, config.modules)),
+        "trained_tensors": list(trained),
         "num_tasks": len(tasks),
         "tasks_sha256": sha256_of_json([[t.task_id, t.target.prompt, t.target.target_new, t.related.text] for t in tasks]),
         "settings": asdict(config),

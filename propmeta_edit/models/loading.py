@@ -41,7 +41,7 @@ def load_model(
     Args:
         name_or_path: a folder, a bundled name, or a hub id.
         device: a torch device string.
-        dtype: of the frozen rest: ``float32``, ``bfloat16`` or ``float16``.
+        dtype: of the frozen rest: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for what the checkpoint is stored in.
         layers, modules: what will be edited; these tensors are fp32 whatever ``dtype`` says.
         trust_remote_code: run code that comes with the model; off unless asked.
 
@@ -53,13 +53,13 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if dtype not in DTYPES:
-        raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, auto, got {dtype!r}")
     folder = resolve_model_folder(name_or_path)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=DTYPES[dtype],
+            dtype=DTYPES.get(dtype, "auto"),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
@@ -69,7 +69,7 @@ def load_model(
         raise ModelError(f"cannot load a model from {name_or_path!r}: {error}") from error
     _check_weights_fit(name_or_path, model, report)
     names = set(select_parameters(model, layers, modules)) | set(_trained_tensor_names(folder))
-    if DTYPES[dtype] != torch.float32:
+    if model.dtype != torch.float32:
         keep_in_fp32(model, folder, names)
     prepare_tokenizer(tokenizer)
     return model.to(device).eval(), tokenizer

@@ -5,8 +5,9 @@ Usage: existing_ft_script.py HPARAMS
 
 import sys
 
-import propmeta_edit
 from easyeditor import BaseEditor
+
+import propmeta_edit
 
 # was: hparams = FTHyperParams.from_hparams('./hparams/FT/llama-7b.yaml')
 hparams = propmeta_edit.MetaFTHyperParams.from_hparams(sys.argv[1])

@@ -12,6 +12,7 @@ import torch
 from script_editor import LOCALITY, PROMPTS, SUBJECTS, TARGETS, attempt
 
 import propmeta_edit  # isort: skip
+from propmeta_edit.easyedit import find_form  # isort: skip
 from easyeditor import BaseEditor  # isort: skip
 
 PORTABILITY = {"two_hop": {"prompt": ["The currency is"] * 3, "ground_truth": ["euro"] * 3}}
@@ -40,7 +41,7 @@ def try_family(family):
         "edit": attempt(editor, lambda: editor.edit(**facts, **inputs, subject=SUBJECTS)),
         "no_subject": attempt(editor, lambda: editor.edit(**facts, **inputs)),
         "edit_sequential": attempt(editor, lambda: editor.edit(**facts, **inputs, sequential_edit=True)),
-        "given_requests": run_requests(editor, facts, requests),
+        "given_requests": run_requests(editor, requests),
         "padding_side": editor.tok.padding_side,
         "dtypes": sorted({str(p.dtype) for p in editor.model.parameters()}),
         "empty_target": attempt(editor, lambda: editor.edit(**{**facts, "target_new": ["Lima", " ", "Peru"]})),
@@ -50,9 +51,12 @@ def try_family(family):
     return report
 
 
-def run_requests(editor, facts, requests):
+def run_requests(editor, requests):
+    """``edit_requests`` is in both forms; ``edit(requests=...)`` works in the PyPI form only (see docs/architecture.md)."""
     before = json.dumps(requests)
-    metrics, _, _ = editor.edit(**facts, requests=requests)
+    metrics, _, _ = editor.edit_requests(requests, verbose=False)
+    if "requests" in find_form().supports:
+        metrics, _, _ = editor.edit(requests=requests, verbose=False)
     return {"count": len(metrics), "untouched": json.dumps(requests) == before}
 
 

@@ -117,6 +117,6 @@ def test_layer_outside_and_dtype(checkpoint):
     folder, _ = checkpoint
     with pytest.raises(ModelError, match="layer 9 is outside the model"):
         load_model(str(folder), layers=[9])
-    with pytest.raises(ModelError, match="float32, bfloat16, float16, got 'int8'"):
+    with pytest.raises(ModelError, match="float32, bfloat16, float16, auto, got 'int8'"):
         load_model(str(folder), dtype="int8")
     shutil.rmtree(folder)

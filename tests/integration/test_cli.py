@@ -1,0 +1,173 @@
+"""The commands as a user types them, on tiny models: exit codes, messages, files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from propmeta_edit.cli import main
+from propmeta_edit.data.world import generate_world
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.loading import load_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def base(tmp_path, tokenizer):
+    """A tiny model folder and a small CRE train file."""
+    folder = tmp_path / "base"
+    tiny.make_model("llama", dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    records = generate_world(0, {"train": 6})["train"]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def meta_train(base, tmp_path, *more):
+    data = ["--model", str(base), "--data", str(tmp_path / "train.jsonl"), "--output", str(tmp_path / "out")]
+    rates = ["--layers", "[1]", "--inner_lr", "0.01", "--num_inner_steps", "2", "--outer_lr", "0.01", "--device", "cpu"]
+    return main(["meta-train", *data, *rates, *more])
+
+
+def test_meta_train_writes_an_ordinary_model_folder(base, tmp_path):
+    assert meta_train(base, tmp_path) == 0
+    out = tmp_path / "out"
+    card = json.loads((out / "metaft.json").read_text())
+    assert card["num_tasks"] == 6 and card["settings"]["inner_lr"] == 0.01 and card["base_model"] == str(base)
+    assert len(json.loads((out / "losses.json").read_text())) == 6
+    assert "base_model" in (out / "README.md").read_text()
+    before, after = (load_model(str(folder))[0] for folder in (base, out))
+    trained = set(select_parameters(before, [1]))
+    assert set(card["trained_tensors"]) == trained
+    for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.equal(a, b) == (name not in trained), name
+
+
+def test_half_precision_training_stores_the_base_as_it_was(base, tmp_path):
+    """The frozen rest is rounded while training only; every frozen tensor on disk has the base's bits."""
+    assert meta_train(base, tmp_path, "--dtype", "bfloat16") == 0
+    before, after = (load_model(str(folder))[0] for folder in (base, tmp_path / "out"))
+    trained = set(select_parameters(before, [1]))
+    for (name, a), b in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert torch.equal(a, b) == (name not in trained), name
+
+
+def test_same_seed_same_bits(base, tmp_path):
+    hashes = []
+    for name in ("a", "b"):
+        assert meta_train(base, tmp_path, "--output", str(tmp_path / name)) == 0
+        hashes.append(json.loads((tmp_path / name / "metaft.json").read_text())["model_sha256"])
+    assert hashes[0] == hashes[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "smollm9"], "unknown model 'smollm9'"),
+        (["--layers", "[7]"], "layer 7 is outside the model: it has layers 0 to 2"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--num_tasks", "100"], "num_tasks is 100, but the data has 6 tasks"),
+        (["--modules", "norms"], "modules must be one of attention, mlp, attention+mlp, got 'norms'"),
+        (["--template", "chat"], "template must be one of qa, bare, got 'chat'"),
+        (["--inner_lr", "-1"], "must be 0 or more, got -1"),
+        (["--device", "abacus"], "got 'abacus'"),
+    ],
+)
+def test_what_the_user_can_mend_exits_with_2_and_leaves_nothing(base, tmp_path, capsys, arguments, message):
+    assert meta_train(base, tmp_path, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out.partial*"))
+
+
+def test_a_broken_line_is_named(base, tmp_path, capsys):
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines[:3], lines[3][:-20], *lines[4:]]))
+    assert meta_train(base, tmp_path) == 2
+    assert "train.jsonl, line 4" in capsys.readouterr().err
+
+
+def test_existing_output_is_not_touched(base, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    assert meta_train(base, tmp_path) == 2
+    assert "exists; choose another --output" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_full_disk_leaves_nothing(base, tmp_path, capsys, monkeypatch):
+    def no_space(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", no_space)
+    assert meta_train(base, tmp_path) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out.partial*"))
+
+
+def test_a_loss_that_is_not_finite_names_the_task(base, tmp_path, capsys):
+    assert meta_train(base, tmp_path, "--inner_lr", "1e30") == 2
+    error = capsys.readouterr().err
+    assert "task cre-" in error and "lower inner_lr" in error
+
+
+def test_unknown_artefact_and_unknown_verb(capsys):
+    assert main(["prepare", "smollm9"]) == 2
+    assert "built here are smollm2-135m, smollm2-135m-metaft" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(["frobnicate"])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("verb", [[], ["prepare"], ["meta-train"], ["export"]])
+def test_help_teaches(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*verb, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert len(text) > 200
+    if verb == ["meta-train"]:
+        assert "Eq. 2" in text and "--num_inner_steps" in text
+
+
+def run_table2(*arguments, cwd):
+    command = [sys.executable, str(ROOT / "benchmarks" / "run_table2.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "smollm9", "--methods", "unedited"], "unknown model 'smollm9'"),
+        (["--methods", "GRACE"], "unknown methods GRACE; choose from unedited, in-context, FT, MetaFT, ROME"),
+        (["--datasets", "cre-xyz"], "unknown data set 'cre-xyz'"),
+        (["--datasets", "mquake-subset"], "does not come with the package"),
+        (["--limit", "0"], "--limit must be 1 or more"),
+    ],
+)
+def test_table2_refuses_with_2(tmp_path, arguments, message):
+    done = run_table2(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_table2_on_a_tiny_model_end_to_end(base, tmp_path):
+    """Unedited, in context, FT and MetaFT rows; then a larger limit continues; the weights' hash is the same in every row."""
+    assert meta_train(base, tmp_path) == 0
+    arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--hparams", "smollm2-135m", "--device", "cpu"]
+    arguments += ["--methods", "unedited,in-context", "--datasets", f"cre-id={tmp_path / 'train.jsonl'},mquake-4hop"]
+    for limit, expected in (("2", 8), ("3", 12)):
+        done = run_table2(*arguments, "--limit", limit, "--output", "results", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in (tmp_path / "results" / "rows.jsonl").read_text().splitlines()]
+        assert len(rows) == expected and len({row["model_sha256"] for row in rows}) == 1
+        assert not any(row["error"] for row in rows)
+    table = json.loads((tmp_path / "results" / "table.json").read_text())
+    assert {(entry["method"], entry["dataset"], entry["n"]) for entry in table} == {
+        (method, data, 3) for method in ("unedited", "in-context") for data in ("cre-id", "mquake-4hop")
+    }
