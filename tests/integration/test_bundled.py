@@ -1,0 +1,100 @@
+"""The bundled real model: prepared, meta-tuned, edited through EasyEdit, restored to the bit."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
+from propmeta_edit.data.cre import load_cre
+from propmeta_edit.evaluation.generation import generate_greedily
+from propmeta_edit.evaluation.methods import easyedit_request
+from propmeta_edit.evaluation.scoring import contains_answer
+from propmeta_edit.finetune.weights import apply_snapshot
+from propmeta_edit.models.artefacts import ensure_artefact
+from propmeta_edit.models.loading import model_sha256
+from propmeta_edit.recipes import ensure_world, hparams_file
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def hparams():
+    return MetaFTHyperParams.from_hparams(hparams_file("MetaFT", "smollm2-135m"))
+
+
+@pytest.fixture(scope="module")
+def loaded(hparams):
+    return hparams.load_model()
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return load_cre(ensure_world() / "test_data_id.jsonl")
+
+
+def test_the_base_was_taught_its_facts():
+    folder = ensure_artefact("smollm2-135m")
+    description = json.loads((folder / "prepared.json").read_text())
+    assert description["single_hop_accuracy_before"] < 0.3
+    assert description["single_hop_accuracy_after"] > 0.8
+    assert description["model_sha256"] == model_sha256(folder)
+
+
+def test_the_checkpoint_differs_from_its_base_in_the_trained_layer_only(hparams):
+    from safetensors.torch import load_file
+
+    base, tuned = (load_file(ensure_artefact(name) / "model.safetensors") for name in ("smollm2-135m", "smollm2-135m-metaft"))
+    moved = {name for name in base if not torch.equal(base[name], tuned[name])}
+    card = json.loads((ensure_artefact("smollm2-135m-metaft") / "metaft.json").read_text())
+    assert moved == set(card["trained_tensors"]) and all(f".layers.{hparams.layers[0]}." in name for name in moved)
+    assert all(tuned[name].dtype == torch.float32 for name in moved)
+
+
+def edit_in_a_row(loaded, hparams, cases, count):
+    """Edit and restore ``count`` times; returns how many facts were answered after their edit."""
+    model, tokenizer = loaded
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    written = 0
+    for case in cases[:count]:
+        model, original = apply_metaft_to_model(
+            model, tokenizer, [easyedit_request(case.edits[0])], hparams, return_orig_weights=True
+        )
+        written += contains_answer(generate_greedily(model, tokenizer, [case.edits[0].prompt])[0], [case.edits[0].target_new])
+        apply_snapshot(dict(model.named_parameters()), original)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    return written
+
+
+def test_edits_in_a_row_write_their_facts_and_leave_no_trace(loaded, hparams, cases):
+    assert edit_in_a_row(loaded, hparams, cases, 8) >= 7
+
+
+@pytest.mark.long
+def test_two_hundred_edits_in_a_row_leave_no_trace(loaded, hparams, cases):
+    assert edit_in_a_row(loaded, hparams, cases, 200) >= 180
+
+
+@pytest.mark.easyedit
+def test_the_readme_snippet_runs(tmp_path):
+    """As printed in the README, in the installed form of EasyEdit: the fact is written and the weights come back."""
+    snippet = re.search(r"## A first edit\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    check = """
+import json, torch
+from propmeta_edit.models.loading import load_model
+fresh, _ = load_model("smollm2-135m-metaft")
+same = all(torch.equal(a, b) for a, b in zip(editor.model.parameters(), fresh.parameters()))
+print("REPORT", json.dumps([metrics[0]["pre"]["rewrite_acc"], metrics[0]["post"]["rewrite_acc"], same]))
+"""
+    code = snippet.group(1).replace("hparams/MetaFT", str(ROOT / "hparams" / "MetaFT")) + check
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    pre, post, same = json.loads(done.stdout.split("REPORT ")[1])
+    assert pre[0] < 1.0 and post == [1.0] and same
