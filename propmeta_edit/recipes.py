@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.trainer import meta_train, order_tasks
 from propmeta_edit.models.artefacts import build_whole, cache_home, resolve_model_folder
 from propmeta_edit.models.bundled import GGUF_NAME, load_smollm2_from_gguf
-from propmeta_edit.models.devices import resolve_device
+from propmeta_edit.models.devices import has_native_bf16, resolve_device
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.records import MetaTask, Question
@@ -114,11 +114,12 @@ def build_smollm2_metaft(folder: Path) -> None:
 
 def run_meta_training(config: MetaTrainConfig, folder: Path) -> None:
     """Meta-train as ``config`` says and write the checkpoint into ``folder`` (use ``build_whole`` around it)."""
+    device = resolve_device(config.device)
+    if config.dtype == "fast":
+        config = replace(config, dtype="bfloat16" if has_native_bf16(device) else "float32")
     tasks = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
-    model, tokenizer = load_model(
-        base_folder, device=resolve_device(config.device), dtype=config.dtype, layers=config.layers, modules=config.modules
-    )
+    model, tokenizer = load_model(base_folder, device=device, dtype=config.dtype, layers=config.layers, modules=config.modules)
     history = meta_train(model, tokenizer, tasks, config)
     trained = snapshot(select_parameters(model, config.layers, config.modules))
     if config.dtype != "float32":  # the frozen rest was rounded for speed; what is stored must be the base's own

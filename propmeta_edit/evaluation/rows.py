@@ -63,7 +63,7 @@ class RowFile:
     A last line without its end (a run that was killed while writing) is cut off on opening.
 
     Raises:
-        DataError: a broken line that is not the last.
+        DataError: a broken line that is not the last, or a case that is there twice.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -86,15 +86,20 @@ class RowFile:
         if not self.path.exists():
             return []
         names = {f.name for f in fields(Row)}
-        rows = []
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
+        rows: list[Row] = []
+        first_seen: dict[tuple[str, str, str], int] = {}
+        # Only "\n" ends a row: str.splitlines would also cut at U+0085 and U+2028, which a model can generate.
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], start=1):
             try:
-                values = json.loads(line)
+                values = json.loads(line.decode("utf-8"))
                 if not isinstance(values, dict) or set(values) - names:
                     raise ValueError(f"not a row of this version: {line[:80]!r}")
-                row = Row(**values)
+                row = Row(**{**values, "fact_generated": tuple(values.get("fact_generated", ()))})
             except (ValueError, TypeError) as error:
                 raise DataError(f"broken row ({error}); remove the line, its case will run again", self.path, number) from error
+            if first_seen.setdefault(row.key, number) != number:
+                message = f"the case {row.key} is in line {first_seen[row.key]} already; remove one of the two"
+                raise DataError(message, self.path, number)
             rows.append(row)
         return rows
 

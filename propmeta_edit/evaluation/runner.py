@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -95,17 +95,19 @@ def run_methods(
             settings = (method.model_sha256, data.sha256, method.hparams_sha256, seed, PROTOCOL)
             rows.require_same_settings(method.name, data.name, settings)
     for method in methods:
-        left = {
-            data.name: [case for case in chosen[data.name] if case.case_id not in rows.finished(method.name, data.name)]
-            for data in datasets
-        }
+        left = {data.name: _unfinished(chosen[data.name], rows.finished(method.name, data.name)) for data in datasets}
         if not any(left.values()):
             continue
         built = method.build()
         for data in datasets:
             for case in tqdm(left[data.name], desc=f"{method.name} on {data.name}", unit="case"):
                 rows.append(_run_case(method, built, data, case, seed, versions))
-    return sum(row.error is not None for row in rows.rows)
+    asked = {(method.name, data.name, case.case_id) for method in methods for data in datasets for case in chosen[data.name]}
+    return sum(row.error is not None and row.key in asked for row in rows.rows)
+
+
+def _unfinished(cases: Sequence[Case], finished: Set[str]) -> list[Case]:
+    return [case for case in cases if case.case_id not in finished]
 
 
 def _run_case(spec: MethodSpec, method: Method, data: DataSet, case: Case, seed: int, versions: Mapping[str, str]) -> Row:
@@ -126,7 +128,9 @@ def _run_case(spec: MethodSpec, method: Method, data: DataSet, case: Case, seed:
         outcome = method.evaluate(case)
     except (PropMetaError, RuntimeError, ValueError, AssertionError, IndexError, KeyError) as error:
         LOG.warning("%s failed on %s: %s", spec.name, case.case_id, error)
-        return Row(**identity, seed=seed, error=traceback.format_exc())  # type: ignore[arg-type]
+        # Wrong, not missing, wherever a verdict was due: else failures would raise the cloze accuracy.
+        cloze_correct = None if case.question.cloze is None else False
+        return Row(**identity, seed=seed, cloze_correct=cloze_correct, error=traceback.format_exc())  # type: ignore[arg-type]
     return Row(**identity, seed=seed, **score(case, outcome))  # type: ignore[arg-type]
 
 

@@ -26,7 +26,8 @@ class MetaTrainConfig:
         template: the prompt of the related question, qa (the evaluation prompt) or bare.
         loss_reduction: over answer tokens, mean or sum.
         question_choice: seeded for one related question an instance, all for every pair.
-        dtype: of the frozen rest of the model; the trained tensors are fp32 always.
+        dtype: of the frozen rest of the model while training: float32, bfloat16, float16, or fast for bfloat16 where
+            the device has it in hardware and float32 elsewhere. The trained tensors are fp32 always; the rest is stored as in the base.
         device: auto, cpu, mps, cuda or cuda:N.
         seed: of the task order and the choice of questions.
     """

@@ -25,3 +25,12 @@ def resolve_device(device: str | int | None = "auto") -> str:
     if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     return name
+
+
+def has_native_bf16(device: str) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware; elsewhere bf16 is slower than fp32."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if kind == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -112,6 +112,78 @@ def test_broken_lines_are_named(tmp_path):
         rows.append(rows.rows[0])
 
 
+BASE = {"method": "FT", "dataset": "d", "model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c", "seed": 0}
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c", "\n", "\r\n"])
+def test_a_generated_line_separator_does_not_break_the_file(tmp_path, separator):
+    row = Row(case_id="1", generated=f"a{separator}b", fact_generated=("x", "y"), **BASE)
+    RowFile(tmp_path / "rows.jsonl").append(row)
+    assert RowFile(tmp_path / "rows.jsonl").rows == [row]
+
+
+def test_a_kill_inside_any_byte_of_a_row_loses_that_row_only(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [Row(case_id=case_id, generated=" São 🇫🇷", **BASE) for case_id in ("1", "2")]
+    for row in rows:
+        RowFile(path).append(row)
+    content = path.read_bytes()
+    end_of_first = content.index(b"\n") + 1
+    for cut in range(end_of_first, len(content)):
+        path.write_bytes(content[:cut])
+        file = RowFile(path)
+        assert file.rows == rows[:1] and path.read_bytes() == content[:end_of_first]
+    file.append(rows[1])
+    assert path.read_bytes() == content
+
+
+def test_bytes_that_are_no_utf8_are_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    RowFile(path).append(Row(case_id="1", **BASE))
+    path.write_bytes(path.read_bytes() + b"\xff\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: broken row"):
+        RowFile(path)
+
+
+def test_a_case_that_is_there_twice_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for case_id in ("1", "2"):
+        RowFile(path).append(Row(case_id=case_id, **BASE))
+    first, second = path.read_text().splitlines(keepends=True)
+    path.write_text(first + second + first)
+    with pytest.raises(DataError, match=r"line 3: the case \('FT', 'd', '1'\) is in line 1 already"):
+        RowFile(path)
+
+
+def test_a_failed_case_counts_as_wrong_in_the_cloze_accuracy_too(tmp_path):
+    """c0 and c2 have a cloze and answer it; the third case with one fails: 2 of 3."""
+    failing = Case("c5", (EditRequest("Ann lives in", "Peru"),), Question("What?", ("sol",), cloze="Ann pays with"))
+    rows = RowFile(tmp_path / "rows.jsonl")
+    run_methods([make_spec(Spoken())], [DataSet("d", "s", [*CASES[:4], failing])], rows, limit=None, seed=0, versions={})
+    (entry,) = summarise(rows.rows)
+    assert (entry["n"], entry["accuracy"], entry["accuracy_cloze"], entry["errors"]) == (5, 0.6, pytest.approx(2 / 3), 1)
+
+
+def test_only_failures_of_what_was_asked_for_are_counted(tmp_path):
+    run(tmp_path / "rows.jsonl", Spoken(), name="FT")
+    rows = RowFile(tmp_path / "rows.jsonl")
+    assert run_methods([make_spec(Spoken(), name="FT")], [DATA], rows, limit=None, seed=0, versions={}) == 1
+    without_failure = DataSet(DATA.name, DATA.sha256, CASES[:4])
+    assert run_methods([make_spec(Spoken())], [without_failure], rows, limit=None, seed=0, versions={}) == 0
+
+
+def test_an_interrupt_stops_the_run_and_keeps_what_is_done(tmp_path):
+    class Interrupted(Spoken):
+        def evaluate(self, case):
+            if len(self.asked) == 2:
+                raise KeyboardInterrupt
+            return super().evaluate(case)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "rows.jsonl", Interrupted(), limit=4)
+    assert len(RowFile(tmp_path / "rows.jsonl").rows) == 2
+
+
 def test_tables_refuse_to_mix():
     row = {"method": "FT", "dataset": "d", "model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c", "seed": 0}
     with pytest.raises(DataError, match="tabulate them apart"):
