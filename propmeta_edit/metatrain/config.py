@@ -27,7 +27,7 @@ class MetaTrainConfig:
         loss_reduction: over answer tokens, mean or sum.
         question_choice: seeded for one related question an instance, all for every pair.
         dtype: of the frozen rest of the model while training: float32, bfloat16, float16, or fast for bfloat16 where
-            the device has it in hardware and float32 elsewhere. The trained tensors are fp32 always; the rest is stored as in the base.
+            the device has it in hardware and float32 elsewhere. The trained tensors are fp32 always.
         device: auto, cpu, mps, cuda or cuda:N.
         seed: of the task order and the choice of questions.
     """

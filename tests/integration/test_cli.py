@@ -156,6 +156,12 @@ def test_table2_refuses_with_2(tmp_path, arguments, message):
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_missing_easyedit_is_said_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("EASYEDIT_HOME", str(tmp_path))
+    done = run_table2("--methods", "ROME", cwd=tmp_path)
+    assert done.returncode == 2 and "there is no package easyeditor/ in it" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_table2_on_a_tiny_model_end_to_end(base, tmp_path):
     """Unedited, in context, FT and MetaFT rows; then a larger limit continues; the weights' hash is the same in every row."""
     assert meta_train(base, tmp_path) == 0
