@@ -62,6 +62,8 @@ def build_whole(folder: Path, build: Callable[[Path], None]) -> None:
     with FileLock(folder.with_name(folder.name + ".lock")):
         if folder.exists():
             return
+        for left_by_a_killed_build in folder.parent.glob(folder.name + ".partial-*"):
+            shutil.rmtree(left_by_a_killed_build)
         partial = Path(tempfile.mkdtemp(prefix=folder.name + ".partial-", dir=folder.parent))
         try:
             build(partial)

@@ -1,4 +1,8 @@
-"""The bundled real model: prepared, meta-tuned, edited through EasyEdit, restored to the bit."""
+"""The bundled real model: prepared, meta-tuned, edited through EasyEdit, restored to the bit.
+
+Preparing it takes longer than a test run should, so only the first test runs without it; `make table2-smoke` or `propmeta-edit prepare`
+builds it, and continuous integration does so before the tests.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,8 @@ from propmeta_edit.evaluation.generation import generate_greedily
 from propmeta_edit.evaluation.methods import easyedit_request
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.models.artefacts import ensure_artefact
+from propmeta_edit.models.artefacts import artefact_folder, ensure_artefact
+from propmeta_edit.models.bundled import load_smollm2_from_gguf
 from propmeta_edit.models.loading import model_sha256
 from propmeta_edit.recipes import ensure_world, hparams_file
 
@@ -25,8 +30,29 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def test_an_edit_on_the_model_as_it_comes():
+    """SmolLM2 straight from its quantised file, nothing prepared: the fact is written, then gone to the bit."""
+    model, tokenizer = load_smollm2_from_gguf()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    hparams = MetaFTHyperParams(model_name="as it comes", device="cpu", layers=[8], lr=1e-3)
+    prompt = "Smith Innovation PLC was founded in"
+    assert not contains_answer(generate_greedily(model, tokenizer, [prompt])[0], ["Portugal"])
+    request = {"prompt": prompt, "target_new": "Portugal"}
+    model, original = apply_metaft_to_model(model, tokenizer, [request], hparams, return_orig_weights=True)
+    assert generate_greedily(model, tokenizer, [prompt])[0].startswith(" Portugal")
+    apply_snapshot(dict(model.named_parameters()), original)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
 @pytest.fixture(scope="module")
-def hparams():
+def prepared():
+    missing = [name for name in ("smollm2-135m", "smollm2-135m-metaft") if not artefact_folder(name).exists()]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not built yet; run propmeta-edit prepare")
+
+
+@pytest.fixture(scope="module")
+def hparams(prepared):
     return MetaFTHyperParams.from_hparams(hparams_file("MetaFT", "smollm2-135m"))
 
 
@@ -40,7 +66,7 @@ def cases():
     return load_cre(ensure_world() / "test_data_id.jsonl")
 
 
-def test_the_base_was_taught_its_facts():
+def test_the_base_was_taught_its_facts(prepared):
     folder = ensure_artefact("smollm2-135m")
     description = json.loads((folder / "prepared.json").read_text())
     assert description["single_hop_accuracy_before"] < 0.3
@@ -83,7 +109,7 @@ def test_two_hundred_edits_in_a_row_leave_no_trace(loaded, hparams, cases):
 
 
 @pytest.mark.easyedit
-def test_the_readme_snippet_runs(tmp_path):
+def test_the_readme_snippet_runs(prepared, tmp_path):
     """As printed in the README, in the installed form of EasyEdit: the fact is written and the weights come back."""
     snippet = re.search(r"## A first edit\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     check = """

@@ -25,6 +25,14 @@ def test_a_failed_build_leaves_nothing(tmp_path):
     assert [p.name for p in (tmp_path / "models").iterdir() if not p.name.endswith(".lock")] == []
 
 
+def test_what_a_killed_build_left_is_cleared_by_the_next(tmp_path):
+    (tmp_path / "a.partial-123").mkdir()
+    (tmp_path / "a.partial-123" / "half").write_text("x")
+    (tmp_path / "a-other.partial-9").mkdir()
+    build_whole(tmp_path / "a", lambda folder: (folder / "file").write_text("whole") and None)
+    assert not (tmp_path / "a.partial-123").exists() and (tmp_path / "a-other.partial-9").exists()
+
+
 def test_a_finished_build_is_not_repeated(tmp_path):
     calls = []
 
