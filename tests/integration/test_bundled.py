@@ -1,7 +1,7 @@
 """The bundled real model: prepared, meta-tuned, edited through EasyEdit, restored to the bit.
 
-Preparing it takes longer than a test run should, so only the first test runs without it; `make table2-smoke` or `propmeta-edit prepare`
-builds it, and continuous integration does so before the tests.
+Preparing it takes longer than a test run should, so only the first test runs without it; `make table2-smoke` or
+`propmeta-edit prepare` builds it, and continuous integration does so before the tests.
 """
 
 from __future__ import annotations
