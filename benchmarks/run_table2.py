@@ -6,11 +6,12 @@ python benchmarks/run_table2.py --model smollm2-135m --limit 40 --output results
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from propmeta_edit.cli import run_or_exit
 from propmeta_edit.config import read_yaml
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
-from propmeta_edit.easyedit.algorithms import find_algorithm, load_rome_hparams, reset_context_templates
+from propmeta_edit.easyedit.algorithms import find_algorithm, load_rome_hparams, make_rome_contexts
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
@@ -33,10 +34,10 @@ from propmeta_edit.evaluation.tables import summarise, write_tables
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import RECIPES, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device
-from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.models.loading import DTYPES, load_model, model_sha256
 from propmeta_edit.recipes import ensure_world, hparams_file
 
-METHODS = ("unedited", "in-context", "FT", "MetaFT", "ROME")
+METHODS = ("unedited", "in-context", "FT", "ROME", "MetaFT")  # the base's rows together: it is loaded once
 WORLD_FILES = {
     "cre-id": "test_data_id.jsonl",
     "cre-ood": "test_data_ood.jsonl",
@@ -64,6 +65,7 @@ class Setup:
     model: str
     metaft_model: str
     device: str
+    dtype: str
     seed: int
 
 
@@ -81,6 +83,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="cases per data set (default: all); a larger one continues a smaller one")
     parser.add_argument("--output", default="results/table2", help="folder for rows.jsonl and the tables (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
+    parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES), help="of the frozen rest (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     if options.limit is not None and options.limit < 1:
@@ -95,7 +98,7 @@ def load_dataset(item: str, seed: int) -> DataSet:
         path = Path(item)
         known = {file: name for name, file in WORLD_FILES.items()}
         name, load = known.get(path.name, path.stem), load_cre if path.suffix == ".jsonl" else load_mquake
-        return DataSet(name, sha256_of_file(path), load(path))
+        return DataSet(name, sha256_of_file(path), load(path, seed=seed) if load is load_cre else load(path))
     if name not in LOADERS:
         raise DataError(f"unknown data set {name!r}; write an existing FILE, or NAME or NAME=FILE with one of {', '.join(LOADERS)}")
     if file:
@@ -117,38 +120,48 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
     unknown = [name for name in names if name not in METHODS]
     if unknown:
         raise ConfigError(f"unknown methods {', '.join(unknown)}; choose from {', '.join(METHODS)}")
-
-    @cache
-    def loaded(model: str, layers: tuple[int, ...] | None) -> tuple[Any, Any]:
-        return load_model(model, device=setup.device, layers=None if layers is None else list(layers))
-
-    def build(name: str, path: Path | None, model: str) -> Method:
-        if name in ("FT", "MetaFT"):
-            hparams = MetaFTHyperParams.from_hparams(str(path))
-            layers = tuple(hparams.layers) if isinstance(hparams.layers, list) else None
-            return Editing(*loaded(model, layers), apply_metaft_to_model, hparams)
-        if name == "ROME":
-            reset_context_templates(setup.seed)
-            hparams = load_rome_hparams(path, setup.device)
-            return Editing(*loaded(model, None), find_algorithm("ROME"), hparams, one_by_one=True, padding_side="right")
-        return {"unedited": Unedited, "in-context": InContext}[name](*loaded(model, None))
-
     specs = []
     for name in names:
         path = hparams_file(name, hparams_name) if name in ("FT", "MetaFT", "ROME") else None
         model = setup.metaft_model if name == "MetaFT" else setup.model
-        settings = {} if path is None else {**read_yaml(path), "model_name": model, "device": setup.device}
+        settings = {} if path is None else read_yaml(path)
+        settings |= {"model_name": model, "device": setup.device, "dtype": setup.dtype}
         specs.append(
             MethodSpec(
                 name=name,
                 model=model,
                 model_sha256=_hash_of(model),
                 hparams_sha256=sha256_of_json(settings),
-                build=partial(build, name, path, model),
+                build=partial(build_method, name, path, model, setup),
+                dtype=setup.dtype,
                 device=setup.device,
             )
         )
     return specs
+
+
+def build_method(name: str, path: Path | None, model: str, setup: Setup) -> Method:
+    """Load what a row needs; the tensors it will edit are fp32 whatever the rest is."""
+    if name in ("FT", "MetaFT"):
+        hparams = MetaFTHyperParams.from_hparams(str(path))
+        return Editing(*_loaded(model, hparams.layers, setup), apply_metaft_to_model, hparams)
+    if name == "ROME":
+        hparams = load_rome_hparams(path, setup.device)
+        loaded = _loaded(model, hparams.layers, setup)
+        make_rome_contexts(*loaded, hparams, setup.seed)
+        return Editing(*loaded, find_algorithm("ROME"), hparams, one_by_one=True, padding_side="right")
+    return {"unedited": Unedited, "in-context": InContext}[name](*_loaded(model, None, setup))
+
+
+def _loaded(model: str, layers: list[int] | str | None, setup: Setup) -> tuple[Any, Any]:
+    """In fp32 every row of a model can share it, since each edit is undone to the bit; else the edited layers differ."""
+    edited = json.dumps(layers) if setup.dtype != "float32" else "null"
+    return _load_one(model, edited, setup.device, setup.dtype)
+
+
+@lru_cache(maxsize=1)  # one model in memory at a time
+def _load_one(model: str, layers: str, device: str, dtype: str) -> tuple[Any, Any]:
+    return load_model(model, device=device, dtype=dtype, layers=json.loads(layers))
 
 
 @cache
@@ -174,7 +187,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"no meta-tuned checkpoint {metaft_model!r}: make one with propmeta-edit meta-train and name it by --metaft-model"
         )
-    setup = Setup(options.model, metaft_model, resolve_device(options.device), options.seed)
+    setup = Setup(options.model, metaft_model, resolve_device(options.device), options.dtype, options.seed)
     specs = make_specs(names, setup, options.hparams or Path(options.model).name)
     failures = run_methods(specs, datasets, rows, limit=options.limit, seed=options.seed, versions=versions)
     print(write_tables(summarise(rows.rows), options.output, NOTES))

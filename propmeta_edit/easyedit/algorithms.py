@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import random
-import sys
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -57,14 +56,17 @@ def load_rome_hparams(path: str | Path, device: str) -> Any:
     return ROMEHyperParams(**values)
 
 
-def reset_context_templates(seed: int) -> None:
-    """Forget ROME's and MEMIT's cached random openings and seed the generators that draw new ones.
+def make_rome_contexts(model: Any, tokenizer: Any, hparams: Any, seed: int) -> None:
+    """Draw ROME's random openings for this model, seeded, so that no edit's time holds it.
 
-    EasyEdit keeps them in module globals, not per model, so that without this one model would be edited with another's.
+    EasyEdit keeps them in a module global, not per model: without this one model would be edited with another's.
     """
+    load_easyedit()
+    from easyeditor.models.rome import rome_main
+
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
-    for module in ("easyeditor.models.rome.rome_main", "easyeditor.models.memit.memit_main"):
-        if module in sys.modules:
-            sys.modules[module].CONTEXT_TEMPLATES_CACHE = None  # type: ignore[attr-defined]
+    rome_main.CONTEXT_TEMPLATES_CACHE = None
+    with redirect_stdout(io.StringIO()):
+        rome_main.get_context_templates(model, tokenizer, hparams.context_template_length_params)

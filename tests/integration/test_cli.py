@@ -145,7 +145,7 @@ def run_table2(*arguments, cwd):
     ("arguments", "message"),
     [
         (["--model", "smollm9", "--methods", "unedited"], "unknown model 'smollm9'"),
-        (["--methods", "GRACE"], "unknown methods GRACE; choose from unedited, in-context, FT, MetaFT, ROME"),
+        (["--methods", "GRACE"], "unknown methods GRACE; choose from unedited, in-context, FT, ROME, MetaFT"),
         (["--datasets", "cre-xyz"], "unknown data set 'cre-xyz'"),
         (["--datasets", "mquake-subset"], "does not come with the package"),
         (["--limit", "0"], "--limit must be 1 or more"),
