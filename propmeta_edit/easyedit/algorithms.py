@@ -68,5 +68,9 @@ def make_rome_contexts(model: Any, tokenizer: Any, hparams: Any, seed: int) -> N
     numpy.random.seed(seed)
     torch.manual_seed(seed)
     rome_main.CONTEXT_TEMPLATES_CACHE = None
-    with redirect_stdout(io.StringIO()):
-        rome_main.get_context_templates(model, tokenizer, hparams.context_template_length_params)
+    padding_side, tokenizer.padding_side = tokenizer.padding_side, "right"
+    try:
+        with redirect_stdout(io.StringIO()):
+            rome_main.get_context_templates(model, tokenizer, hparams.context_template_length_params)
+    finally:
+        tokenizer.padding_side = padding_side
