@@ -18,11 +18,12 @@ from typing import Any
 import torch
 import transformers
 
+import propmeta_edit
 from propmeta_edit.cli import run_or_exit
-from propmeta_edit.config import read_yaml
+from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
-from propmeta_edit.easyedit.algorithms import find_algorithm, load_rome_hparams, make_rome_contexts
+from propmeta_edit.easyedit.algorithms import find_algorithm, make_rome_contexts, make_rome_hparams
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
@@ -32,10 +33,10 @@ from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import DataSet, Method, MethodSpec, run_methods
 from propmeta_edit.evaluation.tables import summarise, write_tables
 from propmeta_edit.files import sha256_of_file, sha256_of_json
-from propmeta_edit.models.artefacts import RECIPES, resolve_model_folder
+from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device
-from propmeta_edit.models.loading import DTYPES, load_model, model_sha256
-from propmeta_edit.recipes import ensure_world, hparams_file
+from propmeta_edit.models.loading import DTYPES, load_model, model_sha256, read_checkpoint_card
+from propmeta_edit.recipes import ensure_world, has_hparams, hparams_file
 
 METHODS = ("unedited", "in-context", "FT", "ROME", "MetaFT")  # the base's rows together: it is loaded once
 WORLD_FILES = {
@@ -52,7 +53,7 @@ LOADERS: dict[str, Callable[..., list[Any]]] = {
 NOTES = [
     "accuracy: an accepted answer occurs in ten greedy tokens after `Question: ...\\nAnswer: The answer is`.",
     "efficacy: the edited fact itself occurs in ten greedy tokens after its prompt.",
-    "s / edit: the edit call alone; loading, evaluation, restoring and (MetaFT) the one-time meta-training are outside.",
+    "s / edit: the edit call alone; loading, one warm-up edit, evaluation, restoring and the one-time meta-training are outside.",
     "FT is the inner loop on the base that was not meta-trained.",
     "cre-* without a file are facts generated offline in CRE's format, not the CRE release.",
 ]
@@ -72,8 +73,10 @@ class Setup:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="base model: bundled name, folder or hub id (default %(default)s)")
-    parser.add_argument("--metaft-model", help="its meta-tuned checkpoint (default: <model>-metaft, or the one in the MetaFT YAML)")
-    parser.add_argument("--hparams", help="name of the YAML in hparams/<method>/ (default: the model's name)")
+    parser.add_argument("--metaft-model", help="its meta-tuned checkpoint (default: <model>-metaft)")
+    parser.add_argument(
+        "--hparams", help="name of the YAML in hparams/<method>/ (default: the model's name; else as the checkpoint was trained)"
+    )
     parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated rows (default %(default)s)")
     parser.add_argument(
         "--datasets",
@@ -94,14 +97,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def load_dataset(item: str, seed: int) -> DataSet:
     """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; a bare file is CRE if it ends in .jsonl and MQuAKE if in .json."""
     name, _, file = item.partition("=")
+    load = LOADERS.get(name)
     if Path(item).is_file():
         path = Path(item)
         known = {file: name for name, file in WORLD_FILES.items()}
         name, load = known.get(path.name, path.stem), load_cre if path.suffix == ".jsonl" else load_mquake
-        return DataSet(name, sha256_of_file(path), load(path, seed=seed) if load is load_cre else load(path))
-    if name not in LOADERS:
+    elif load is None:
         raise DataError(f"unknown data set {name!r}; write an existing FILE, or NAME or NAME=FILE with one of {', '.join(LOADERS)}")
-    if file:
+    elif file:
         path = Path(file)
     elif name in WORLD_FILES:
         path = ensure_world() / WORLD_FILES[name]
@@ -109,7 +112,7 @@ def load_dataset(item: str, seed: int) -> DataSet:
         path = bundled_mquake_path()
     else:
         raise DataError(f"{name} does not come with the package: write {name}=MQuAKE-CF-3k-v2.json with the file you downloaded")
-    cases = LOADERS[name](path, seed=seed) if name in WORLD_FILES else LOADERS[name](path)
+    cases = load(path, seed=seed) if load is load_cre else load(path)
     if not cases:
         raise DataError(f"no case of {name} in it", path)
     return DataSet(name, sha256_of_file(path), cases)
@@ -117,22 +120,20 @@ def load_dataset(item: str, seed: int) -> DataSet:
 
 def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[MethodSpec]:
     """The chosen rows, nothing loaded yet (the models are prepared if they have to be)."""
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise ConfigError(f"unknown methods {', '.join(unknown)}; choose from {', '.join(METHODS)}")
     specs = []
     for name in names:
-        path = hparams_file(name, hparams_name) if name in ("FT", "MetaFT", "ROME") else None
         model = setup.metaft_model if name == "MetaFT" else setup.model
-        settings = {} if path is None else read_yaml(path)
-        settings |= {"model_name": model, "device": setup.device, "dtype": setup.dtype}
+        settings = read_settings(name, setup, hparams_name)
+        identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype}
+        if name == "ROME":
+            identity["easyedit"] = find_form().kind
         specs.append(
             MethodSpec(
                 name=name,
                 model=model,
                 model_sha256=_hash_of(model),
-                hparams_sha256=sha256_of_json(settings),
-                build=partial(build_method, name, path, model, setup),
+                hparams_sha256=sha256_of_json(identity),
+                build=partial(build_method, name, settings, model, setup),
                 dtype=setup.dtype,
                 device=setup.device,
             )
@@ -140,13 +141,39 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
     return specs
 
 
-def build_method(name: str, path: Path | None, model: str, setup: Setup) -> Method:
+def read_settings(name: str, setup: Setup, hparams_name: str) -> dict[str, Any]:
+    """A row's YAML; FT and MetaFT without one edit as the meta-tuned checkpoint says it was trained."""
+    if name not in ("FT", "MetaFT", "ROME"):
+        return {}
+    if name != "ROME" and not has_hparams(name, hparams_name):
+        trained = read_checkpoint_card(resolve_model_folder(setup.metaft_model))["settings"]
+        same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
+        return {**same, "alg_name": "MetaFT", "lr": trained["inner_lr"], "num_steps": trained["num_inner_steps"]}
+    return read_yaml(hparams_file(name, hparams_name))
+
+
+def require_same_base(setup: Setup) -> None:
+    """FT and MetaFT differ by the meta-training alone, so the checkpoint must come from the base of the other rows.
+
+    Raises:
+        ConfigError: it comes from another one.
+    """
+    card = read_checkpoint_card(resolve_model_folder(setup.metaft_model))
+    if card.get("base_sha256") != _hash_of(setup.model):
+        raise ConfigError(
+            f"{setup.metaft_model} was meta-trained from other weights ({card['base_model']}) than {setup.model} has; "
+            "meta-train it anew from this base (a bundled one is rebuilt after removing its folder in the cache)"
+        )
+
+
+def build_method(name: str, settings: dict[str, Any], model: str, setup: Setup) -> Method:
     """Load what a row needs; the tensors it will edit are fp32 whatever the rest is."""
     if name in ("FT", "MetaFT"):
-        hparams = MetaFTHyperParams.from_hparams(str(path))
+        values = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype}
+        hparams = build_config(MetaFTHyperParams, values, f"the settings of {name}")
         return Editing(*_loaded(model, hparams.layers, setup), apply_metaft_to_model, hparams)
     if name == "ROME":
-        hparams = load_rome_hparams(path, setup.device)
+        hparams = make_rome_hparams({**settings, "model_name": model, "device": setup.device})
         loaded = _loaded(model, hparams.layers, setup)
         make_rome_contexts(*loaded, hparams, setup.seed)
         return Editing(*loaded, find_algorithm("ROME"), hparams, one_by_one=True, padding_side="right")
@@ -166,28 +193,30 @@ def _load_one(model: str, layers: str, device: str, dtype: str) -> tuple[Any, An
 
 @cache
 def _hash_of(model: str) -> str:
-    folder = resolve_model_folder(model)
-    return model_sha256(folder) if Path(folder).is_dir() else f"hub:{folder}"
+    return model_sha256(resolve_model_folder(model))
 
 
 def collect_versions(methods: list[str]) -> dict[str, str]:
     """What a row depends on besides its settings."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {"python": platform.python_version(), "propmeta_edit": propmeta_edit.__version__}
+    versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
     return {**versions, "easyedit": find_form().kind} if "ROME" in methods else versions
 
 
 def run(options: argparse.Namespace) -> int:
     """The whole comparison; returns how many cases failed."""
     names = [name.strip() for name in options.methods.split(",") if name.strip()]
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        raise ConfigError(f"unknown methods {', '.join(unknown) or repr(options.methods)}; choose from {', '.join(METHODS)}")
+    datasets = [load_dataset(item.strip(), options.seed) for item in options.datasets.split(",") if item.strip()]
     rows = RowFile(Path(options.output) / "rows.jsonl")
     versions = collect_versions(names)
-    datasets = [load_dataset(item.strip(), options.seed) for item in options.datasets.split(",") if item.strip()]
-    metaft_model = options.metaft_model or f"{options.model}-metaft"
-    if "MetaFT" in names and metaft_model not in RECIPES and not Path(metaft_model).is_dir():
-        raise ConfigError(
-            f"no meta-tuned checkpoint {metaft_model!r}: make one with propmeta-edit meta-train and name it by --metaft-model"
-        )
+    resolve_model_folder(options.model)
+    metaft_model = options.metaft_model or f"{options.model.rstrip('/')}-metaft"
     setup = Setup(options.model, metaft_model, resolve_device(options.device), options.dtype, options.seed)
+    if "MetaFT" in names:
+        require_same_base(setup)
     specs = make_specs(names, setup, options.hparams or Path(options.model).name)
     failures = run_methods(specs, datasets, rows, limit=options.limit, seed=options.seed, versions=versions)
     print(write_tables(summarise(rows.rows), options.output, NOTES))

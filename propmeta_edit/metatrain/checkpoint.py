@@ -11,7 +11,7 @@ import torch
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.trainer import TaskLosses, history_as_rows
-from propmeta_edit.models.loading import CHECKPOINT_CARD, DTYPES, load_model, model_sha256
+from propmeta_edit.models.loading import CHECKPOINT_CARD, DTYPES, load_model, model_sha256, read_checkpoint_card, save_model
 
 
 def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str, Any], history: Sequence[TaskLosses]) -> None:
@@ -22,8 +22,7 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str,
     Args:
         card: at least ``base_model``, ``trained_tensors`` and ``settings``.
     """
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_model(model, tokenizer, folder)
     full_card = {**card, "model_sha256": model_sha256(folder)}
     (folder / CHECKPOINT_CARD).write_text(json.dumps(full_card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "losses.json").write_text(json.dumps(history_as_rows(history), indent=0) + "\n", encoding="utf-8")
@@ -69,10 +68,7 @@ def export_checkpoint(source: str, destination: Path, dtype: str) -> dict[str, f
     if destination.exists():
         raise ModelError(f"{destination} exists; choose another folder")
     folder = Path(resolve_model_folder(source))
-    card_file = folder / CHECKPOINT_CARD
-    if not card_file.is_file():
-        raise ModelError(f"{folder} is not a meta-tuned checkpoint: it has no {CHECKPOINT_CARD}")
-    card = json.loads(card_file.read_text(encoding="utf-8"))
+    card = read_checkpoint_card(folder)
     model, tokenizer = load_model(str(folder))
     trained = {name: p.detach().clone() for name, p in model.named_parameters() if name in set(card["trained_tensors"])}
     model.to(DTYPES[dtype])

@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from propmeta_edit.errors import ModelError
+from propmeta_edit.files import sha256_of_json
 
 # Recipes are named by string, since they live in rooms above this one.
 RECIPES = {
@@ -59,7 +60,9 @@ def build_whole(folder: Path, build: Callable[[Path], None]) -> None:
     Two processes that want the same folder take turns; the second finds it there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(folder.name + ".lock")):
+    locks = cache_home() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{sha256_of_json(str(folder.resolve()))[:16]}.lock"):
         if folder.exists():
             return
         for left_by_a_killed_build in folder.parent.glob(folder.name + ".partial-*"):
@@ -76,8 +79,8 @@ def build_whole(folder: Path, build: Callable[[Path], None]) -> None:
 def resolve_model_folder(name_or_path: str) -> str:
     """A model name as users write it to what transformers loads.
 
-    In this order: an existing folder; a bundled name (built on first use); a hub id ``owner/name``, which transformers takes from
-    its own cache or downloads.
+    In this order: an existing folder; a bundled name (built on first use); a hub id ``owner/name``, taken from the hub's cache
+    folder or downloaded into it (not with ``HF_HUB_OFFLINE=1``).
 
     Raises:
         ModelError: none of these.
@@ -90,8 +93,18 @@ def resolve_model_folder(name_or_path: str) -> str:
         return str(ensure_artefact(name_or_path))
     is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
     if is_hub_id:
-        return name_or_path
+        return _fetch_from_hub(name_or_path)
     raise ModelError(
         f"unknown model {name_or_path!r}: it is no folder and no bundled model ({', '.join(RECIPES)}); "
         "a model of the hub is written owner/name"
     )
+
+
+def _fetch_from_hub(name: str) -> str:
+    """A local folder always, so that hashes and stored dtypes can be read from the files; pickled weights stay where they are."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return str(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]))
+    except Exception as error:  # the hub's errors have no common base
+        raise ModelError(f"cannot get {name!r} from the hub: {error}") from error

@@ -22,6 +22,10 @@ def resolve_device(device: str | int | None = "auto") -> str:
         parsed = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device must be auto, cpu, mps, cuda or cuda:N, got {device!r}") from error
+    if parsed.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device must be auto, cpu, mps, cuda or cuda:N, got {device!r}")
+    if parsed.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device {device!r}: this machine has no MPS; use auto or cpu")
     if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     return name

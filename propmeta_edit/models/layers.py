@@ -101,19 +101,27 @@ def num_parameters(parameters: dict[str, nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters.values())
 
 
-def cast_around(module: Any) -> None:
-    """Let one projection compute in its own dtype inside a model of another one.
+class CastingLinear(nn.Linear):
+    """A linear layer that computes in its weight's dtype: inputs are cast to it, outputs back to the inputs'."""
 
-    Inputs are cast to the weight's dtype and outputs back to the input's, so that an fp32 layer works between bf16 layers.
-    Calling it again on the same module changes nothing.
-    """
-    if getattr(module, "_casts_around", False):
-        return
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs.to(self.weight.dtype)).to(inputs.dtype)
 
-    def forward_in_own_dtype(inputs: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = original_forward(inputs.to(module.weight.dtype))
+
+class CastingConv1D(Conv1D):  # type: ignore[misc]
+    """The same for GPT-2's projections."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = super().forward(inputs.to(self.weight.dtype))
         return output.to(inputs.dtype)
 
-    original_forward = module.forward
-    module.forward = forward_in_own_dtype
-    module._casts_around = True
+
+def cast_around(module: nn.Module) -> None:
+    """Let one projection compute in its own dtype inside a model of another one, so that an fp32 layer works between bf16 layers.
+
+    The module changes its class, not its identity: copies of the model cast around their own weights.
+    """
+    if isinstance(module, Conv1D):
+        module.__class__ = CastingConv1D
+    elif isinstance(module, nn.Linear):
+        module.__class__ = CastingLinear

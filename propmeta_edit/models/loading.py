@@ -8,7 +8,7 @@ checkpoint names the tensors that meta-training moved; they are read in fp32 too
 from __future__ import annotations
 
 import json
-import logging
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.layers import cast_around, get_architecture, select_parameters
 
-LOG = logging.getLogger(__name__)
 CHECKPOINT_CARD = "metaft.json"
+HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|^lm_head\.weight$")  # buffers of old files, tied heads
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -65,7 +65,7 @@ def load_model(
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a damaged folder makes transformers raise almost anything
         raise ModelError(f"cannot load a model from {name_or_path!r}: {error}") from error
     _check_weights_fit(name_or_path, model, report)
     names = set(select_parameters(model, layers, modules)) | set(_trained_tensor_names(folder))
@@ -84,7 +84,8 @@ def prepare_tokenizer(tokenizer: Any) -> None:
 
 def _check_weights_fit(name: str, model: Any, report: dict[str, Any]) -> None:
     get_architecture(model.config.model_type)
-    wrong = {kind: sorted(map(str, report.get(kind) or ()))[:3] for kind in ("missing_keys", "mismatched_keys")}
+    kinds = ("missing_keys", "mismatched_keys", "unexpected_keys")
+    wrong = {kind: sorted(str(k) for k in report.get(kind) or () if not HARMLESS.search(str(k)))[:3] for kind in kinds}
     if any(wrong.values()):
         raise ModelError(
             f"the weights in {name!r} are not those of its config.json (a {model.config.model_type} model of "
@@ -94,37 +95,77 @@ def _check_weights_fit(name: str, model: Any, report: dict[str, Any]) -> None:
 
 def _trained_tensor_names(folder: str) -> list[str]:
     card = Path(folder) / CHECKPOINT_CARD
-    return list(json.loads(card.read_text())["trained_tensors"]) if card.is_file() else []
+    return list(read_checkpoint_card(folder)["trained_tensors"]) if card.is_file() else []
 
 
-def keep_in_fp32(model: nn.Module, folder: str, names: Iterable[str]) -> None:
+def read_checkpoint_card(folder: str | Path) -> dict[str, Any]:
+    """What ``metaft.json`` says of a meta-tuned checkpoint.
+
+    Raises:
+        ModelError: there is none, or it is damaged.
+    """
+    path = Path(folder) / CHECKPOINT_CARD
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder} is not a meta-tuned checkpoint: it has no {CHECKPOINT_CARD}") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if (
+        not isinstance(card, dict)
+        or not isinstance(card.get("trained_tensors"), list)
+        or not isinstance(card.get("settings"), dict)
+    ):
+        raise ModelError(f"{path} is damaged: it must hold trained_tensors and settings; make the checkpoint anew")
+    return card
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write weights (each tensor in the dtype it has) and tokenizer.
+
+    Raises:
+        ModelError: they cannot be written, for instance because the disk is full.
+    """
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot write the model to {folder}: {error}") from error
+
+
+def keep_in_fp32(model: Any, folder: str, names: Iterable[str]) -> None:
     """Put the named tensors of a half-precision model into fp32, with the values the checkpoint holds, and cast around them.
 
-    Each tensor's fp32 values are read from the safetensors files where ``folder`` is local; a hub model in half precision has
-    no more than what was loaded.
+    Raises:
+        ModelError: a named tensor is not in the folder's safetensors files.
     """
     names = set(names)
-    stored = _read_tensors(Path(folder), names) if Path(folder).is_dir() else {}
+    stored = _read_tensors(Path(folder), names, model.base_model_prefix)
     for module_name, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{leaf}"
             if name in names:
-                values = stored.get(name, parameter.detach())
-                setattr(module, leaf, nn.Parameter(values.float().to(parameter.device), requires_grad=parameter.requires_grad))
+                setattr(
+                    module, leaf, nn.Parameter(stored[name].float().to(parameter.device), requires_grad=parameter.requires_grad)
+                )
                 cast_around(module)
 
 
-def _read_tensors(folder: Path, names: set[str]) -> dict[str, torch.Tensor]:
+def _read_tensors(folder: Path, names: set[str], prefix: str) -> dict[str, torch.Tensor]:
+    """Tensors by their name in the model; some files leave the base model's prefix out."""
     from safetensors import safe_open
 
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
-            for name in names.intersection(reader.keys()):
-                tensors[name] = reader.get_tensor(name)
+            keys = set(reader.keys())
+            for name in names:
+                for key in (name, name.removeprefix(prefix + ".")):
+                    if key in keys:
+                        tensors[name] = reader.get_tensor(key)
     missing = names - tensors.keys()
     if missing:
-        LOG.warning("%d edited tensors are not in %s by name and stay as loaded, e.g. %s", len(missing), folder, min(missing))
+        raise ModelError(f"{len(missing)} tensors to edit are not in the safetensors files of {folder}, e.g. {min(missing)}")
     return tensors
 
 

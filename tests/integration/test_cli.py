@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -125,6 +126,30 @@ def test_unknown_artefact_and_unknown_verb(capsys):
     assert caught.value.code == 2
 
 
+def test_files_that_cannot_be_written_whole(base, tmp_path):
+    """The real writer, stopped by a limit on file sizes as a full disk would stop it."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+    limited += "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limited += "from propmeta_edit.cli import main; sys.exit(main(sys.argv[1:]))"
+    data = ["--model", str(base), "--data", str(tmp_path / "train.jsonl"), "--output", str(tmp_path / "out"), "--num_tasks", "1"]
+    command = [sys.executable, "-c", limited, "meta-train", *data, "--layers", "[1]", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 2 and "cannot write the model" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out.partial*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("model: x\n  lr: [\n", "line 2: broken YAML"), ("- a\n", "must hold a mapping"), (None, "no such settings file")],
+)
+def test_a_broken_config_is_named_with_its_line(tmp_path, capsys, text, message):
+    if text is not None:
+        (tmp_path / "c.yaml").write_text(text)
+    assert main(["meta-train", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "c.yaml" in error
+
+
 @pytest.mark.parametrize("verb", [[], ["prepare"], ["meta-train"], ["export"]])
 def test_help_teaches(verb, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -136,9 +161,23 @@ def test_help_teaches(verb, capsys):
         assert "Eq. 2" in text and "--num_inner_steps" in text
 
 
-def run_table2(*arguments, cwd):
-    command = [sys.executable, str(ROOT / "benchmarks" / "run_table2.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+@pytest.fixture
+def run_table2(tmp_path, monkeypatch, capsys):
+    """The benchmark's own entry point, in an empty folder; (exit code, what it said on stderr)."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module("run_table2")
+
+    def run(*arguments):
+        module._load_one.cache_clear()
+        module._hash_of.cache_clear()
+        try:
+            code = module.main(list(arguments))
+        except SystemExit as stopped:
+            code = stopped.code
+        return code, capsys.readouterr().err
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -149,31 +188,36 @@ def run_table2(*arguments, cwd):
         (["--datasets", "cre-xyz"], "unknown data set 'cre-xyz'"),
         (["--datasets", "mquake-subset"], "does not come with the package"),
         (["--limit", "0"], "--limit must be 1 or more"),
+        (["--methods", ","], "unknown methods ','"),
     ],
 )
-def test_table2_refuses_with_2(tmp_path, arguments, message):
-    done = run_table2(*arguments, cwd=tmp_path)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+def test_table2_refuses_with_2(run_table2, arguments, message):
+    code, error = run_table2(*arguments)
+    assert code == 2 and message in error and "Traceback" not in error
 
 
-def test_missing_easyedit_is_said_before_anything_runs(tmp_path, monkeypatch):
+def test_missing_easyedit_is_said_before_anything_runs(run_table2, tmp_path, monkeypatch):
     monkeypatch.setenv("EASYEDIT_HOME", str(tmp_path))
-    done = run_table2("--methods", "ROME", cwd=tmp_path)
-    assert done.returncode == 2 and "there is no package easyeditor/ in it" in done.stderr and "Traceback" not in done.stderr
+    code, error = run_table2("--methods", "ROME")
+    assert code == 2 and "there is no package easyeditor/ in it" in error
 
 
-def test_table2_on_a_tiny_model_end_to_end(base, tmp_path):
+def test_table2_on_a_tiny_model_end_to_end(run_table2, base, tmp_path):
     """Unedited, in context, FT and MetaFT rows; then a larger limit continues; the weights' hash is the same in every row."""
     assert meta_train(base, tmp_path) == 0
-    arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--hparams", "smollm2-135m", "--device", "cpu"]
-    arguments += ["--methods", "unedited,in-context", "--datasets", f"cre-id={tmp_path / 'train.jsonl'},mquake-4hop"]
-    for limit, expected in (("2", 8), ("3", 12)):
-        done = run_table2(*arguments, "--limit", limit, "--output", "results", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--device", "cpu"]
+    arguments += ["--methods", "unedited,in-context,FT,MetaFT", "--datasets", f"cre-id={tmp_path / 'train.jsonl'},mquake-4hop"]
+    for limit, expected in (("2", 16), ("3", 24)):
+        code, error = run_table2(*arguments, "--limit", limit, "--output", "results")
+        assert code == 0, error
         rows = [json.loads(line) for line in (tmp_path / "results" / "rows.jsonl").read_text().splitlines()]
-        assert len(rows) == expected and len({row["model_sha256"] for row in rows}) == 1
+        assert len(rows) == expected and len({row["model_sha256"] for row in rows}) == 2
         assert not any(row["error"] for row in rows)
+    other = tmp_path / "other-base"
+    tiny.make_model("llama", dtype=torch.float32, seed=1).save_pretrained(other)
+    code, error = run_table2(*["--model", str(other), *arguments[2:]], "--output", "other")
+    assert code == 2 and "was meta-trained from other weights" in error
     table = json.loads((tmp_path / "results" / "table.json").read_text())
     assert {(entry["method"], entry["dataset"], entry["n"]) for entry in table} == {
-        (method, data, 3) for method in ("unedited", "in-context") for data in ("cre-id", "mquake-4hop")
+        (method, data, 3) for method in ("unedited", "in-context", "FT", "MetaFT") for data in ("cre-id", "mquake-4hop")
     }

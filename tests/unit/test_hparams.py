@@ -76,7 +76,8 @@ def test_model_name_unpacks_to_the_model(family, tokenizer, tmp_path):
     assert model.config.model_type == family and tok.padding_side == "left"
     assert hparams.model_name.lower() == family
     assert json.loads(json.dumps(hparams.to_dict()))["model_name"] == str(folder)
-    assert copy.deepcopy(hparams) == hparams
+    copied = copy.deepcopy(hparams)
+    assert copied == hparams and copied.model_name.hparams is copied
 
 
 @pytest.mark.parametrize("path", sorted(HPARAMS.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -68,6 +70,10 @@ def test_fp32_projection_inside_a_bf16_model_computes_in_fp32():
     linear = torch.nn.Linear(8, 4)
     cast_around(linear)
     cast_around(linear)
+    copied = copy.deepcopy(linear)
+    torch.nn.init.zeros_(copied.weight)
+    torch.nn.init.zeros_(copied.bias)
+    assert copied(torch.ones(1, 8)).abs().sum() == 0, "a copy computes with its own weights"
     x = torch.randn(3, 8).bfloat16()
     expected = (x.float() @ linear.weight.T + linear.bias).bfloat16()
     assert torch.equal(linear(x), expected) and linear(x).dtype == torch.bfloat16
