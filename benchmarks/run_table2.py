@@ -84,6 +84,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"comma-separated, each NAME, FILE or NAME=FILE; names: {', '.join(LOADERS)} (default %(default)s)",
     )
     parser.add_argument("--limit", type=int, help="cases per data set (default: all); a larger one continues a smaller one")
+    parser.add_argument(
+        "--limits", default="", help="other numbers for single methods, e.g. ROME=8, since it is slow (comma-separated)"
+    )
     parser.add_argument("--output", default="results/table2", help="folder for rows.jsonl and the tables (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES), help="of the frozen rest (default %(default)s)")
@@ -91,6 +94,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.limit is not None and options.limit < 1:
         parser.error(f"--limit must be 1 or more, got {options.limit}")
+    try:
+        options.limits = {item.split("=")[0].strip(): int(item.split("=")[1]) for item in options.limits.split(",") if item.strip()}
+    except (IndexError, ValueError):
+        parser.error(f"--limits must be METHOD=NUMBER,..., got {options.limits!r}")
+    if set(options.limits) - set(METHODS):
+        parser.error(f"--limits names methods that are not among {', '.join(METHODS)}: {options.limits}")
     return options
 
 
@@ -218,7 +227,7 @@ def run(options: argparse.Namespace) -> int:
     if "MetaFT" in names:
         require_same_base(setup)
     specs = make_specs(names, setup, options.hparams or Path(options.model).name)
-    failures = run_methods(specs, datasets, rows, limit=options.limit, seed=options.seed, versions=versions)
+    failures = run_methods(specs, datasets, rows, limit=options.limit, limits=options.limits, seed=options.seed, versions=versions)
     print(write_tables(summarise(rows.rows), options.output, NOTES))
     if failures:
         print(f"{failures} cases failed; their tracebacks are in {rows.path}", file=sys.stderr)

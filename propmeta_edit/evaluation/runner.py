@@ -78,10 +78,15 @@ def run_methods(
     rows: RowFile,
     *,
     limit: int | None,
+    limits: Mapping[str, int] | None = None,
     seed: int,
     versions: Mapping[str, str],
 ) -> int:
     """Run what is not in ``rows`` yet; a case that raises is recorded with its traceback and the run goes on.
+
+    Args:
+        limit: cases per data set, the first of a seeded shuffle; None for all.
+        limits: other numbers for single methods, e.g. fewer for slow ones; they too get the first of the same shuffle.
 
     Returns:
         How many of the chosen cases failed, in this run or an earlier one.
@@ -89,14 +94,17 @@ def run_methods(
     Raises:
         DataError: ``rows`` holds cases made with other settings, or two data sets have one name (before anything runs).
     """
-    chosen = {data.name: choose_cases(data.cases, limit, seed) for data in datasets}
-    if len(chosen) < len(datasets):
+    if len({data.name for data in datasets}) < len(datasets):
         raise DataError(f"data sets must have different names, got {', '.join(data.name for data in datasets)}")
     for method in methods:
         for data in datasets:
             settings = (method.model_sha256, data.sha256, method.hparams_sha256, seed, PROTOCOL)
             rows.require_same_settings(method.name, data.name, settings)
+    asked: set[tuple[str, str, str]] = set()
     for method in methods:
+        own_limit = (limits or {}).get(method.name, limit)
+        chosen = {data.name: choose_cases(data.cases, own_limit, seed) for data in datasets}
+        asked |= {(method.name, data.name, case.case_id) for data in datasets for case in chosen[data.name]}
         left = {data.name: _unfinished(chosen[data.name], rows.finished(method.name, data.name)) for data in datasets}
         if not any(left.values()):
             continue
@@ -104,7 +112,6 @@ def run_methods(
         for data in datasets:
             for case in tqdm(left[data.name], desc=f"{method.name} on {data.name}", unit="case"):
                 rows.append(_run_case(method, built, data, case, seed, versions))
-    asked = {(method.name, data.name, case.case_id) for method in methods for data in datasets for case in chosen[data.name]}
     return sum(row.error is not None and row.key in asked for row in rows.rows)
 
 

@@ -188,6 +188,8 @@ def run_table2(tmp_path, monkeypatch, capsys):
         (["--datasets", "cre-xyz"], "unknown data set 'cre-xyz'"),
         (["--datasets", "mquake-subset"], "does not come with the package"),
         (["--limit", "0"], "--limit must be 1 or more"),
+        (["--limits", "ROME"], "--limits must be METHOD=NUMBER,..., got 'ROME'"),
+        (["--limits", "GRACE=1"], "--limits names methods that are not among"),
         (["--methods", ","], "unknown methods ','"),
     ],
 )

@@ -94,6 +94,13 @@ def test_a_larger_limit_continues_a_smaller_one(tmp_path):
     assert len(method.asked) == 2
 
 
+def test_a_slow_method_can_have_fewer_cases(tmp_path):
+    methods = {name: Spoken() for name in ("MetaFT", "ROME")}
+    specs = [make_spec(method, name=name) for name, method in methods.items()]
+    run_methods(specs, [DATA], RowFile(tmp_path / "rows.jsonl"), limit=4, limits={"ROME": 2}, seed=0, versions={})
+    assert len(methods["MetaFT"].asked) == 4 and methods["ROME"].asked == methods["MetaFT"].asked[:2]
+
+
 def test_other_settings_are_not_mixed_in(tmp_path):
     run(tmp_path / "rows.jsonl", Spoken(), limit=2)
     method = Spoken()
