@@ -41,7 +41,7 @@ table2: setup
 
 # A small real run: every row, a few cases.
 table2-smoke: setup
-	@$(BIN)/python benchmarks/run_table2.py --limit 2 --limits ROME=1 --output results/smoke
+	@$(BIN)/python benchmarks/run_table2.py --datasets cre-id --limit 2 --limits ROME=1 --output results/smoke
 
 test: setup
 	@$(BIN)/python -m pytest -m "not gpu and not long"
