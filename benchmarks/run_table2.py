@@ -228,7 +228,8 @@ def run(options: argparse.Namespace) -> int:
         require_same_base(setup)
     specs = make_specs(names, setup, options.hparams or Path(options.model).name)
     failures = run_methods(specs, datasets, rows, limit=options.limit, limits=options.limits, seed=options.seed, versions=versions)
-    print(write_tables(summarise(rows.rows), options.output, NOTES))
+    in_order = sorted(rows.rows, key=lambda row: METHODS.index(row.method))
+    print(write_tables(summarise(in_order), options.output, NOTES))
     if failures:
         print(f"{failures} cases failed; their tracebacks are in {rows.path}", file=sys.stderr)
     return failures
