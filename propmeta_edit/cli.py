@@ -42,7 +42,7 @@ def _meta_train_parser() -> ArgumentParser:
         "Settings come from --config; any of them can be given on the command line as well and then wins."
     )
     parser.add_argument("--config", action="config", help="a YAML file, e.g. hparams/MetaTrain/smollm2-135m.yaml")
-    parser.add_argument("--output", type=str, required=True, help="folder for the checkpoint; must not exist yet")
+    parser.add_argument("--output", type=str, help="new folder for the checkpoint (default: checkpoints/<model>-metaft)")
     parser.add_class_arguments(MetaTrainConfig)
     return parser
 
@@ -69,11 +69,11 @@ def _run_meta_train(options: Namespace) -> None:
     from propmeta_edit.models.artefacts import build_whole
     from propmeta_edit.recipes import run_meta_training
 
-    output = Path(options.output)
-    if output.exists():
-        raise ModelError(f"{output} exists; choose another --output, or remove it")
     names = [field.name for field in dataclasses.fields(MetaTrainConfig)]
     config = build_config(MetaTrainConfig, {name: options[name] for name in names}, "meta-train")
+    output = Path(options.output or f"checkpoints/{Path(config.model).name}-metaft")
+    if output.exists():
+        raise ModelError(f"{output} exists; choose another --output, or remove it")
     build_whole(output, lambda folder: run_meta_training(config, folder))
     print(f"wrote {output}", flush=True)
 

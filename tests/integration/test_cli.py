@@ -94,6 +94,14 @@ def test_a_broken_line_is_named(base, tmp_path, capsys):
     assert "train.jsonl, line 4" in capsys.readouterr().err
 
 
+def test_output_has_a_default(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = ["--model", str(base), "--data", str(tmp_path / "train.jsonl"), "--num_tasks", "1"]
+    assert main(["meta-train", *data, "--layers", "[1]", "--device", "cpu"]) == 0
+    assert (tmp_path / "checkpoints" / "base-metaft" / "metaft.json").is_file()
+    assert "wrote checkpoints/base-metaft" in capsys.readouterr().out
+
+
 def test_existing_output_is_not_touched(base, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
