@@ -20,7 +20,7 @@ PORTABILITY = {"two_hop": {"prompt": ["The currency is"] * 3, "ground_truth": ["
 
 def write_hparams(family, folder):
     path = Path(f"{family}.yaml")
-    path.write_text(f"alg_name: MetaFT\nmodel_name: {folder}\ndevice: cpu\nlayers: [1]\nlr: 5e-2\nnum_steps: 15\n")
+    path.write_text(f"alg_name: MetaFT\nmodel_name: {folder}\ndevice: cpu\nlayers: [1]\nlr: 2e-2\nnum_steps: 40\n")
     return path
 
 
