@@ -20,13 +20,16 @@ PORTABILITY = {"two_hop": {"prompt": ["The currency is"] * 3, "ground_truth": ["
 
 def write_hparams(family, folder):
     path = Path(f"{family}.yaml")
-    path.write_text(f"alg_name: MetaFT\nmodel_name: {folder}\ndevice: cpu\nlayers: [1]\nlr: 2e-2\nnum_steps: 40\n")
+    path.write_text(f"alg_name: MetaFT\nmodel_name: {folder}\ndevice: cpu\nlayers: [1]\nlr: 2e-2\nnum_steps: 60\n")
     return path
 
 
 def try_family(family):
     folder = f"t5-{family}-plain"
-    tiny.make_model(family, dtype=torch.float32).save_pretrained(folder)
+    model = tiny.make_model(family, dtype=torch.float32)
+    with torch.no_grad():  # behind its last norm a random head of this size could not prefer any token clearly
+        model.get_output_embeddings().weight.mul_(8)
+    model.save_pretrained(folder)
     tokenizer = tiny.make_tokenizer()
     tokenizer.save_pretrained(folder)
     hparams = propmeta_edit.MetaFTHyperParams.from_hparams(str(write_hparams(family, folder)))
