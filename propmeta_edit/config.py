@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 
 from propmeta_edit.errors import ConfigError
 
@@ -60,12 +60,6 @@ def build_config(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         raise ConfigError(f"{source}: {_readable(str(error))}") from error
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-
-
-def build_config_from_namespace(cls: type[T], namespace: Namespace, source: str) -> T:
-    """The same from parsed command-line values."""
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    return build_config(cls, {key: value for key, value in vars(namespace).items() if key in known}, source)
 
 
 def _readable(message: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import resources
@@ -30,7 +29,6 @@ from propmeta_edit.models.loading import load_model, model_sha256, save_model
 from propmeta_edit.records import MetaTask, Question
 from propmeta_edit.text.prompts import format_question
 
-LOG = logging.getLogger(__name__)
 WORLD = "world"  # the value of `data` that means: the facts generated offline
 WORLD_SEED = 0
 WORLD_VERSION = 1  # raise it when the generator's output changes, so that cached worlds are made anew
@@ -87,7 +85,7 @@ def compute_single_hop_accuracy(model: Any, tokenizer: Any, questions: Sequence[
 
 
 def build_smollm2(folder: Path) -> None:
-    """SmolLM2-135M-Instruct, then the single-hop fine-tuning; four to six minutes on two cores."""
+    """SmolLM2-135M-Instruct, then the single-hop fine-tuning; about eight minutes on two cores."""
     print("preparing smollm2-135m: unpacking the quantised model", flush=True)
     model, tokenizer = load_smollm2_from_gguf()
     model.to(resolve_device())
@@ -135,7 +133,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path) -> None:
         apply_snapshot(dict(model.named_parameters()), trained)
     card = {
         "base_model": config.model,
-        "base_sha256": model_sha256(base_folder) if Path(base_folder).is_dir() else None,
+        "base_sha256": model_sha256(base_folder),
         "trained_tensors": list(trained),
         "num_tasks": len(tasks),
         "tasks_sha256": sha256_of_json([[t.task_id, t.target.prompt, t.target.target_new, t.related.text] for t in tasks]),

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from propmeta_edit.models.devices import resolve_device
-
-__all__ = ["device_string", "resolve_device"]
-
 
 def device_string(device: object) -> str:
     """What the PyPI form means where it writes ``cuda:{device}``: a number is a CUDA device, anything else names itself."""

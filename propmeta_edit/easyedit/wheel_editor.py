@@ -265,15 +265,16 @@ def _add_locality_accuracy(before: Mapping[str, Any], after: Mapping[str, Any]) 
 
 
 def _restore(model: Any, weights: Any) -> None:
+    """Undo an edit: some of EasyEdit's algorithms return a function for it, the others the values of before."""
     import torch
 
-    with torch.no_grad():
-        if callable(weights):
+    from propmeta_edit.finetune.weights import apply_snapshot
+
+    if callable(weights):
+        with torch.no_grad():
             weights()
-            return
-        parameters = dict(model.named_parameters())
-        for name, value in weights.items():
-            parameters[name].copy_(value)
+    else:
+        apply_snapshot(dict(model.named_parameters()), weights)
 
 
 def _make_requests(

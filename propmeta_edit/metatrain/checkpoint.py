@@ -11,6 +11,7 @@ import torch
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.trainer import TaskLosses, history_as_rows
+from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
 from propmeta_edit.models.loading import CHECKPOINT_CARD, DTYPES, load_model, model_sha256, read_checkpoint_card, save_model
 
 
@@ -63,8 +64,6 @@ def export_checkpoint(source: str, destination: Path, dtype: str) -> dict[str, f
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
-
     if destination.exists():
         raise ModelError(f"{destination} exists; choose another folder")
     folder = Path(resolve_model_folder(source))

@@ -171,7 +171,6 @@ def _read_tensors(folder: Path, names: set[str], prefix: str) -> dict[str, torch
 
 def model_sha256(folder: str | Path) -> str:
     """One hash over the safetensors files of a model folder, names and contents."""
-
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise ModelError(f"no safetensors files in {folder}")

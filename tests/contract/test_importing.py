@@ -10,9 +10,10 @@ import sys
 import pytest
 
 from propmeta_edit.easyedit import find_form, install, load_easyedit
-from propmeta_edit.easyedit.devices import device_string, resolve_device
+from propmeta_edit.easyedit.devices import device_string
 from propmeta_edit.easyedit.importing import DEVICE_FUNCTION, EasyEditFinder, _DeviceStrings
 from propmeta_edit.errors import ConfigError, EasyEditError
+from propmeta_edit.models.devices import resolve_device
 
 
 def _files(form):
