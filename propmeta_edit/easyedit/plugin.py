@@ -48,7 +48,7 @@ def apply_metaft_to_model(
         model = deepcopy(model)
     parameters = select_parameters(model, hparams.layers, hparams.modules)
     _require_full_precision(parameters)
-    target = [batch.to(model.device) for batch in encode_requests(tok, edits, hparams.batch_size)]
+    target = [batch.to(model.device) for batch in encode_requests(tok, [edits], hparams.batch_size)]
     original = snapshot(parameters)
     try:
         with only_trainable(model, parameters):

@@ -49,13 +49,18 @@ def apply_inner_loop(
     parameters: Mapping[str, nn.Parameter],
     target: Sequence[EncodedBatch],
     settings: InnerLoopSettings,
+    num_edits: int = 1,
 ) -> list[torch.Tensor]:
     """Move ``parameters`` in place from θ to θ_τ (Eq. 2); call it under ``only_trainable``.
 
     One new optimiser serves the whole call: K passes over the batches of ``target``, one update a batch.
 
+    Args:
+        parameters: the model's own, or the stacked copies of ``num_edits`` independent edits (``finetune.stacking``).
+        target: the facts; with several edits, each batch holds as many texts of every edit, those of an edit side by side.
+
     Returns:
-        The loss before each update, as detached scalars (reading them is left to the caller: it waits for the device).
+        The loss of each edit before each update, [N], detached (reading them is left to the caller: it waits for the device).
     """
     optimizer = torch.optim.AdamW(
         list(parameters.values()),
@@ -63,12 +68,13 @@ def apply_inner_loop(
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
         weight_decay=settings.weight_decay,
+        fused=True,
     )
     losses = []
     for _ in range(settings.num_inner_steps):
         for batch in target:
-            loss = compute_answer_loss(model, batch, settings.loss_reduction)
-            set_gradients(parameters, torch.autograd.grad(loss, list(parameters.values())))
+            loss = compute_answer_loss(model, batch, settings.loss_reduction, num_edits)
+            set_gradients(parameters, torch.autograd.grad(loss.sum(), list(parameters.values())))
             optimizer.step()
             losses.append(loss.detach())
     set_gradients(parameters, [None] * len(parameters))
@@ -78,4 +84,7 @@ def apply_inner_loop(
 def set_gradients(parameters: Mapping[str, nn.Parameter], gradients: Sequence[torch.Tensor | None]) -> None:
     """Hand gradients to an optimiser, or take them away with None."""
     for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+        if gradient is not None and gradient.stride() != parameter.stride():
+            # torch's fused optimisers walk memory and would pair numbers wrongly.
+            gradient = torch.empty_like(parameter).copy_(gradient)
         parameter.grad = gradient

@@ -2,42 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from propmeta_edit.text.encoding import IGNORED, EncodedBatch
 
 
-def compute_answer_loss(model: nn.Module, batch: EncodedBatch, reduction: str = "mean") -> torch.Tensor:
-    """``L = -(1/m) Σ_j log p(o_j | c, o_<j)``, averaged over the batch.
+def compute_answer_loss(model: Any, batch: EncodedBatch, reduction: str = "mean", num_edits: int = 1) -> torch.Tensor:
+    """``L = -(1/m) Σ_j log p(o_j | c, o_<j)``, averaged over the texts of an edit.
 
     Args:
         model: a causal language model of transformers; run in the mode it is in.
-        batch: B texts with labels on their answer tokens, on the model's device.
-        reduction: over the m answer tokens of a text, ``mean`` or ``sum``; over texts always the mean.
+        batch: N·B texts with labels on their answer tokens, on the model's device; the B texts of an edit are neighbours.
+        reduction: over the m answer tokens of a text, ``mean`` or ``sum``; over the texts of an edit always the mean.
+        num_edits: N, how many edits the batch holds (``finetune.stacking``); they do not see each other.
 
     Returns:
-        Scalar in nats, fp32 or the logits' dtype if that is wider.
+        [N] in nats, fp32 or the logits' dtype if that is wider.
     """
-    positions = torch.arange(batch.first_label - 1, batch.labels.shape[1] - 1, device=batch.labels.device)
-    logits = model(
+    labels = batch.labels[:, 1:]
+    is_scored = labels != IGNORED
+    hidden = model.base_model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask if batch.is_padded else None,
         position_ids=batch.position_ids,
         use_cache=False,
-        logits_to_keep=positions,
-    ).logits
-    return reduce_answer_tokens(logits, batch.labels[:, batch.first_label :], reduction)
-
-
-def reduce_answer_tokens(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """Cross-entropy of aligned logits [B, T, V] and labels [B, T], per text over its tokens, then the mean over texts."""
+    ).last_hidden_state
+    logits = model.get_output_embeddings()(hidden[:, :-1][is_scored])  # the head only where an answer token is predicted
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    token_nll = F.cross_entropy(wide.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-    per_text = token_nll.sum(dim=1)
-    if reduction == "mean":
-        per_text = per_text / (labels != IGNORED).sum(dim=1)
-    elif reduction != "sum":
+    token_nll = F.cross_entropy(wide, labels[is_scored], reduction="none")
+    return reduce_answer_tokens(token_nll, is_scored, reduction).view(num_edits, -1).mean(dim=1)
+
+
+def reduce_answer_tokens(token_nll: torch.Tensor, is_scored: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+    """One number a text from the losses of all answer tokens.
+
+    Args:
+        token_nll: one loss for each True of ``is_scored``, in its order.
+        is_scored: [B, T], which tokens of which text are the answer's.
+        reduction: ``mean`` or ``sum`` over a text's answer tokens.
+    """
+    if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    return per_text.mean()
+    text_of_token = is_scored.nonzero()[:, 0]
+    per_text = token_nll.new_zeros(len(is_scored)).index_add(0, text_of_token, token_nll)
+    return per_text / is_scored.sum(dim=1) if reduction == "mean" else per_text

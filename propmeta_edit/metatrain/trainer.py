@@ -16,10 +16,10 @@ from tqdm import tqdm
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.metatrain.fomaml import TaskGradient, apply_outer_step, compute_task_gradient
+from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.records import MetaTask
-from propmeta_edit.text.encoding import encode_question, encode_requests
+from propmeta_edit.text.encoding import encode_questions, encode_requests
 
 LOG = logging.getLogger(__name__)
 SMOOTHING = 0.98  # of the losses on the progress bar
@@ -54,38 +54,36 @@ def meta_train(model: Any, tokenizer: Any, tasks: Sequence[MetaTask], config: Me
     LOG.info("training %d tensors, %.2f M numbers", len(parameters), num_parameters(parameters) / 1e6)
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=config.outer_lr, weight_decay=config.weight_decay)
     history: list[TaskLosses] = []
-    pending: list[TaskGradient] = []
     bar = tqdm(total=len(tasks), desc="meta-training", unit="task", smoothing=0.05)
     with only_trainable(model, parameters), bar:
-        for number, task in enumerate(tasks, start=1):
-            gradient = _task_gradient(model, tokenizer, parameters, task, config)
-            pending.append(gradient)
-            if len(pending) == config.tasks_per_step or number == len(tasks):
-                apply_outer_step(optimizer, parameters, pending)
-                pending = []
-            history.append(_read_losses(task, gradient))
+        for start in range(0, len(tasks), config.tasks_per_step):
+            step_tasks = tasks[start : start + config.tasks_per_step]
+            gradients = _task_gradients(model, tokenizer, parameters, step_tasks, config)
+            apply_outer_step(optimizer, parameters, [gradients])
+            history += _read_losses(step_tasks, gradients)
             bar.set_postfix(_smoothed(history))
-            bar.update()
+            bar.update(len(step_tasks))
     return history
 
 
-def _task_gradient(
-    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], task: MetaTask, config: MetaTrainConfig
-) -> TaskGradient:
-    target = [batch.to(model.device) for batch in encode_requests(tokenizer, [task.target])]
-    related = encode_question(tokenizer, task.related, config.template).to(model.device)
-    return compute_task_gradient(model, parameters, target, related, config.inner)
+def _task_gradients(
+    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], tasks: Sequence[MetaTask], config: MetaTrainConfig
+) -> TaskGradients:
+    target = [batch.to(model.device) for batch in encode_requests(tokenizer, [[task.target] for task in tasks])]
+    related = encode_questions(tokenizer, [task.related for task in tasks], config.template).to(model.device)
+    return compute_task_gradients(model, parameters, target, related, config.inner, len(tasks))
 
 
-def _read_losses(task: MetaTask, gradient: TaskGradient) -> TaskLosses:
-    target = None if gradient.target_loss is None else float(gradient.target_loss)
-    related = float(gradient.related_loss)
-    if not math.isfinite(related) or not math.isfinite(target or 0.0):
-        raise ModelError(
-            f"task {task.task_id} ({task.target.prompt!r} -> {task.target.target_new!r}) gave target loss {target} and related "
-            f"loss {related}; lower inner_lr or outer_lr, and keep the trained tensors in fp32"
-        )
-    return TaskLosses(task.task_id, target, related)
+def _read_losses(tasks: Sequence[MetaTask], gradients: TaskGradients) -> list[TaskLosses]:
+    related = gradients.related_losses.tolist()
+    target = [None] * len(tasks) if gradients.target_losses is None else gradients.target_losses.tolist()
+    for task, target_loss, related_loss in zip(tasks, target, related, strict=True):
+        if not math.isfinite(related_loss) or not math.isfinite(target_loss or 0.0):
+            raise ModelError(
+                f"task {task.task_id} ({task.target.prompt!r} -> {task.target.target_new!r}) gave target loss {target_loss} and "
+                f"related loss {related_loss}; lower inner_lr or outer_lr, and keep the trained tensors in fp32"
+            )
+    return [TaskLosses(task.task_id, *losses) for task, *losses in zip(tasks, target, related, strict=True)]
 
 
 def _smoothed(history: Sequence[TaskLosses]) -> dict[str, str]:

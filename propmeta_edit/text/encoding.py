@@ -6,7 +6,7 @@ together and the boundary is found by character offsets, since beginning-of-sequ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +28,6 @@ class EncodedBatch:
         attention_mask: [B, T], int64; 0 on padding.
         position_ids: [B, T], int64; counted from each text's first real token.
         labels: [B, T], int64; the token itself on answer tokens, ``IGNORED`` elsewhere.
-        first_label: smallest position that has a label in any row; logits before ``first_label - 1`` are never needed.
         is_padded: whether any row holds padding.
     """
 
@@ -36,7 +35,6 @@ class EncodedBatch:
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
     labels: torch.Tensor
-    first_label: int
     is_padded: bool
 
     def to(self, device: torch.device | str) -> EncodedBatch:
@@ -98,29 +96,36 @@ def collate(tokenizer: Any, encoded: Sequence[tuple[list[int], list[int]]], padd
             )
         )
     input_ids, attention_mask, label_ids = (torch.tensor(column) for column in zip(*rows, strict=True))
-    has_label = (label_ids != IGNORED).any(dim=0)
     return EncodedBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
         labels=label_ids,
-        first_label=int(has_label.nonzero()[0]),
         is_padded=bool((attention_mask == 0).any()),
     )
 
 
-def encode_requests(tokenizer: Any, requests: Sequence[EditRequest], batch_size: int = 1) -> list[EncodedBatch]:
-    """Target facts for the inner loop, in chunks of ``batch_size`` in the order given."""
-    encoded = [encode_answer(tokenizer, request.prompt, request.target_new) for request in requests]
-    return [collate(tokenizer, chunk) for chunk in _chunks(encoded, batch_size)]
+def encode_requests(tokenizer: Any, edits: Sequence[Sequence[EditRequest]], batch_size: int = 1) -> list[EncodedBatch]:
+    """Target facts for the inner loop, for one edit or for several independent ones side by side.
+
+    Args:
+        edits: for each edit its facts, in the order they are learned; as many for every edit.
+        batch_size: facts of an edit in one update.
+
+    Returns:
+        One batch an update: the first ``batch_size`` facts of the first edit, then those of the second, and so on.
+
+    Raises:
+        RequestError: edits of different length.
+    """
+    if len({len(requests) for requests in edits}) != 1:
+        raise RequestError(f"edits side by side need equally many facts, got {sorted({len(requests) for requests in edits})}")
+    encoded = [[encode_answer(tokenizer, request.prompt, request.target_new) for request in requests] for requests in edits]
+    starts = range(0, len(encoded[0]), batch_size)
+    return [collate(tokenizer, [text for texts in encoded for text in texts[start : start + batch_size]]) for start in starts]
 
 
-def encode_question(tokenizer: Any, question: Question, template: str = "qa") -> EncodedBatch:
-    """A related question with its first accepted answer, for the outer loop."""
-    prompt = format_question(question.text, template)
-    return collate(tokenizer, [encode_answer(tokenizer, prompt, question.answers[0])])
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def encode_questions(tokenizer: Any, questions: Sequence[Question], template: str = "qa") -> EncodedBatch:
+    """Related questions with their first accepted answers, for the outer loop."""
+    texts = [encode_answer(tokenizer, format_question(question.text, template), question.answers[0]) for question in questions]
+    return collate(tokenizer, texts)

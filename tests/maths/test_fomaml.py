@@ -12,11 +12,11 @@ from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loo
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.metatrain.fomaml import TaskGradient, apply_outer_step, compute_task_gradient
+from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
 from propmeta_edit.metatrain.trainer import meta_train
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest, MetaTask, Question
-from propmeta_edit.text.encoding import encode_question, encode_requests
+from propmeta_edit.text.encoding import encode_questions, encode_requests
 
 REQUEST = EditRequest("Smith Innovation PLC was founded in", "Greece", "Smith Innovation PLC")
 QUESTION = Question("What is the currency of the country that Smith Innovation PLC was founded in?", ("euro",))
@@ -26,7 +26,7 @@ QUESTION = Question("What is the currency of the country that Smith Innovation P
 def setting(family, tokenizer):
     model = tiny.make_model(family)
     parameters = select_parameters(model, [1])
-    return model, parameters, encode_requests(tokenizer, [REQUEST]), encode_question(tokenizer, QUESTION)
+    return model, parameters, encode_requests(tokenizer, [[REQUEST]]), encode_questions(tokenizer, [QUESTION])
 
 
 def adamw_by_hand(value, gradients, lr, decay, beta1=0.9, beta2=0.999, eps=1e-8):
@@ -69,23 +69,47 @@ def test_task_gradient_is_the_plain_gradient_at_the_adapted_weights(setting):
     settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=2)
     before = snapshot(parameters)
     with only_trainable(model, parameters):
-        task = compute_task_gradient(model, parameters, target, related, settings)
-        assert all(torch.equal(p.data, before[name]) for name, p in parameters.items()), "θ must be back, to the bit"
+        task = compute_task_gradients(model, parameters, target, related, settings)
+        assert all(torch.equal(p.data, before[name]) for name, p in parameters.items()), "θ must not be written, to the bit"
         at_theta = torch.autograd.grad(compute_answer_loss(model, related), list(parameters.values()))
         apply_inner_loop(model, parameters, target, settings)
         at_theta_tau = torch.autograd.grad(compute_answer_loss(model, related), list(parameters.values()))
     for got, expected, other in zip(task.gradients, at_theta_tau, at_theta, strict=True):
-        assert torch.equal(got, expected)
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
         assert not torch.allclose(got, other, rtol=1e-3)
+
+
+def test_many_tasks_at_once_are_the_single_tasks(family, tokenizer):
+    """Three tasks of different length with separate adapted weights: the same losses and the same sum of gradients."""
+    model = tiny.make_model(family)
+    parameters = select_parameters(model, [0, 1])
+    requests = [REQUEST, EditRequest("Ann Lee is a citizen of", "Peru"), EditRequest("The capital of France is", "Paris in Greece")]
+    questions = [QUESTION, Question("What does Ann Lee speak?", ("Spanish",)), Question("Where?", ("Lima in Peru",))]
+    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=3)
+    with only_trainable(model, parameters):
+        single = [
+            compute_task_gradients(
+                model, parameters, encode_requests(tokenizer, [[r]]), encode_questions(tokenizer, [q]), settings
+            )
+            for r, q in zip(requests, questions, strict=True)
+        ]
+        target, related = encode_requests(tokenizer, [[r] for r in requests]), encode_questions(tokenizer, questions)
+        together = compute_task_gradients(model, parameters, target, related, settings, num_tasks=3)
+    torch.testing.assert_close(together.related_losses, torch.cat([s.related_losses for s in single]), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(together.target_losses, torch.cat([s.target_losses for s in single]), rtol=1e-6, atol=1e-7)
+    for number, name in enumerate(parameters):
+        expected = sum(s.gradients[number] for s in single)
+        torch.testing.assert_close(together.gradients[number], expected, rtol=1e-5, atol=1e-7, msg=name)
 
 
 @pytest.mark.parametrize("settings", [InnerLoopSettings(num_inner_steps=0), InnerLoopSettings(inner_lr=0.0, num_inner_steps=4)])
 def test_without_inner_learning_the_gradient_is_the_ordinary_one(setting, settings):
     model, parameters, target, related = setting
     with only_trainable(model, parameters):
-        task = compute_task_gradient(model, parameters, target, related, settings)
+        task = compute_task_gradients(model, parameters, target, related, settings)
         ordinary = torch.autograd.grad(compute_answer_loss(model, related), list(parameters.values()))
-    assert all(torch.equal(a, b) for a, b in zip(task.gradients, ordinary, strict=True))
+    for got, expected in zip(task.gradients, ordinary, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_loss_gradient_agrees_with_central_differences(setting):
@@ -108,33 +132,39 @@ def test_loss_gradient_agrees_with_central_differences(setting):
 
 
 class Quadratic(torch.nn.Module):
-    """L_target = a/2 (w - t)², L_related = b/2 (w - r)²; what the loss functions are replaced by below."""
+    """One weight w, behind a projection as the stacking wants it."""
 
     def __init__(self):
         super().__init__()
-        self.w = torch.nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
+        self.projection = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        self.projection.weight.data.fill_(3.0)
 
 
 def test_first_order_and_not_second_order_on_a_quadratic(monkeypatch):
-    """K SGD steps on a quadratic have an exact answer; exact MAML would carry the factor (1 - αa)^K, FOMAML must not."""
-    a, t, b, r, alpha, k = 0.7, 1.0, 1.3, -2.0, 0.1, 4
+    """K SGD steps on a quadratic have an exact answer; exact MAML would carry the factor (1 - αa)^K, FOMAML must not.
+
+    L_target = a/2 (w - t)² and L_related = b/2 (w - r)² for two tasks with different t and r at once.
+    """
+    a, targets, b, relateds, alpha, k = 0.7, (1.0, -4.0), 1.3, (-2.0, 0.5), 0.1, 4
     model = Quadratic()
 
-    def loss(model, batch, reduction="mean"):
-        scale, centre = batch
-        return 0.5 * scale * (model.w - centre).square().sum()
+    def loss(model, batch, reduction="mean", num_edits=1):
+        scale, centres = batch
+        w = model.projection(torch.ones(num_edits, 1, dtype=torch.float64)).flatten()
+        return 0.5 * scale * (w - torch.tensor(centres)).square()
 
     class PlainSgd(torch.optim.SGD):
-        def __init__(self, params, lr, betas, eps, weight_decay):
+        def __init__(self, params, lr, betas, eps, weight_decay, fused):
             super().__init__(params, lr=lr)
 
     monkeypatch.setattr("propmeta_edit.finetune.inner_loop.compute_answer_loss", loss)
     monkeypatch.setattr("propmeta_edit.metatrain.fomaml.compute_answer_loss", loss)
     monkeypatch.setattr(torch.optim, "AdamW", PlainSgd)
     settings = InnerLoopSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
-    task = compute_task_gradient(model, {"w": model.w}, [(a, t)], (b, r), settings)
-    adapted = t + (1 - alpha * a) ** k * (3.0 - t)
-    first_order = b * (adapted - r)
+    parameters = {"projection.weight": model.projection.weight}
+    task = compute_task_gradients(model, parameters, [(a, targets)], (b, relateds), settings, num_tasks=2)
+    adapted = [t + (1 - alpha * a) ** k * (3.0 - t) for t in targets]
+    first_order = sum(b * (w - r) for w, r in zip(adapted, relateds, strict=True))
     assert task.gradients[0].item() == pytest.approx(first_order, rel=1e-12)
     assert task.gradients[0].item() != pytest.approx(first_order * (1 - alpha * a) ** k, rel=1e-3)
 
@@ -143,37 +173,35 @@ def test_outer_step_is_adamw_on_the_mean_task_gradient():
     parameter = torch.nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
     gradients = [torch.tensor([0.3, -0.1], dtype=torch.float64), torch.tensor([-0.5, 0.7], dtype=torch.float64)]
     optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.01)
-    zero = torch.zeros(())
-    apply_outer_step(optimizer, {"p": parameter}, [TaskGradient((g,), zero, zero) for g in gradients])
+    zero = torch.zeros(1)
+    apply_outer_step(optimizer, {"p": parameter}, [TaskGradients((g,), zero, zero) for g in gradients])
     expected = adamw_by_hand(torch.tensor([0.5, -1.5], dtype=torch.float64), [sum(gradients) / 2], 0.1, 0.01)
     torch.testing.assert_close(parameter.data, expected, rtol=1e-12, atol=0)
     assert parameter.grad is None
 
 
-def test_meta_training_and_editing_share_one_inner_loop(family, tokenizer):
+def test_meta_training_and_editing_share_one_inner_loop(family, tokenizer, monkeypatch):
     """The editor's weights equal those at which the meta-trainer takes its outer gradient, tensor for tensor."""
-    model = tiny.make_model(family, dtype=torch.float32)
+    model = tiny.make_model(family)
     parameters = select_parameters(model, [1])
     before = snapshot(parameters)
     config = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.01, num_inner_steps=4, outer_lr=0.0)
     seen = {}
-    related_ids = encode_question(tokenizer, QUESTION).input_ids
 
-    def record(module, args, kwargs):
-        if kwargs["input_ids"].shape == related_ids.shape and torch.equal(kwargs["input_ids"], related_ids):
-            seen.update(snapshot(parameters))
+    def record(model, adapted, *arguments):
+        losses = apply_inner_loop(model, adapted, *arguments)
+        seen.update(snapshot(adapted))
+        return losses
 
-    handle = model.register_forward_pre_hook(record, with_kwargs=True)
+    monkeypatch.setattr("propmeta_edit.metatrain.fomaml.apply_inner_loop", record)
     meta_train(model, tokenizer, [MetaTask("t", REQUEST, QUESTION)], config)
-    handle.remove()
-    for name, p in parameters.items():
-        p.data.copy_(before[name])
+    assert all(torch.equal(p.data, before[name]) for name, p in parameters.items())
     hparams = MetaFTHyperParams(model_name="tiny", device="cpu", layers=[1], lr=0.01, num_steps=4)
     request = {"prompt": REQUEST.prompt, "target_new": REQUEST.target_new, "subject": REQUEST.subject}
     edited, original = apply_metaft_to_model(model, tokenizer, [request], hparams, return_orig_weights=True)
     assert edited is model and seen.keys() == parameters.keys()
     for name, p in parameters.items():
-        assert torch.equal(p.data, seen[name]), name
+        torch.testing.assert_close(p.data, seen[name][0], rtol=1e-9, atol=1e-9, msg=name)
         assert torch.equal(original[name], before[name]) and not torch.equal(p.data, before[name])
 
 

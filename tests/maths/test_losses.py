@@ -14,21 +14,14 @@ from propmeta_edit.text.encoding import IGNORED, collate, encode_answer
 TEXTS = [("Ann Lee is a citizen of", "Peru"), ("The capital of France is", "Paris in Greece"), ("Lima", "Spanish")]
 
 
-def test_uniform_logits_give_log_v():
-    labels = torch.tensor([[IGNORED, 3, 1], [2, IGNORED, IGNORED]])
-    loss = reduce_answer_tokens(torch.zeros(2, 3, 7, dtype=torch.float64), labels)
-    assert loss.item() == pytest.approx(math.log(7), rel=1e-12)
-
-
 def test_mean_and_sum_by_hand():
     """Two texts with one and two answer tokens whose probabilities are written down."""
-    p = torch.tensor([[[0.5, 0.5], [0.9, 0.1]], [[0.2, 0.8], [0.25, 0.75]]], dtype=torch.float64)
-    labels = torch.tensor([[IGNORED, 1], [0, 1]])
-    nll = [[-math.log(0.1)], [-math.log(0.2), -math.log(0.75)]]
-    assert reduce_answer_tokens(p.log(), labels).item() == pytest.approx((nll[0][0] + sum(nll[1]) / 2) / 2, rel=1e-12)
-    assert reduce_answer_tokens(p.log(), labels, "sum").item() == pytest.approx((nll[0][0] + sum(nll[1])) / 2, rel=1e-12)
+    is_scored = torch.tensor([[False, True, False], [True, False, True]])
+    nll = torch.tensor([-math.log(0.1), -math.log(0.2), -math.log(0.75)], dtype=torch.float64)
+    assert reduce_answer_tokens(nll, is_scored).tolist() == pytest.approx([nll[0].item(), (nll[1] + nll[2]).item() / 2], rel=1e-12)
+    assert reduce_answer_tokens(nll, is_scored, "sum").tolist() == pytest.approx([nll[0].item(), (nll[1] + nll[2]).item()])
     with pytest.raises(ValueError, match="median"):
-        reduce_answer_tokens(p.log(), labels, "median")
+        reduce_answer_tokens(nll, is_scored, "median")
 
 
 def test_loss_equals_the_obvious_one(family, tokenizer):
@@ -52,3 +45,12 @@ def test_batch_mean_is_mean_of_singles_under_either_padding(family, tokenizer, s
         singles = [compute_answer_loss(model, collate(tokenizer, [one])).item() for one in encoded]
         together = compute_answer_loss(model, collate(tokenizer, encoded, side)).item()
     assert together == pytest.approx(sum(singles) / 3, rel=1e-9)
+
+
+def test_each_edit_has_the_mean_over_its_own_texts(tokenizer):
+    model = tiny.make_model("llama")
+    encoded = [encode_answer(tokenizer, *text) for text in (*TEXTS, TEXTS[0])]
+    with torch.no_grad():
+        singles = [compute_answer_loss(model, collate(tokenizer, [one])).item() for one in encoded]
+        loss = compute_answer_loss(model, collate(tokenizer, encoded), num_edits=2)
+    assert loss.tolist() == pytest.approx([sum(singles[:2]) / 2, sum(singles[2:]) / 2], rel=1e-9)

@@ -57,9 +57,19 @@ def test_empty_answer_and_empty_context_are_refused(tokenizer):
 
 def test_batches_keep_order_and_size(tokenizer):
     requests = [EditRequest(f"Ann {i} is", "Greek") for i in range(5)]
-    batches = encode_requests(tokenizer, requests, batch_size=2)
+    batches = encode_requests(tokenizer, [requests], batch_size=2)
     assert [len(batch.input_ids) for batch in batches] == [2, 2, 1]
     assert "Ann 2 is" in tokenizer.decode(batches[1].input_ids[0])
+
+
+def test_edits_side_by_side_keep_their_facts_together(tokenizer):
+    edits = [[EditRequest(f"{name} {i} is", "Greek") for i in range(3)] for name in ("Ann", "Bob")]
+    batches = encode_requests(tokenizer, edits, batch_size=2)
+    texts = [[tokenizer.decode(row, skip_special_tokens=True) for row in batch.input_ids] for batch in batches]
+    assert texts[0] == ["Ann 0 is Greek", "Ann 1 is Greek", "Bob 0 is Greek", "Bob 1 is Greek"]
+    assert texts[1] == ["Ann 2 is Greek", "Bob 2 is Greek"]
+    with pytest.raises(RequestError, match=r"equally many facts, got \[1, 3\]"):
+        encode_requests(tokenizer, [edits[0], edits[1][:1]])
 
 
 def test_position_ids_start_at_the_first_real_token(tokenizer):

@@ -69,18 +69,19 @@ def test_the_same_edit_in_any_shape_of_request(model, tokenizer, hparams):
 
 
 def test_several_facts_get_k_passes_with_one_optimiser(model, tokenizer, hparams):
-    """Against the obvious loop with torch's optimiser, fact after fact, pass after pass."""
+    """Against the obvious loop with torch's optimiser, fact after fact, pass after pass (in float64: a key bias has no gradient but rounding)."""
+    model = model.double()
     edited, _ = apply_metaft_to_model(model, tokenizer, [REQUEST, OTHER], hparams, copy=True)
     parameters = select_parameters(model, [1])
     edits = [EditRequest(r["prompt"], r["target_new"]) for r in (REQUEST, OTHER)]
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.01, weight_decay=0.01)
     for _ in range(5):
-        for batch in encode_requests(tokenizer, edits):
+        for batch in encode_requests(tokenizer, [edits]):
             optimizer.zero_grad()
             compute_answer_loss(model, batch).backward()
             optimizer.step()
     for name, value in select_parameters(edited, [1]).items():
-        torch.testing.assert_close(value.data, parameters[name].data, rtol=1e-4, atol=1e-6)  # fp32, ten steps
+        torch.testing.assert_close(value.data, parameters[name].data, rtol=1e-7, atol=1e-9)
 
 
 def test_a_failure_in_the_middle_puts_the_weights_back(model, tokenizer, hparams, monkeypatch):

@@ -1,0 +1,64 @@
+"""Edits side by side: the same weights and answers as one after another, and nothing left behind."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from propmeta_edit.evaluation.generation import generate_greedily
+from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.many_edits import many_edits
+from propmeta_edit.finetune.stacking import stacked_weights
+from propmeta_edit.finetune.weights import only_trainable, restored_on_exit
+from propmeta_edit.models.layers import cast_around, select_parameters
+from propmeta_edit.records import EditRequest
+from propmeta_edit.text.encoding import encode_requests
+
+EDITS = [
+    [EditRequest("Smith Innovation PLC was founded in", "Greece"), EditRequest("Ann Lee speaks", "Spanish")],
+    [EditRequest("Ann Lee is a citizen of", "Peru"), EditRequest("The capital of France is", "Paris in Greece")],
+    [EditRequest("Lima is", "Spanish"), EditRequest("Greece uses", "euro")],
+]
+PROMPTS = ["Question: What is the currency of the country? Answer: The answer is", "Ann Lee is"]
+SETTINGS = InnerLoopSettings(inner_lr=0.05, num_inner_steps=3)
+
+
+def test_edits_at_once_answer_as_one_by_one(family, tokenizer):
+    model = tiny.make_model(family)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    parameters = select_parameters(model, [1])
+    unedited = generate_greedily(model, tokenizer, PROMPTS)
+    one_by_one = []
+    for edits in EDITS:
+        with restored_on_exit(parameters):
+            with only_trainable(model, parameters):
+                apply_inner_loop(model, parameters, encode_requests(tokenizer, [edits]), SETTINGS)
+            one_by_one += generate_greedily(model, tokenizer, PROMPTS)
+    with many_edits(model, tokenizer, EDITS, SETTINGS, layers=[1]):
+        at_once = generate_greedily(model, tokenizer, PROMPTS * len(EDITS))
+    assert at_once == one_by_one and len(set(one_by_one)) > len(PROMPTS), "the edits must differ for this to mean anything"
+    assert generate_greedily(model, tokenizer, PROMPTS) == unedited
+    assert all(torch.equal(before[name], p) and p.requires_grad for name, p in model.named_parameters())
+
+
+def test_a_failure_inside_leaves_the_model_as_it_was(family, tokenizer):
+    model = tiny.make_model(family)
+    before = generate_greedily(model, tokenizer, PROMPTS)
+    with pytest.raises(ValueError, match="mine"), many_edits(model, tokenizer, EDITS, SETTINGS, layers=[0]):
+        raise ValueError("mine")
+    assert generate_greedily(model, tokenizer, PROMPTS) == before
+
+
+def test_stacked_weights_compute_in_their_own_dtype(family):
+    """fp32 copies inside a half-precision model, as the casting projections do it."""
+    model = tiny.make_model(family, dtype=torch.bfloat16)
+    for name, parameter in select_parameters(model, [1]).items():
+        parameter.data = parameter.data.float()
+        cast_around(model.get_submodule(name.rpartition(".")[0]))
+    ids = torch.arange(12).view(3, 4)
+    with torch.no_grad():
+        plain = model(ids).logits
+        with stacked_weights(model, select_parameters(model, [1]), 3) as copies:
+            assert all(copy.dtype == torch.float32 and len(copy) == 3 for copy in copies.values())
+            torch.testing.assert_close(model(ids).logits, plain, rtol=0.02, atol=0.02)
