@@ -7,7 +7,7 @@ loss is summed over edits, one stacked optimiser does what many separate ones wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,41 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from propmeta_edit.models.forwards import replaced_forwards
+
+
+class StackedWeights:
+    """N copies of some projections' parameters.
+
+    Attributes:
+        parameters: by their name in the model, contiguous: biases [N, out], matrices [N, in, out] for every kind of projection,
+            so that neither products nor optimisers have to transpose or copy them.
+    """
+
+    def __init__(self, model: Any, parameters: Mapping[str, nn.Parameter], num_edits: int) -> None:
+        self._is_transposed = {
+            name: name.endswith(".weight") and not isinstance(_projection(model, name), Conv1D) for name in parameters
+        }
+        self.parameters = {
+            name: nn.Parameter(self._oriented(name, value.detach()).expand(num_edits, *[-1] * value.dim()).clone().contiguous())
+            for name, value in parameters.items()
+        }
+
+    def sum_over_edits(self, gradients: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """One tensor a parameter, in the model's own shape, from one stacked tensor each."""
+        return tuple(self._oriented(name, g.sum(dim=0)) for name, g in zip(self.parameters, gradients, strict=True))
+
+    def of_edit(self, number: int) -> dict[str, torch.Tensor]:
+        """The values of one edit, in the model's own shape."""
+        return {name: self._oriented(name, value.detach()[number]) for name, value in self.parameters.items()}
+
+    def _oriented(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Between a parameter's own shape and that of its copies; its own inverse."""
+        return value.T if self._is_transposed[name] else value
+
 
 @contextmanager
-def stacked_weights(model: Any, parameters: Mapping[str, nn.Parameter], num_edits: int) -> Iterator[dict[str, nn.Parameter]]:
+def stacked_weights(model: Any, parameters: Mapping[str, nn.Parameter], num_edits: int) -> Iterator[StackedWeights]:
     """Inside, the model answers row block n of any batch with the n-th copy of ``parameters``.
 
     The parameters themselves are left alone: whatever happens inside, the model outside is what it was, to the bit.
@@ -26,44 +58,27 @@ def stacked_weights(model: Any, parameters: Mapping[str, nn.Parameter], num_edit
         model: every parameter given belongs to one of its projections (``nn.Linear`` or ``Conv1D``).
         parameters: by their name in the model, as ``models.layers.select_parameters`` gives them.
         num_edits: N; batches inside must have a multiple of N rows.
-
-    Yields:
-        Copies by the same names, [N, *shape], with gradients on.
     """
-    copies: dict[str, nn.Parameter] = {}
-    projections: dict[str, dict[str, nn.Parameter]] = {}
-    for name, value in parameters.items():
-        module_name, _, leaf = name.rpartition(".")
-        is_linear_weight = leaf == "weight" and not isinstance(model.get_submodule(module_name), Conv1D)
-        copies[name] = nn.Parameter(_stack(value.detach(), num_edits, is_linear_weight))
-        projections.setdefault(module_name, {})[leaf] = copies[name]
-    modules = [model.get_submodule(name) for name in projections]
-    try:
-        for module, stack in zip(modules, projections.values(), strict=True):
-            module.forward = _stacked_forward(stack["weight"], stack.get("bias"), isinstance(module, Conv1D))
-        yield copies
-    finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)  # the class's own shows again
+    stack = StackedWeights(model, parameters, num_edits)
+    forwards = {
+        _projection(model, name): _stacked_forward(weight, stack.parameters.get(name.removesuffix("weight") + "bias"))
+        for name, weight in stack.parameters.items()
+        if name.endswith(".weight")
+    }
+    with replaced_forwards(forwards):
+        yield stack
 
 
-def _stack(value: torch.Tensor, num_edits: int, in_columns: bool) -> torch.Tensor:
-    """[N, *shape] copies; a matrix that products use transposed lies in memory that way, and so will its gradient."""
-    if not in_columns:
-        return value.expand(num_edits, *value.shape).clone(memory_format=torch.contiguous_format)
-    return _stack(value.T, num_edits, False).transpose(1, 2)
+def _projection(model: Any, parameter_name: str) -> Any:
+    return model.get_submodule(parameter_name.rpartition(".")[0])
 
 
-def _stacked_forward(
-    weight: torch.Tensor, bias: torch.Tensor | None, is_conv1d: bool
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What a projection with weights [N, out, in] (Conv1D: [N, in, out]) does to [N·B, ..., in], in the weights' dtype."""
-    num_edits = weight.shape[0]
+def _stacked_forward(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a projection with weights [N, in, out] does to [N·B, ..., in], in the weights' dtype."""
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
-        rows = inputs.to(weight.dtype).reshape(num_edits, -1, inputs.shape[-1])
-        matrix = weight if is_conv1d else weight.transpose(1, 2)
-        outputs = torch.bmm(rows, matrix) if bias is None else torch.baddbmm(bias[:, None, :], rows, matrix)
+        rows = inputs.to(weight.dtype).reshape(len(weight), -1, inputs.shape[-1])
+        outputs = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias[:, None, :], rows, weight)
         return outputs.reshape(*inputs.shape[:-1], -1).to(inputs.dtype)
 
     return forward

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from propmeta_edit.errors import ModelError
-from propmeta_edit.metatrain.trainer import TaskLosses, history_as_rows
+from propmeta_edit.metatrain.run import Progress
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
 from propmeta_edit.models.loading import CHECKPOINT_CARD, DTYPES, load_model, model_sha256, read_checkpoint_card, save_model
 
+PROGRESS = "progress.json"  # losses and validation, task by task
 
-def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str, Any], history: Sequence[TaskLosses]) -> None:
-    """Write weights (each tensor in the dtype it has), tokenizer, ``metaft.json``, ``losses.json`` and the model card.
+
+def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str, Any], progress: Progress) -> None:
+    """Write weights (each tensor in the dtype it has), tokenizer, ``metaft.json``, ``progress.json`` and the model card.
 
     Call it on a temporary folder that is renamed when whole (``models.artefacts.build_whole``).
 
@@ -26,7 +28,7 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str,
     save_model(model, tokenizer, folder)
     full_card = {**card, "model_sha256": model_sha256(folder)}
     (folder / CHECKPOINT_CARD).write_text(json.dumps(full_card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "losses.json").write_text(json.dumps(history_as_rows(history), indent=0) + "\n", encoding="utf-8")
+    (folder / PROGRESS).write_text(progress.to_json() + "\n", encoding="utf-8")
     (folder / "README.md").write_text(make_model_card(full_card), encoding="utf-8")
 
 
@@ -74,8 +76,8 @@ def export_checkpoint(source: str, destination: Path, dtype: str) -> dict[str, f
     cost = _rounding_cost(trained, dict(model.named_parameters()))
 
     def build(partial: Path) -> None:
-        history = [TaskLosses(**row) for row in json.loads((folder / "losses.json").read_text(encoding="utf-8"))]
-        save_checkpoint(partial, model, tokenizer, {**card, "exported_dtype": dtype, "rounding": cost}, history)
+        progress = Progress.from_json((folder / PROGRESS).read_text(encoding="utf-8"))
+        save_checkpoint(partial, model, tokenizer, {**card, "exported_dtype": dtype, "rounding": cost}, progress)
 
     build_whole(destination, build)
     return cost

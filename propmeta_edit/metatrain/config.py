@@ -22,6 +22,9 @@ class MetaTrainConfig:
         outer_lr: β of Eq. 3.
         weight_decay: AdamW's, in both loops.
         tasks_per_step: tasks whose gradients are averaged into one outer step; 1 is the paper's algorithm.
+        tasks_at_once: how many of them are computed side by side (each takes about five times the trained tensors in fp32);
+            null for all of a step.
+        pairing: matched, or shuffled for the control in which every target has another task's question.
         num_tasks: how many tasks to train on, each once; null for all there are.
         template: the prompt of the related question, qa (the evaluation prompt) or bare.
         loss_reduction: over answer tokens, mean or sum.
@@ -30,6 +33,10 @@ class MetaTrainConfig:
             the device has it in hardware and float32 elsewhere. The trained tensors are fp32 always.
         device: auto, cpu, mps, cuda or cuda:N.
         seed: of the task order and the choice of questions.
+        save_every: tasks between two saves of the state that a killed run continues from.
+        validate_every: tasks between two validations, which also happen before the first task and after the last; null for none.
+        validation_cases: how many cases of each validation split; null for all there are.
+        checkpoint_every: tasks between two kept copies of the trained tensors; null for none.
     """
 
     model: str
@@ -41,6 +48,8 @@ class MetaTrainConfig:
     outer_lr: float = 1e-5
     weight_decay: float = 0.01
     tasks_per_step: int = 1
+    tasks_at_once: int | None = None
+    pairing: str = "matched"
     num_tasks: int | None = None
     template: str = "qa"
     loss_reduction: str = "mean"
@@ -48,14 +57,23 @@ class MetaTrainConfig:
     dtype: str = "float32"
     device: str = "auto"
     seed: int = 0
+    save_every: int = 100
+    validate_every: int | None = None
+    validation_cases: int | None = 100
+    checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
         if self.outer_lr < 0:
             raise ConfigError(f"outer_lr must be 0 or more, got {self.outer_lr}")
-        if self.tasks_per_step < 1:
-            raise ConfigError(f"tasks_per_step must be 1 or more, got {self.tasks_per_step}")
-        if self.num_tasks is not None and self.num_tasks < 1:
-            raise ConfigError(f"num_tasks must be 1 or more, or null for all, got {self.num_tasks}")
+        for name in ("tasks_per_step", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("tasks_at_once", "num_tasks", "validate_every", "validation_cases", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be 1 or more, or null, got {value}")
+        if self.pairing not in ("matched", "shuffled"):
+            raise ConfigError(f"pairing must be matched or shuffled, got {self.pairing!r}")
         _ = self.inner  # refuses values the loop would refuse
 
     @property

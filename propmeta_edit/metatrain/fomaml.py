@@ -47,12 +47,10 @@ def compute_task_gradients(
         related: N related questions with their answers, in the same order.
     """
     with stacked_weights(model, parameters, num_tasks) as adapted:
-        losses = apply_inner_loop(model, adapted, target, inner, num_tasks)  # Eq. 2: θ -> θ_τ
+        losses = apply_inner_loop(model, adapted.parameters, target, inner, num_tasks)  # Eq. 2: θ -> θ_τ
         related_losses = compute_answer_loss(model, related, inner.loss_reduction, num_tasks)
-        gradients = torch.autograd.grad(related_losses.sum(), list(adapted.values()))  # Eq. 4
-    return TaskGradients(
-        tuple(gradient.sum(dim=0) for gradient in gradients), losses[-1] if losses else None, related_losses.detach()
-    )
+        gradients = torch.autograd.grad(related_losses.sum(), list(adapted.parameters.values()))  # Eq. 4
+    return TaskGradients(adapted.sum_over_edits(gradients), losses[-1] if losses else None, related_losses.detach())
 
 
 def apply_outer_step(

@@ -1,12 +1,11 @@
-"""The outer loop over all tasks: one pass, progress shown, losses recorded."""
+"""The outer loop over all tasks: one pass, with progress, validation, checkpoints, and a state to continue from."""
 
 from __future__ import annotations
 
 import logging
 import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +15,9 @@ from tqdm import tqdm
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.curve import draw_learning_curve
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
+from propmeta_edit.metatrain.run import Progress, TaskLosses, TrainingRun
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.records import MetaTask
 from propmeta_edit.text.encoding import encode_questions, encode_requests
@@ -24,59 +25,97 @@ from propmeta_edit.text.encoding import encode_questions, encode_requests
 LOG = logging.getLogger(__name__)
 SMOOTHING = 0.98  # of the losses on the progress bar
 
-
-@dataclass(frozen=True)
-class TaskLosses:
-    """What one task showed: the target loss before the last inner update, and the related loss at θ_τ, in nats a token."""
-
-    task_id: str
-    target_loss: float | None
-    related_loss: float
+Validate = Callable[[], dict[str, float]]  # what the model as it stands scores, by name
 
 
-def order_tasks(tasks: Sequence[MetaTask], seed: int, num_tasks: int | None) -> list[MetaTask]:
-    """Shuffle once with a fixed seed and take the first ``num_tasks``; each is used once."""
+def order_tasks(tasks: Sequence[MetaTask], seed: int, num_tasks: int | None, pairing: str = "matched") -> list[MetaTask]:
+    """Shuffle once with a fixed seed and take the first ``num_tasks``; each is used once.
+
+    With ``pairing`` ``shuffled`` every target gets the question of the task after it: a control that keeps the form and
+    breaks the consequence.
+    """
     shuffled = random.Random(seed).sample(list(tasks), len(tasks))
     if num_tasks is not None and num_tasks > len(shuffled):
         raise ModelError(f"num_tasks is {num_tasks}, but the data has {len(shuffled)} tasks; lower it or generate more")
-    return shuffled[:num_tasks]
+    chosen = shuffled[:num_tasks]
+    if pairing == "matched":
+        return chosen
+    return [MetaTask(t.task_id, t.target, other.related) for t, other in zip(chosen, [*chosen[1:], *chosen[:1]], strict=True)]
 
 
-def meta_train(model: Any, tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> list[TaskLosses]:
+def meta_train(
+    model: Any,
+    tokenizer: Any,
+    tasks: Sequence[MetaTask],
+    config: MetaTrainConfig,
+    run: TrainingRun | None = None,
+    validate: Validate | None = None,
+) -> Progress:
     """Meta-train ``model`` in place (Eq. 1-4): one pass over ``tasks`` in the order given.
 
     Everything outside the chosen layer and modules keeps its bits; flags and mode are as before on return.
+
+    Args:
+        run: where the state is saved every ``config.save_every`` tasks; a state that is there is continued, to the same bits.
+        validate: called on the model after every ``config.validate_every`` tasks, before the first and after the last.
 
     Raises:
         ModelError: a loss that is not finite (the task is named), or a layer outside the model.
     """
     parameters = select_parameters(model, config.layers, config.modules)
-    LOG.info("training %d tensors, %.2f M numbers", len(parameters), num_parameters(parameters) / 1e6)
-    optimizer = torch.optim.AdamW(list(parameters.values()), lr=config.outer_lr, weight_decay=config.weight_decay)
-    history: list[TaskLosses] = []
-    bar = tqdm(total=len(tasks), desc="meta-training", unit="task", smoothing=0.05)
+    LOG.info("training %d tensors, %.2f M numbers, on %d tasks", len(parameters), num_parameters(parameters) / 1e6, len(tasks))
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=config.outer_lr, weight_decay=config.weight_decay, fused=True)
+    progress = run.load(parameters, optimizer) if run else Progress()
+    done = len(progress.losses)
+    bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05)
     with only_trainable(model, parameters), bar:
-        for start in range(0, len(tasks), config.tasks_per_step):
-            step_tasks = tasks[start : start + config.tasks_per_step]
-            gradients = _task_gradients(model, tokenizer, parameters, step_tasks, config)
-            apply_outer_step(optimizer, parameters, [gradients])
-            history += _read_losses(step_tasks, gradients)
-            bar.set_postfix(_smoothed(history))
+        if done == 0 and config.validate_every:
+            _validate(validate, progress)
+        while done < len(tasks):
+            step_tasks = tasks[done : done + config.tasks_per_step]
+            gradients = compute_step_gradients(model, tokenizer, parameters, step_tasks, config)
+            apply_outer_step(optimizer, parameters, gradients)
+            progress.losses += _read_losses(step_tasks, gradients)
+            before, done = done, len(progress.losses)
+            is_last = done == len(tasks)
+            if config.validate_every and (is_last or before // config.validate_every < done // config.validate_every):
+                _validate(validate, progress)
+            if run and config.checkpoint_every and before // config.checkpoint_every < done // config.checkpoint_every:
+                run.write_checkpoint(parameters, done)
+            if run and (is_last or before // config.save_every < done // config.save_every):
+                run.save(parameters, optimizer, progress)
+                draw_learning_curve(progress, run.folder / "learning_curve.png")
+            bar.set_postfix(_smoothed(progress.losses))
             bar.update(len(step_tasks))
-    return history
+    return progress
 
 
-def _task_gradients(
+def compute_step_gradients(
     model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], tasks: Sequence[MetaTask], config: MetaTrainConfig
-) -> TaskGradients:
-    target = [batch.to(model.device) for batch in encode_requests(tokenizer, [[task.target] for task in tasks])]
-    related = encode_questions(tokenizer, [task.related for task in tasks], config.template).to(model.device)
-    return compute_task_gradients(model, parameters, target, related, config.inner, len(tasks))
+) -> list[TaskGradients]:
+    """The gradients of one outer step's tasks, ``config.tasks_at_once`` of them side by side; no weight is changed."""
+    at_once = config.tasks_at_once or len(tasks)
+    gradients = []
+    for start in range(0, len(tasks), at_once):
+        some = tasks[start : start + at_once]
+        target = [batch.to(model.device) for batch in encode_requests(tokenizer, [[task.target] for task in some])]
+        related = encode_questions(tokenizer, [task.related for task in some], config.template).to(model.device)
+        gradients.append(compute_task_gradients(model, parameters, target, related, config.inner, len(some)))
+    return gradients
 
 
-def _read_losses(tasks: Sequence[MetaTask], gradients: TaskGradients) -> list[TaskLosses]:
-    related = gradients.related_losses.tolist()
-    target = [None] * len(tasks) if gradients.target_losses is None else gradients.target_losses.tolist()
+def _validate(validate: Validate | None, progress: Progress) -> None:
+    if validate is None:
+        return
+    scores = validate()
+    progress.validation.append({"num_tasks": len(progress.losses), **scores})
+    LOG.info("after %d tasks: %s", len(progress.losses), ", ".join(f"{name} {100 * v:.1f} %" for name, v in scores.items()))
+
+
+def _read_losses(tasks: Sequence[MetaTask], gradients: Sequence[TaskGradients]) -> list[TaskLosses]:
+    related = torch.cat([some.related_losses for some in gradients]).tolist()
+    seen = [some.target_losses for some in gradients if some.target_losses is not None]
+    target = torch.cat(seen).tolist() if seen else [None] * len(tasks)
     for task, target_loss, related_loss in zip(tasks, target, related, strict=True):
         if not math.isfinite(related_loss) or not math.isfinite(target_loss or 0.0):
             raise ModelError(
@@ -86,16 +125,11 @@ def _read_losses(tasks: Sequence[MetaTask], gradients: TaskGradients) -> list[Ta
     return [TaskLosses(task.task_id, *losses) for task, *losses in zip(tasks, target, related, strict=True)]
 
 
-def _smoothed(history: Sequence[TaskLosses]) -> dict[str, str]:
+def _smoothed(losses: Sequence[TaskLosses]) -> dict[str, str]:
     """Recent losses, later tasks weighing more."""
-    recent = list(history[-200:])
+    recent = list(losses[-200:])
     weights = [SMOOTHING**age for age in range(len(recent))][::-1]
     shown = {"related": sum(w * h.related_loss for w, h in zip(weights, recent, strict=True)) / sum(weights)}
     if recent[-1].target_loss is not None:
         shown["target"] = sum(w * (h.target_loss or 0.0) for w, h in zip(weights, recent, strict=True)) / sum(weights)
     return {name: f"{value:.3f}" for name, value in shown.items()}
-
-
-def history_as_rows(history: Sequence[TaskLosses]) -> list[dict[str, Any]]:
-    """The losses as plain rows, for a table on disk."""
-    return [asdict(losses) for losses in history]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from transformers import LlamaConfig
 
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
@@ -132,12 +133,15 @@ def test_loss_gradient_agrees_with_central_differences(setting):
 
 
 class Quadratic(torch.nn.Module):
-    """One weight w, behind a projection as the stacking wants it."""
+    """One weight w, at the place of a Llama's projection."""
 
     def __init__(self):
         super().__init__()
-        self.projection = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
-        self.projection.weight.data.fill_(3.0)
+        self.config = LlamaConfig()
+        self.model = torch.nn.Module()
+        self.model.layers = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False, dtype=torch.float64))])
+        self.w = self.model.layers[0][0].weight
+        self.w.data.fill_(3.0)
 
 
 def test_first_order_and_not_second_order_on_a_quadratic(monkeypatch):
@@ -150,7 +154,7 @@ def test_first_order_and_not_second_order_on_a_quadratic(monkeypatch):
 
     def loss(model, batch, reduction="mean", num_edits=1):
         scale, centres = batch
-        w = model.projection(torch.ones(num_edits, 1, dtype=torch.float64)).flatten()
+        w = model.model.layers[0](torch.ones(num_edits, 1, dtype=torch.float64)).flatten()
         return 0.5 * scale * (w - torch.tensor(centres)).square()
 
     class PlainSgd(torch.optim.SGD):
@@ -161,7 +165,7 @@ def test_first_order_and_not_second_order_on_a_quadratic(monkeypatch):
     monkeypatch.setattr("propmeta_edit.metatrain.fomaml.compute_answer_loss", loss)
     monkeypatch.setattr(torch.optim, "AdamW", PlainSgd)
     settings = InnerLoopSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
-    parameters = {"projection.weight": model.projection.weight}
+    parameters = {"model.layers.0.0.weight": model.w}
     task = compute_task_gradients(model, parameters, [(a, targets)], (b, relateds), settings, num_tasks=2)
     adapted = [t + (1 - alpha * a) ** k * (3.0 - t) for t in targets]
     first_order = sum(b * (w - r) for w, r in zip(adapted, relateds, strict=True))
@@ -190,7 +194,7 @@ def test_meta_training_and_editing_share_one_inner_loop(family, tokenizer, monke
 
     def record(model, adapted, *arguments):
         losses = apply_inner_loop(model, adapted, *arguments)
-        seen.update(snapshot(adapted))
+        seen.update({name: value[0].T if value.dim() == 3 and family != "gpt2" else value[0] for name, value in adapted.items()})
         return losses
 
     monkeypatch.setattr("propmeta_edit.metatrain.fomaml.apply_inner_loop", record)
@@ -201,7 +205,7 @@ def test_meta_training_and_editing_share_one_inner_loop(family, tokenizer, monke
     edited, original = apply_metaft_to_model(model, tokenizer, [request], hparams, return_orig_weights=True)
     assert edited is model and seen.keys() == parameters.keys()
     for name, p in parameters.items():
-        torch.testing.assert_close(p.data, seen[name][0], rtol=1e-9, atol=1e-9, msg=name)
+        torch.testing.assert_close(p.data, seen[name].data, rtol=1e-9, atol=1e-9, msg=name)
         assert torch.equal(original[name], before[name]) and not torch.equal(p.data, before[name])
 
 
@@ -210,8 +214,8 @@ def test_meta_training_learns_and_leaves_every_other_tensor_alone(family, tokeni
     everything = {name: p.detach().clone() for name, p in model.named_parameters()}
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     config = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.003, num_inner_steps=2, outer_lr=0.01)
-    history = meta_train(model, tokenizer, [MetaTask(f"t{i}", REQUEST, QUESTION) for i in range(12)], config)
-    assert history[-1].related_loss < 0.7 * history[0].related_loss
+    losses = meta_train(model, tokenizer, [MetaTask(f"t{i}", REQUEST, QUESTION) for i in range(12)], config).losses
+    assert losses[-1].related_loss < 0.7 * losses[0].related_loss
     trained = select_parameters(model, [1])
     for name, p in model.named_parameters():
         assert torch.equal(p.data, everything[name]) == (name not in trained), name

@@ -8,7 +8,9 @@ import torch
 
 from propmeta_edit.evaluation.generation import generate_greedily
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.many_edits import many_edits
+from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import only_trainable, restored_on_exit
 from propmeta_edit.models.layers import cast_around, select_parameters
@@ -59,6 +61,27 @@ def test_stacked_weights_compute_in_their_own_dtype(family):
     ids = torch.arange(12).view(3, 4)
     with torch.no_grad():
         plain = model(ids).logits
-        with stacked_weights(model, select_parameters(model, [1]), 3) as copies:
-            assert all(copy.dtype == torch.float32 and len(copy) == 3 for copy in copies.values())
+        with stacked_weights(model, select_parameters(model, [1]), 3) as stack:
+            assert all(copy.dtype == torch.float32 and len(copy) == 3 for copy in stack.parameters.values())
             torch.testing.assert_close(model(ids).logits, plain, rtol=0.02, atol=0.02)
+
+
+def test_states_below_the_edited_layer_stand_for_the_text(family, tokenizer):
+    """With padding in the batch; the loss and its gradient are the whole model's, and the model is whole again afterwards."""
+    model = tiny.make_model(family)
+    parameters = select_parameters(model, [2])
+    [batch, _] = encode_requests(tokenizer, EDITS)
+    assert batch.is_padded
+    with only_trainable(model, parameters):
+        plain = compute_answer_loss(model, batch, num_edits=3)
+        expected = torch.autograd.grad(plain.sum(), list(parameters.values()))
+        prefix = FrozenPrefix(model, parameters)
+        states = prefix.compute_states(batch)
+        assert not states.requires_grad and states.shape[:2] == batch.input_ids.shape
+        with prefix.skipped(states):
+            loss = compute_answer_loss(model, batch, num_edits=3)
+        gradients = torch.autograd.grad(loss.sum(), list(parameters.values()))
+        again = compute_answer_loss(model, batch, num_edits=3)
+    assert torch.equal(loss, plain) and torch.equal(again, plain)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+    assert FrozenPrefix(model, select_parameters(model, [0])).compute_states(batch) is None

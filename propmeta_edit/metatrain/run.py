@@ -1,0 +1,149 @@
+"""The folder of a meta-training run while it goes on: what a killed run continues from, checkpoints on a schedule, curve and log.
+
+```
+settings.json                what the run was started with; another start with other settings is refused
+state.safetensors            trained tensors, outer optimiser, progress; the one before it is kept beside it
+checkpoints/tasks-000500.safetensors   the trained tensors alone, on the schedule
+learning_curve.png log.txt
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
+from torch import nn
+
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.files import write_text_atomically, written_whole
+from propmeta_edit.finetune.weights import apply_snapshot
+
+LOG = logging.getLogger(__name__)
+STATE, PREVIOUS_STATE = "state.safetensors", "state.previous.safetensors"
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class TaskLosses:
+    """What one task showed: the target loss before the last inner update, and the related loss at θ_τ, in nats a token."""
+
+    task_id: str
+    target_loss: float | None
+    related_loss: float
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        losses: one entry a finished task, in their order.
+        validation: what validation gave, each with ``num_tasks``, the tasks finished before it.
+    """
+
+    losses: list[TaskLosses] = field(default_factory=list)
+    validation: list[dict[str, float]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=0)
+
+    @classmethod
+    def from_json(cls, text: str) -> Progress:
+        values = json.loads(text)
+        return cls([TaskLosses(**row) for row in values["losses"]], values["validation"])
+
+
+class TrainingRun:
+    """A run's folder.
+
+    Args:
+        folder: created if missing.
+        settings: everything that decides the run's bits, as plain JSON values.
+
+    Raises:
+        ConfigError: the folder belongs to a run with other settings; the message names them.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        path = folder / "settings.json"
+        plain = json.loads(json.dumps(settings))
+        if path.is_file():
+            started_with = json.loads(path.read_text(encoding="utf-8"))
+            other = [f"{k}: {started_with.get(k)!r}, now {plain.get(k)!r}" for k in plain if started_with.get(k) != plain[k]]
+            if other:
+                raise ConfigError(
+                    f"{folder} holds an unfinished run with other settings ({'; '.join(other)}); "
+                    "continue it with those, choose another output, or remove that folder"
+                )
+        write_text_atomically(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+
+    def save(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """Write the state; until the new one is whole the old one stays."""
+        tensors = {f"theta.{name}": p.detach().contiguous() for name, p in parameters.items()}
+        for name, parameter in parameters.items():
+            moments = optimizer.state.get(parameter, {})
+            tensors |= {f"{key}.{name}": moments[key].contiguous() for key in (*ADAM_MOMENTS, "step") if key in moments}
+        text = progress.to_json()
+        with written_whole(self.folder / STATE) as file:
+            save_file(tensors, file, metadata={"progress": text, "sha256": _checksum(tensors, text)})
+            if (self.folder / STATE).is_file():
+                (self.folder / STATE).replace(self.folder / PREVIOUS_STATE)
+
+    def load(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress:
+        """Put the last good state into ``parameters`` and ``optimizer``; a fresh start where there is none."""
+        for name in (STATE, PREVIOUS_STATE):
+            file = self.folder / name
+            if not file.is_file():
+                continue
+            try:
+                tensors, progress = _read_state(file)
+            except (SafetensorError, ValueError, KeyError) as error:
+                LOG.warning("%s is damaged (%s); trying the state before it", file, error)
+                continue
+            apply_snapshot(parameters, {name: tensors[f"theta.{name}"] for name in parameters})
+            _load_moments(optimizer, parameters, tensors)
+            LOG.info("continuing after %d tasks from %s", len(progress.losses), file)
+            return progress
+        return Progress()
+
+    def write_checkpoint(self, parameters: Mapping[str, nn.Parameter], num_tasks: int) -> None:
+        """The trained tensors after ``num_tasks`` tasks."""
+        with written_whole(self.folder / "checkpoints" / f"tasks-{num_tasks:06d}.safetensors") as file:
+            save_file({name: p.detach().contiguous() for name, p in parameters.items()}, file)
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8"))
+    for name in sorted(tensors):
+        digest.update(save({name: tensors[name]}))
+    return digest.hexdigest()
+
+
+def _read_state(file: Path) -> tuple[dict[str, torch.Tensor], Progress]:
+    with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
+        tensors = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
+        metadata = reader.metadata()
+    if _checksum(tensors, metadata["progress"]) != metadata["sha256"]:
+        raise ValueError("its checksum does not fit its contents")
+    return tensors, Progress.from_json(metadata["progress"])
+
+
+def _load_moments(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    state = {
+        number: {key: tensors[f"{key}.{name}"] for key in (*ADAM_MOMENTS, "step")}
+        for number, name in enumerate(parameters)
+        if f"step.{name}" in tensors
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
