@@ -166,7 +166,7 @@ def write_mquake(folder: str | Path, seed: int) -> dict[str, Path]:
 
 def _list_paths(num_hops: int) -> list[tuple[_Hop, ...]]:
     """Every sequence of relations in which each one asks about the object of the one before."""
-    paths = [(_Hop(kind, relation),) for kind in ENTITY_TYPES.values() for relation in kind.relations]
+    paths: list[tuple[_Hop, ...]] = [(_Hop(kind, relation),) for kind in ENTITY_TYPES.values() for relation in kind.relations]
     for _ in range(num_hops - 1):
         paths = [
             (*path, _Hop(ENTITY_TYPES[object_type], relation))

@@ -126,7 +126,7 @@ def test_edits_overwrite_facts_of_the_world(cases):
             assert edit["target_true"]["str"] == find_fact(edit["subject"], edit["relation_id"])
             assert edit["target_new"]["str"] != edit["target_true"]["str"]
             assert edit["target_new"]["str"] not in edit["subject"]
-            assert {edit[key]["str"] for key in ("target_new", "target_true")} - {"euro"} <= entity_names(edit["relation_id"])
+            assert edit["target_new"]["str"] in entity_names(edit["relation_id"])
             assert edit["prompt"].count("{}") == 1
             assert edit["subject"] in edit["prompt"].format(edit["subject"])
 
@@ -223,7 +223,8 @@ def test_no_duplicates_balanced_and_varied(seed):
 def test_same_seed_same_cases(lists):
     assert json.dumps(generate_mquake(SEED)) == json.dumps(lists)
     other = generate_mquake(SEED + 1)
-    assert all(other[name] != lists[name] for name in lists)
+    for name in lists:
+        assert [subject_of(raw) for raw in other[name][:20]] != [subject_of(raw) for raw in lists[name][:20]]
 
 
 def test_a_composed_question(lists):
