@@ -35,6 +35,7 @@ def many_edits(
     """
     parameters = select_parameters(model, layers, modules)
     target = [batch.to(model.device) for batch in encode_requests(tokenizer, edits, batch_size)]
-    with only_trainable(model, parameters), stacked_weights(model, parameters, len(edits)) as adapted:
-        apply_inner_loop(model, adapted.parameters, target, settings, len(edits))
+    with stacked_weights(model, parameters, len(edits)) as adapted:
+        with only_trainable(model, adapted.parameters):
+            apply_inner_loop(model, adapted.parameters, target, settings, len(edits))
         yield
