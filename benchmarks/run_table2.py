@@ -1,6 +1,7 @@
 """Table 2: MetaFT against FT, ROME, in context and no edit, on two-hop questions about edited facts.
 
 python benchmarks/run_table2.py --model smollm2-135m --limit 40 --output results/table2
+python benchmarks/run_table2.py --methods all --limit 300 --output results/evidence      (with the controls)
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import argparse
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -28,34 +29,78 @@ from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, DataError
-from propmeta_edit.evaluation.methods import Editing, InContext, Unedited
+from propmeta_edit.evaluation.companions import with_neighbours, with_wrong_facts
+from propmeta_edit.evaluation.comparisons import write_comparisons
+from propmeta_edit.evaluation.methods import Editing, FineTuning, InContext, Unedited
 from propmeta_edit.evaluation.rows import RowFile
-from propmeta_edit.evaluation.runner import DataSet, Method, MethodSpec, run_methods
+from propmeta_edit.evaluation.runner import TIMED_CASES, DataSet, Method, MethodSpec, run_methods
 from propmeta_edit.evaluation.tables import summarise, write_tables
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.models.loading import DTYPES, load_model, model_sha256, read_checkpoint_card
-from propmeta_edit.recipes import ensure_world, has_hparams, hparams_file
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
+from propmeta_edit.recipes.worlds import ensure_world
+from propmeta_edit.records import Case
 
-METHODS = ("unedited", "in-context", "FT", "ROME", "MetaFT")  # the base's rows together: it is loaded once
+
+@dataclass(frozen=True)
+class RowKind:
+    """What a row is made of.
+
+    Args:
+        checkpoint: which model it starts from: ``""`` for the base, else ``<base>-<checkpoint>`` or what --checkpoints says.
+        edit: FT, ROME, "in-context", or "" for none.
+        adapt: makes the row's cases from the data set's.
+    """
+
+    checkpoint: str
+    edit: str
+    adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
+
+
+CORE = {  # the base's rows together: it is loaded once
+    "unedited": RowKind("", ""),
+    "in-context": RowKind("", "in-context"),
+    "FT": RowKind("", "FT"),
+    "ROME": RowKind("", "ROME"),
+    "MetaFT": RowKind("metaft", "FT"),
+}
+CONTROLS = {
+    "MetaFT-unedited": RowKind("metaft", ""),
+    "MetaFT-in-context": RowKind("metaft", "in-context"),
+    "MetaFT-wrong-fact": RowKind("metaft", "FT", with_wrong_facts),
+    "K0-FT": RowKind("k0", "FT"),
+    "shuffled-FT": RowKind("shuffled", "FT"),
+    "MetaFT-seed1": RowKind("seed1", "FT"),
+    "MetaFT-seed2": RowKind("seed2", "FT"),
+}
+METHODS = {**CORE, **CONTROLS}
 WORLD_FILES = {
     "cre-id": "test_data_id.jsonl",
     "cre-ood": "test_data_ood.jsonl",
     "cre-ood-entity": "test_data_ood-entity.jsonl",
     "cre-ood-relation": "test_data_ood-relation.jsonl",
 }
+STANDIN_FILES = {"mquake-standin": "mquake-standin-2hop.json", "mquake-standin-3hop": "mquake-standin-3hop.json"}
 LOADERS: dict[str, Callable[..., list[Any]]] = {
     **dict.fromkeys(WORLD_FILES, load_cre),
+    "mquake-standin": load_mquake_subset,
+    "mquake-standin-3hop": load_mquake,
     "mquake-subset": load_mquake_subset,
     "mquake-4hop": load_mquake,
 }
 NOTES = [
     "accuracy: an accepted answer occurs in ten greedy tokens after `Question: ...\\nAnswer: The answer is`.",
     "efficacy: the edited fact itself occurs in ten greedy tokens after its prompt.",
-    "s / edit: the edit call alone; loading, one warm-up edit, evaluation, restoring and the one-time meta-training are outside.",
+    "second hop, other fact: single-hop questions about the new object, and about something else, still answered.",
+    "neighbour same: the ten tokens after a question about another subject are those of before the edit.",
+    f"s / edit: mean of the edit call alone over the first {TIMED_CASES} cases, one by one; loading, one warm-up edit, evaluation, "
+    "restoring and the one-time meta-training are outside. The other cases of FT and MetaFT are edited side by side.",
     "FT is the inner loop on the base that was not meta-trained.",
-    "cre-* without a file are facts generated offline in CRE's format, not the CRE release.",
+    "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
+    "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks.",
+    "cre-* and mquake-standin* without a file are real facts put into those formats offline, not the released data.",
 ]
 
 
@@ -64,10 +109,17 @@ class Setup:
     """What all rows share."""
 
     model: str
-    metaft_model: str
+    checkpoints: Mapping[str, str]
     device: str
     dtype: str
     seed: int
+    edits_at_once: int
+
+    def model_of(self, kind: RowKind) -> str:
+        """The model a row starts from."""
+        if not kind.checkpoint:
+            return self.model
+        return self.checkpoints.get(kind.checkpoint, f"{self.model.rstrip('/')}-{kind.checkpoint}")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -77,7 +129,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--hparams", help="name of the YAML in hparams/<method>/ (default: the model's name; else as the checkpoint was trained)"
     )
-    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated rows (default %(default)s)")
+    parser.add_argument(
+        "--checkpoints",
+        default="",
+        help=f"meta-trained models of the controls, e.g. k0=FOLDER,shuffled=FOLDER; else <model>-k0 and so on "
+        f"({', '.join(sorted({kind.checkpoint for kind in CONTROLS.values()}))})",
+    )
+    parser.add_argument(
+        "--methods",
+        default=",".join(CORE),
+        help=f"comma-separated rows (default %(default)s), or all for {', '.join(CONTROLS)} as well",
+    )
+    parser.add_argument("--edits-at-once", type=int, default=8, help="cases of FT and MetaFT side by side (default %(default)s)")
     parser.add_argument(
         "--datasets",
         default="cre-id,cre-ood",
@@ -94,13 +157,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.limit is not None and options.limit < 1:
         parser.error(f"--limit must be 1 or more, got {options.limit}")
+    if options.edits_at_once < 1:
+        parser.error(f"--edits-at-once must be 1 or more, got {options.edits_at_once}")
+    options.methods = ",".join(METHODS) if options.methods == "all" else options.methods
     try:
-        options.limits = {item.split("=")[0].strip(): int(item.split("=")[1]) for item in options.limits.split(",") if item.strip()}
-    except (IndexError, ValueError):
-        parser.error(f"--limits must be METHOD=NUMBER,..., got {options.limits!r}")
+        options.limits = {name: int(value) for name, value in _pairs(options.limits)}
+        options.checkpoints = dict(_pairs(options.checkpoints))
+    except ValueError:
+        parser.error("--limits must be METHOD=NUMBER,... and --checkpoints NAME=FOLDER,...")
     if set(options.limits) - set(METHODS):
         parser.error(f"--limits names methods that are not among {', '.join(METHODS)}: {options.limits}")
     return options
+
+
+def _pairs(text: str) -> list[tuple[str, str]]:
+    pairs = [item.split("=", 1) for item in text.split(",") if item.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(text)
+    return [(name.strip(), value.strip()) for name, value in pairs]
 
 
 def load_dataset(item: str, seed: int) -> DataSet:
@@ -117,6 +191,8 @@ def load_dataset(item: str, seed: int) -> DataSet:
         path = Path(file)
     elif name in WORLD_FILES:
         path = ensure_world() / WORLD_FILES[name]
+    elif name in STANDIN_FILES:
+        path = ensure_world() / STANDIN_FILES[name]
     elif name == "mquake-4hop":
         path = bundled_mquake_path()
     else:
@@ -124,17 +200,18 @@ def load_dataset(item: str, seed: int) -> DataSet:
     cases = load(path, seed=seed) if load is load_cre else load(path)
     if not cases:
         raise DataError(f"no case of {name} in it", path)
-    return DataSet(name, sha256_of_file(path), cases)
+    return DataSet(name, sha256_of_file(path), with_neighbours(cases))
 
 
 def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[MethodSpec]:
     """The chosen rows, nothing loaded yet (the models are prepared if they have to be)."""
     specs = []
     for name in names:
-        model = setup.metaft_model if name == "MetaFT" else setup.model
-        settings = read_settings(name, setup, hparams_name)
-        identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype}
-        if name == "ROME":
+        kind = METHODS[name]
+        model = setup.model_of(kind)
+        settings = read_settings(kind, setup, hparams_name)
+        identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype, "at_once": setup.edits_at_once}
+        if kind.edit == "ROME":
             identity["easyedit"] = find_form().kind
         specs.append(
             MethodSpec(
@@ -142,51 +219,60 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
                 model=model,
                 model_sha256=_hash_of(model),
                 hparams_sha256=sha256_of_json(identity),
-                build=partial(build_method, name, settings, model, setup),
+                build=partial(build_method, kind, settings, model, setup),
                 dtype=setup.dtype,
                 device=setup.device,
+                adapt=kind.adapt,
+                cases_at_once=setup.edits_at_once if kind.edit != "ROME" else 1,
             )
         )
     return specs
 
 
-def read_settings(name: str, setup: Setup, hparams_name: str) -> dict[str, Any]:
-    """A row's YAML; FT and MetaFT without one edit as the meta-tuned checkpoint says it was trained."""
-    if name not in ("FT", "MetaFT", "ROME"):
+def read_settings(kind: RowKind, setup: Setup, hparams_name: str) -> dict[str, Any]:
+    """A row's YAML: the base has settings of its own, every meta-trained model those of MetaFT.
+
+    Without a YAML all of them edit as the meta-tuned checkpoint says it was trained.
+    """
+    if kind.edit not in ("FT", "ROME"):
         return {}
+    name = "MetaFT" if kind.checkpoint else kind.edit
     if name != "ROME" and not has_hparams(name, hparams_name):
-        trained = read_checkpoint_card(resolve_model_folder(setup.metaft_model))["settings"]
+        trained = read_checkpoint_card(resolve_model_folder(setup.model_of(METHODS["MetaFT"])))["settings"]
         same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
         return {**same, "alg_name": "MetaFT", "lr": trained["inner_lr"], "num_steps": trained["num_inner_steps"]}
     return read_yaml(hparams_file(name, hparams_name))
 
 
-def require_same_base(setup: Setup) -> None:
-    """FT and MetaFT differ by the meta-training alone, so the checkpoint must come from the base of the other rows.
+def require_same_base(setup: Setup, kind: RowKind) -> None:
+    """Rows differ by the meta-training alone, so every checkpoint must come from the base of the other rows.
 
     Raises:
         ConfigError: it comes from another one.
     """
-    card = read_checkpoint_card(resolve_model_folder(setup.metaft_model))
+    model = setup.model_of(kind)
+    card = read_checkpoint_card(resolve_model_folder(model))
     if card.get("base_sha256") != _hash_of(setup.model):
         raise ConfigError(
-            f"{setup.metaft_model} was meta-trained from other weights ({card['base_model']}) than {setup.model} has; "
+            f"{model} was meta-trained from other weights ({card['base_model']}) than {setup.model} has; "
             "meta-train it anew from this base (a bundled one is rebuilt after removing its folder in the cache)"
         )
 
 
-def build_method(name: str, settings: dict[str, Any], model: str, setup: Setup) -> Method:
+def build_method(kind: RowKind, settings: dict[str, Any], model: str, setup: Setup) -> Method:
     """Load what a row needs; the tensors it will edit are fp32 whatever the rest is."""
-    if name in ("FT", "MetaFT"):
+    if kind.edit == "FT":
         values = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype}
-        hparams = build_config(MetaFTHyperParams, values, f"the settings of {name}")
-        return Editing(*_loaded(model, hparams.layers, setup), apply_metaft_to_model, hparams)
-    if name == "ROME":
+        hparams = build_config(MetaFTHyperParams, values, f"the settings of {model}")
+        loaded = _loaded(model, hparams.layers, setup)
+        one = Editing(*loaded, apply_metaft_to_model, hparams)
+        return FineTuning(*loaded, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules, hparams.batch_size)
+    if kind.edit == "ROME":
         hparams = make_rome_hparams({**settings, "model_name": model, "device": setup.device})
         loaded = _loaded(model, hparams.layers, setup)
         make_rome_contexts(*loaded, hparams, setup.seed)
         return Editing(*loaded, find_algorithm("ROME"), hparams, one_by_one=True, padding_side="right")
-    return {"unedited": Unedited, "in-context": InContext}[name](*_loaded(model, None, setup))
+    return {"": Unedited, "in-context": InContext}[kind.edit](*_loaded(model, None, setup))
 
 
 def _loaded(model: str, layers: list[int] | str | None, setup: Setup) -> tuple[Any, Any]:
@@ -209,7 +295,7 @@ def collect_versions(methods: list[str]) -> dict[str, str]:
     """What a row depends on besides its settings."""
     versions = {"python": platform.python_version(), "propmeta_edit": propmeta_edit.__version__}
     versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {**versions, "easyedit": find_form().kind} if "ROME" in methods else versions
+    return {**versions, "easyedit": find_form().kind} if any(METHODS[m].edit == "ROME" for m in methods) else versions
 
 
 def run(options: argparse.Namespace) -> int:
@@ -222,14 +308,18 @@ def run(options: argparse.Namespace) -> int:
     rows = RowFile(Path(options.output) / "rows.jsonl")
     versions = collect_versions(names)
     resolve_model_folder(options.model)
-    metaft_model = options.metaft_model or f"{options.model.rstrip('/')}-metaft"
-    setup = Setup(options.model, metaft_model, resolve_device(options.device), options.dtype, options.seed)
-    if "MetaFT" in names:
-        require_same_base(setup)
+    checkpoints = {**options.checkpoints, **({"metaft": options.metaft_model} if options.metaft_model else {})}
+    device = resolve_device(options.device)
+    setup = Setup(options.model, checkpoints, device, options.dtype, options.seed, options.edits_at_once)
+    for kind in {METHODS[name].checkpoint: METHODS[name] for name in names if METHODS[name].checkpoint}.values():
+        require_same_base(setup, kind)
     specs = make_specs(names, setup, options.hparams or Path(options.model).name)
     failures = run_methods(specs, datasets, rows, limit=options.limit, limits=options.limits, seed=options.seed, versions=versions)
-    in_order = sorted(rows.rows, key=lambda row: METHODS.index(row.method))
+    in_order = sorted(rows.rows, key=lambda row: list(METHODS).index(row.method))
     print(write_tables(summarise(in_order), options.output, NOTES))
+    if {"FT", "MetaFT"} <= {row.method for row in in_order}:
+        write_comparisons(in_order, options.output, "MetaFT", "FT")
+        print(f"paired comparisons with FT, breakdowns and examples: {Path(options.output) / 'comparisons.md'}")
     if failures:
         print(f"{failures} cases failed; their tracebacks are in {rows.path}", file=sys.stderr)
     return failures

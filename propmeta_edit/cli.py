@@ -22,6 +22,7 @@ def make_parser() -> ArgumentParser:
     verbs = parser.add_subcommands(dest="verb", required=True)
     verbs.add_subcommand("prepare", _prepare_parser(), help="build the bundled models in the cache folder")
     verbs.add_subcommand("meta-train", _meta_train_parser(), help="meta-train a model (once, offline)")
+    verbs.add_subcommand("rebuild", _rebuild_parser(), help="train the bundled models' compact files anew")
     verbs.add_subcommand("export", _export_parser(), help="write a meta-tuned checkpoint in another dtype and say what it costs")
     return parser
 
@@ -30,7 +31,14 @@ def _prepare_parser() -> ArgumentParser:
     from propmeta_edit.models.artefacts import RECIPES
 
     parser = ArgumentParser(description="Build bundled models that are not there yet (PROPMETA_HOME, or ~/.cache/propmeta_edit).")
-    parser.add_argument("names", nargs="*", help=f"which of {', '.join(RECIPES)} (default: all)")
+    parser.add_argument("names", nargs="*", help=f"which of {', '.join(RECIPES)} (default: the first two, which need no training)")
+    return parser
+
+
+def _rebuild_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Train a bundled model's compact files anew, as those in the package were made (long).")
+    parser.add_argument("name", type=str, help="smollm2-135m or smollm2-135m-metaft")
+    parser.add_argument("--output", type=str, required=True, help="new folder for the files")
     return parser
 
 
@@ -39,10 +47,14 @@ def _meta_train_parser() -> ArgumentParser:
 
     parser = ArgumentParser(
         description="Meta-train by first-order MAML over (new fact, two-hop question) pairs, each used once. "
-        "Settings come from --config; any of them can be given on the command line as well and then wins."
+        "Settings come from --config; any of them can be given on the command line as well and then wins. "
+        "A run that was stopped continues when the same command is given again."
     )
     parser.add_argument("--config", action="config", help="a YAML file, e.g. hparams/MetaTrain/smollm2-135m.yaml")
     parser.add_argument("--output", type=str, help="new folder for the checkpoint (default: checkpoints/<model>-metaft)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="time a few tasks, say what the run would take in memory and time, and stop"
+    )
     parser.add_class_arguments(MetaTrainConfig)
     return parser
 
@@ -58,7 +70,7 @@ def _export_parser() -> ArgumentParser:
 def _run_prepare(options: Namespace) -> None:
     from propmeta_edit.models.artefacts import RECIPES, ensure_artefact
 
-    for name in options.names or RECIPES:
+    for name in options.names or list(RECIPES)[:2]:
         print(f"{name}: {ensure_artefact(name)}", flush=True)
 
 
@@ -66,16 +78,25 @@ def _run_meta_train(options: Namespace) -> None:
     from propmeta_edit.config import build_config
     from propmeta_edit.errors import ModelError
     from propmeta_edit.metatrain.config import MetaTrainConfig
-    from propmeta_edit.models.artefacts import build_whole
-    from propmeta_edit.recipes import run_meta_training
+    from propmeta_edit.recipes.meta_training import plan_meta_training, train_to_folder
 
     names = [field.name for field in dataclasses.fields(MetaTrainConfig)]
     config = build_config(MetaTrainConfig, {name: options[name] for name in names}, "meta-train")
     output = Path(options.output or f"checkpoints/{Path(config.model).name}-metaft")
+    if options.dry_run:
+        print(plan_meta_training(config), flush=True)
+        return
     if output.exists():
         raise ModelError(f"{output} exists; choose another --output, or remove it")
-    build_whole(output, lambda folder: run_meta_training(config, folder))
+    train_to_folder(config, output)
     print(f"wrote {output}", flush=True)
+
+
+def _run_rebuild(options: Namespace) -> None:
+    from propmeta_edit.recipes.bundled import rebuild
+
+    rebuild(options.name, Path(options.output))
+    print(f"wrote {options.output}", flush=True)
 
 
 def _run_export(options: Namespace) -> None:
@@ -88,7 +109,7 @@ def _run_export(options: Namespace) -> None:
     )
 
 
-RUNNERS = {"prepare": _run_prepare, "meta-train": _run_meta_train, "export": _run_export}
+RUNNERS = {"prepare": _run_prepare, "meta-train": _run_meta_train, "rebuild": _run_rebuild, "export": _run_export}
 
 
 def run_or_exit(function, *arguments) -> int:  # type: ignore[no-untyped-def]

@@ -70,6 +70,8 @@ class Case:
         edits: the facts to write, in order; one for CRE, one to four for MQuAKE.
         question: the multi-hop question that follows from the edits.
         second_hop: the single-hop question about knowledge the model should have had before, if the data has one.
+        neighbour: a question about another subject, which these edits must not change (its answers are of no account).
+        other_fact: a single-hop question about something else, which the model should still answer.
         tags: whatever results are broken down by, e.g. ``{"relation": "currency", "entity_type": "Country"}``.
     """
 
@@ -77,6 +79,8 @@ class Case:
     edits: tuple[EditRequest, ...]
     question: Question
     second_hop: Question | None = None
+    neighbour: Question | None = None
+    other_fact: Question | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def as_task(self) -> MetaTask:

@@ -130,4 +130,4 @@ def _make_case(record: Mapping[str, Any], question: Any, case_id: str) -> Case:
         raise DataError(f"'answer' must be a string or a number, got {answer!r}")
     answers = (str(answer),)
     tags = {"entity_type": _take(record, "entity_type", str), "relation": template, "entity_name": entity}
-    return Case(case_id, (edit,), Question(alias, answers), Question(unalias, answers), tags)
+    return Case(case_id, (edit,), Question(alias, answers), Question(unalias, answers), tags=tags)

@@ -107,7 +107,7 @@ def _make_case(raw: Any, index: int, path: str | Path) -> Case:
             raise DataError("'requested_rewrite' is empty")
         answers = _collect_answers(raw["new_answer"], raw.get("new_answer_alias") or [])
         question = Question(raw["questions"][0], answers, raw.get("cloze_question"))
-        return Case(f"mquake-{raw['case_id']}", edits, question, None, _make_tags(raw, len(edits)))
+        return Case(f"mquake-{raw['case_id']}", edits, question, tags=_make_tags(raw, len(edits)))
     except KeyError as error:
         raise DataError(f"{_name_case(raw, index)}: missing key {error}", path) from error
     except (DataError, RequestError) as error:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from propmeta_edit.evaluation.generation import generate_greedily
 from propmeta_edit.evaluation.runner import CaseOutcome
+from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.records import Case, EditRequest
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
@@ -27,8 +29,8 @@ class Unedited:
     model: Any
     tokenizer: Any
 
-    def evaluate(self, case: Case) -> CaseOutcome:
-        return _ask(self.model, self.tokenizer, case, seconds_per_edit=None)
+    def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
+        return _ask(self.model, self.tokenizer, cases, before=None)
 
 
 @dataclass
@@ -38,8 +40,9 @@ class InContext:
     model: Any
     tokenizer: Any
 
-    def evaluate(self, case: Case) -> CaseOutcome:
-        return _ask(self.model, self.tokenizer, case, seconds_per_edit=None, context=case.edits)
+    def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
+        before = _answer_neighbours(self.model, self.tokenizer, cases)
+        return _ask(self.model, self.tokenizer, cases, before, in_context=True)
 
 
 @dataclass
@@ -60,12 +63,17 @@ class Editing:
     padding_side: str = "left"
     _is_warm: bool = False
 
-    def evaluate(self, case: Case) -> CaseOutcome:
+    def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
+        before = _answer_neighbours(self.model, self.tokenizer, cases)
         if not self._is_warm:  # what happens only once in a process is not an edit's time
-            with self._edited(case):
+            with self._edited(cases[0]):
                 self._is_warm = True
-        with self._edited(case) as seconds:
-            return _ask(self.model, self.tokenizer, case, seconds_per_edit=seconds)
+        outcomes = []
+        for case, neighbour in zip(cases, before, strict=True):
+            with self._edited(case) as seconds:
+                [outcome] = _ask(self.model, self.tokenizer, [case], [neighbour])
+            outcomes.append(replace(outcome, seconds_per_edit=seconds))
+        return outcomes
 
     @contextmanager
     def _edited(self, case: Case) -> Iterator[float]:
@@ -107,6 +115,43 @@ class Editing:
         return time.perf_counter()
 
 
+@dataclass
+class FineTuning:
+    """FT and MetaFT: the inner loop on the case's facts; several cases side by side, each with weights of its own.
+
+    Args:
+        one: the same edit as EasyEdit calls it, for a single case, which is timed.
+        settings, layers, modules, batch_size: of the inner loop.
+    """
+
+    model: Any
+    tokenizer: Any
+    one: Editing
+    settings: InnerLoopSettings
+    layers: Sequence[int] | str | None
+    modules: str
+    batch_size: int = 1
+
+    def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
+        if len(cases) == 1:
+            return self.one.evaluate_many(cases)
+        return self.evaluate_at_once(cases)
+
+    def evaluate_at_once(self, cases: Sequence[Case]) -> list[CaseOutcome]:
+        """All cases in one batch; they must have equally many edits."""
+        before = _answer_neighbours(self.model, self.tokenizer, cases)
+        with many_edits(
+            self.model,
+            self.tokenizer,
+            [case.edits for case in cases],
+            self.settings,
+            layers=self.layers,
+            modules=self.modules,
+            batch_size=self.batch_size,
+        ):
+            return _ask(self.model, self.tokenizer, cases, before)
+
+
 def easyedit_request(edit: EditRequest) -> dict[str, Any]:
     """An edit as EasyEdit's algorithms take it."""
     request: dict[str, Any] = {
@@ -120,19 +165,52 @@ def easyedit_request(edit: EditRequest) -> dict[str, Any]:
 
 
 def _ask(
-    model: Any, tokenizer: Any, case: Case, seconds_per_edit: float | None, context: Sequence[EditRequest] = ()
-) -> CaseOutcome:
-    """The two-hop question, its cloze where there is one, and each edited fact, in one batch."""
-    prompts = [format_question(case.question.text)]
-    if case.question.cloze is not None:
-        prompts.append(format_cloze(case.question.cloze))
-    prompts += [edit.prompt for edit in case.edits]
-    if context:
-        prompts = [format_in_context(context, prompt) for prompt in prompts]
-    texts = generate_greedily(model, tokenizer, prompts)
-    return CaseOutcome(
-        generated=texts[0],
-        cloze_generated=texts[1] if case.question.cloze is not None else None,
-        fact_generated=tuple(texts[-len(case.edits) :]),
-        seconds_per_edit=seconds_per_edit,
+    model: Any, tokenizer: Any, cases: Sequence[Case], before: Sequence[str | None] | None, in_context: bool = False
+) -> list[CaseOutcome]:
+    """Every prompt of every case in one batch, those of a case side by side.
+
+    Args:
+        before: what the model said after each neighbour without the edits; None if there are no edits to compare with.
+        in_context: put a case's facts before its prompts.
+    """
+    wanted = [_prompts_of(case) for case in cases]
+    if in_context:
+        wanted = [{k: format_in_context(case.edits, p) for k, p in w.items()} for case, w in zip(cases, wanted, strict=True)]
+    per_case = max(len(prompts) for prompts in wanted)  # equally many rows a case, as edits side by side need them
+    padded = [[*prompts.values(), *[next(iter(prompts.values()))] * (per_case - len(prompts))] for prompts in wanted]
+    texts = generate_greedily(
+        model, tokenizer, [prompt for prompts in padded for prompt in prompts], batch_size=len(cases) * per_case
     )
+    outcomes = []
+    for number, (case, prompts) in enumerate(zip(cases, wanted, strict=True)):
+        said = dict(zip(prompts, texts[number * per_case : (number + 1) * per_case], strict=False))
+        outcomes.append(
+            CaseOutcome(
+                generated=said["question"],
+                cloze_generated=said.get("cloze"),
+                fact_generated=tuple(said[f"fact {k}"] for k in range(len(case.edits))),
+                seconds_per_edit=None,
+                second_hop_generated=said.get("second hop"),
+                other_fact_generated=said.get("other fact"),
+                neighbour_generated=None if before is None else said.get("neighbour"),
+                neighbour_before=None if before is None else before[number],
+            )
+        )
+    return outcomes
+
+
+def _prompts_of(case: Case) -> dict[str, str]:
+    """What a model is asked about a case, by name."""
+    prompts = {"question": format_question(case.question.text)}
+    if case.question.cloze is not None:
+        prompts["cloze"] = format_cloze(case.question.cloze)
+    prompts |= {f"fact {number}": edit.prompt for number, edit in enumerate(case.edits)}
+    singles = {"second hop": case.second_hop, "other fact": case.other_fact, "neighbour": case.neighbour}
+    return prompts | {name: format_question(question.text) for name, question in singles.items() if question is not None}
+
+
+def _answer_neighbours(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[str | None]:
+    """What the model says after each case's neighbour; None where there is none."""
+    prompts = [format_question(case.neighbour.text) for case in cases if case.neighbour is not None]
+    texts = iter(generate_greedily(model, tokenizer, prompts))
+    return [None if case.neighbour is None else next(texts) for case in cases]

@@ -35,6 +35,8 @@ class Row:
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     dtype: str = "float32"
+    question: str = ""
+    answers: tuple[str, ...] = ()
     generated: str = ""
     correct: bool = False
     correct_word_boundary: bool = False
@@ -42,6 +44,9 @@ class Row:
     cloze_correct: bool | None = None
     fact_generated: tuple[str, ...] = ()
     efficacy: bool = False
+    second_hop_correct: bool | None = None
+    other_fact_correct: bool | None = None
+    neighbour_unchanged: bool | None = None
     seconds_per_edit: float | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
@@ -94,7 +99,7 @@ class RowFile:
                 values = json.loads(line.decode("utf-8"))
                 if not isinstance(values, dict) or set(values) - names:
                     raise ValueError(f"not a row of this version: {line[:80]!r}")
-                row = Row(**{**values, "fact_generated": tuple(values.get("fact_generated", ()))})
+                row = Row(**{**values, **{name: tuple(values.get(name, ())) for name in ("answers", "fact_generated")}})
             except (ValueError, TypeError) as error:
                 raise DataError(f"broken row ({error}); remove the line, its case will run again", self.path, number) from error
             if first_seen.setdefault(row.key, number) != number:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import traceback
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,9 +14,10 @@ from tqdm import tqdm
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
 from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
-from propmeta_edit.records import Case
+from propmeta_edit.records import Case, Question
 
 LOG = logging.getLogger(__name__)
+TIMED_CASES = 10  # of a method and data set, run one by one, so that there is a time per edit
 
 
 @dataclass(frozen=True)
@@ -27,26 +28,37 @@ class CaseOutcome:
         generated: ten greedy tokens after the question.
         cloze_generated: after the cloze, if the case has one.
         fact_generated: after each edit's own prompt.
-        seconds_per_edit: of the edit call alone; None where nothing is edited.
+        seconds_per_edit: of the edit call alone; None where nothing is edited, or where several cases were edited at once.
+        second_hop_generated, other_fact_generated: after the single-hop questions, if the case has them.
+        neighbour_generated, neighbour_before: after the other subject's question, with the edits and without.
     """
 
     generated: str
     cloze_generated: str | None
     fact_generated: tuple[str, ...]
     seconds_per_edit: float | None
+    second_hop_generated: str | None = None
+    other_fact_generated: str | None = None
+    neighbour_generated: str | None = None
+    neighbour_before: str | None = None
 
 
 class Method(Protocol):
     """A row of the comparison, with its model loaded."""
 
-    def evaluate(self, case: Case) -> CaseOutcome:
-        """Edit, ask, restore."""
+    def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
+        """Edit, ask, restore: each case by itself. With a single case, ``seconds_per_edit`` is what one edit takes."""
         ...
 
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A row of the comparison before anything is loaded: ``build`` is called only if there are cases left to run."""
+    """A row of the comparison before anything is loaded: ``build`` is called only if there are cases left to run.
+
+    Args:
+        adapt: makes the row's own cases from those of the data set, for controls that edit something else.
+        cases_at_once: how many are given to the method together, after the first ``TIMED_CASES``, which it gets one by one.
+    """
 
     name: str
     model: str
@@ -55,6 +67,8 @@ class MethodSpec:
     build: Callable[[], Method]
     dtype: str = "float32"
     device: str = "cpu"
+    adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
+    cases_at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,60 +117,113 @@ def run_methods(
     asked: set[tuple[str, str, str]] = set()
     for method in methods:
         own_limit = (limits or {}).get(method.name, limit)
-        chosen = {data.name: choose_cases(data.cases, own_limit, seed) for data in datasets}
+        chosen = {data.name: method.adapt(choose_cases(data.cases, own_limit, seed)) for data in datasets}
         asked |= {(method.name, data.name, case.case_id) for data in datasets for case in chosen[data.name]}
-        left = {data.name: _unfinished(chosen[data.name], rows.finished(method.name, data.name)) for data in datasets}
+        left = {data.name: _unfinished_groups(method, chosen[data.name], rows, data.name) for data in datasets}
         if not any(left.values()):
             continue
         built = method.build()
         for data in datasets:
-            for case in tqdm(left[data.name], desc=f"{method.name} on {data.name}", unit="case"):
-                rows.append(_run_case(method, built, data, case, seed, versions))
+            total = sum(len(group) for group in left[data.name])
+            with tqdm(total=total, desc=f"{method.name} on {data.name}", unit="case") as bar:
+                for group in left[data.name]:
+                    for row in _run_group(method, built, data, group, seed, versions):
+                        rows.append(row)
+                    bar.update(len(group))
     return sum(row.error is not None and row.key in asked for row in rows.rows)
 
 
-def _unfinished(cases: Sequence[Case], finished: Set[str]) -> list[Case]:
-    return [case for case in cases if case.case_id not in finished]
+def batches_of(cases: Sequence[Case], size: int) -> list[Sequence[Case]]:
+    """Consecutive groups of at most ``size`` cases."""
+    return [cases[start : start + size] for start in range(0, len(cases), size)]
+
+
+def _unfinished_groups(method: MethodSpec, chosen: Sequence[Case], rows: RowFile, dataset: str) -> list[Sequence[Case]]:
+    """The cases that are left, the first of all one by one; cases edited together have equally many edits."""
+    finished = rows.finished(method.name, dataset)
+    timed = [[case] for case in chosen[:TIMED_CASES] if case.case_id not in finished]
+    groups: dict[int, list[Case]] = {}
+    for case in chosen[TIMED_CASES:]:
+        if case.case_id not in finished:
+            groups.setdefault(len(case.edits), []).append(case)
+    return [*timed, *(batch for group in groups.values() for batch in batches_of(group, method.cases_at_once))]
+
+
+def _run_group(
+    spec: MethodSpec, method: Method, data: DataSet, group: Sequence[Case], seed: int, versions: Mapping[str, str]
+) -> list[Row]:
+    """The rows of cases that are run together; if they fail together, each is tried by itself."""
+    if len(group) > 1:
+        try:
+            outcomes = method.evaluate_many(group)
+            return [_make_row(spec, data, case, seed, versions, score(case, o)) for case, o in zip(group, outcomes, strict=True)]
+        except OSError:  # the disk, not the cases
+            raise
+        except Exception as error:
+            LOG.warning("%s failed on %d cases at once (%s); trying them one by one", spec.name, len(group), error)
+    return [_run_case(spec, method, data, case, seed, versions) for case in group]
 
 
 def _run_case(spec: MethodSpec, method: Method, data: DataSet, case: Case, seed: int, versions: Mapping[str, str]) -> Row:
-    identity = {
-        "method": spec.name,
-        "dataset": data.name,
-        "case_id": case.case_id,
-        "model": spec.model,
-        "model_sha256": spec.model_sha256,
-        "data_sha256": data.sha256,
-        "hparams_sha256": spec.hparams_sha256,
-        "versions": versions,
-        "device": spec.device,
-        "dtype": spec.dtype,
-        "tags": case.tags,
-    }
     try:
-        outcome = method.evaluate(case)
+        [outcome] = method.evaluate_many([case])
     except OSError:  # the disk, not the case
         raise
     except Exception as error:
         LOG.warning("%s failed on %s: %s", spec.name, case.case_id, error)
-        # Wrong, not missing, wherever a verdict was due: else failures would raise the cloze accuracy.
-        cloze_correct = None if case.question.cloze is None else False
-        return Row(**identity, seed=seed, cloze_correct=cloze_correct, error=traceback.format_exc())  # type: ignore[arg-type]
-    return Row(**identity, seed=seed, **score(case, outcome))  # type: ignore[arg-type]
+        # Wrong, not missing, wherever a verdict was due: else failures would raise the other accuracies.
+        due = {
+            "cloze_correct": case.question.cloze,
+            "second_hop_correct": case.second_hop,
+            "other_fact_correct": case.other_fact,
+            "neighbour_unchanged": case.neighbour,
+        }
+        verdicts: dict[str, object] = {name: None if question is None else False for name, question in due.items()}
+        return _make_row(spec, data, case, seed, versions, {**verdicts, "error": traceback.format_exc()})
+    return _make_row(spec, data, case, seed, versions, score(case, outcome))
+
+
+def _make_row(
+    spec: MethodSpec, data: DataSet, case: Case, seed: int, versions: Mapping[str, str], results: Mapping[str, object]
+) -> Row:
+    return Row(
+        method=spec.name,
+        dataset=data.name,
+        case_id=case.case_id,
+        model=spec.model,
+        model_sha256=spec.model_sha256,
+        data_sha256=data.sha256,
+        hparams_sha256=spec.hparams_sha256,
+        seed=seed,
+        versions=versions,
+        device=spec.device,
+        dtype=spec.dtype,
+        question=case.question.text,
+        answers=case.question.answers,
+        tags=case.tags,
+        **results,  # type: ignore[arg-type]
+    )
 
 
 def score(case: Case, outcome: CaseOutcome) -> dict[str, object]:
     """Verdicts on what was generated, as the fields of a row."""
     answers = case.question.answers
     facts = zip(outcome.fact_generated, case.edits, strict=True)
-    cloze = outcome.cloze_generated
+    unchanged = None if outcome.neighbour_generated is None else outcome.neighbour_generated == outcome.neighbour_before
     return {
         "generated": outcome.generated,
         "correct": contains_answer(outcome.generated, answers),
         "correct_word_boundary": contains_answer_at_word_boundary(outcome.generated, answers),
-        "cloze_generated": cloze,
-        "cloze_correct": None if cloze is None else contains_answer(cloze, answers),
+        "cloze_generated": outcome.cloze_generated,
+        "cloze_correct": _verdict(outcome.cloze_generated, case.question),
         "fact_generated": outcome.fact_generated,
         "efficacy": all(contains_answer(text, (edit.target_new,)) for text, edit in facts),
+        "second_hop_correct": _verdict(outcome.second_hop_generated, case.second_hop),
+        "other_fact_correct": _verdict(outcome.other_fact_generated, case.other_fact),
+        "neighbour_unchanged": unchanged,
         "seconds_per_edit": outcome.seconds_per_edit,
     }
+
+
+def _verdict(generated: str | None, question: Question | None) -> bool | None:
+    return None if generated is None or question is None else contains_answer(generated, question.answers)

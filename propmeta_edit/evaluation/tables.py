@@ -15,6 +15,7 @@ from propmeta_edit.evaluation.rows import SETTINGS, Row, select_rows
 from propmeta_edit.evaluation.statistics import wilson_interval
 from propmeta_edit.files import write_text_atomically
 
+KEPT = ("second_hop_correct", "other_fact_correct", "neighbour_unchanged")
 FEW = 30  # fewer cases than this are flagged
 
 
@@ -32,12 +33,16 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [_summarise_pair(select_rows(rows, method, dataset)) for method, dataset in pairs]
 
 
+def _share(rows: Sequence[Row], name: str) -> float | None:
+    verdicts = [getattr(row, name) for row in rows if getattr(row, name) is not None]
+    return fmean(verdicts) if verdicts else None
+
+
 def _summarise_pair(rows: Sequence[Row]) -> dict[str, Any]:
     first, n = rows[0], len(rows)
     if len({row.settings for row in rows}) > 1:
         raise DataError(f"rows of {first.method} on {first.dataset} differ in one of {', '.join(SETTINGS)}; tabulate them apart")
     seconds = [row.seconds_per_edit for row in rows if row.seconds_per_edit is not None]
-    clozes = [row.cloze_correct for row in rows if row.cloze_correct is not None]
     correct, effective = sum(row.correct for row in rows), sum(row.efficacy for row in rows)
     return {
         "method": first.method,
@@ -47,10 +52,12 @@ def _summarise_pair(rows: Sequence[Row]) -> dict[str, Any]:
         "accuracy": correct / n,
         "accuracy_ci95": list(wilson_interval(correct, n)),
         "accuracy_word_boundary": sum(row.correct_word_boundary for row in rows) / n,
-        "accuracy_cloze": fmean(clozes) if clozes else None,
+        "accuracy_cloze": _share(rows, "cloze_correct"),
         "efficacy": effective / n,
         "efficacy_ci95": list(wilson_interval(effective, n)),
+        **{name: _share(rows, name) for name in KEPT},
         "seconds_per_edit": fmean(seconds) if seconds else None,
+        "n_timed": len(seconds),
         "seconds_per_edit_median": median(seconds) if seconds else None,
         "errors": sum(row.error is not None for row in rows),
         **{name: getattr(first, name) for name in SETTINGS},
@@ -76,7 +83,8 @@ def write_tables(summary: Sequence[dict[str, Any]], folder: str | Path, notes: S
 
 def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
     """The table for reading: percentages with their 95 % intervals, a dagger where cases are few."""
-    header = ["method", "data set", "n", "accuracy %", "at word boundary %", "cloze %", "efficacy %", "s / edit", "errors"]
+    header = ["method", "data set", "n", "accuracy %", "at word boundary %", "cloze %", "efficacy %"]
+    header += ["second hop %", "other fact %", "neighbour same %", "s / edit", "errors"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for entry in summary:
         cells = [
@@ -87,6 +95,7 @@ def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) 
             _percent(entry["accuracy_word_boundary"]),
             _percent(entry["accuracy_cloze"]),
             _with_interval(entry["efficacy"], entry["efficacy_ci95"]),
+            *(_percent(entry[name]) for name in KEPT),
             "–" if entry["seconds_per_edit"] is None else f"{entry['seconds_per_edit']:.2f}",
             str(entry["errors"]),
         ]

@@ -20,8 +20,12 @@ from propmeta_edit.files import sha256_of_json
 
 # Recipes are named by string, since they live in rooms above this one.
 RECIPES = {
-    "smollm2-135m": "propmeta_edit.recipes:build_smollm2",
-    "smollm2-135m-metaft": "propmeta_edit.recipes:build_smollm2_metaft",
+    "smollm2-135m": "propmeta_edit.recipes.bundled:build_smollm2",
+    "smollm2-135m-metaft": "propmeta_edit.recipes.bundled:build_smollm2_metaft",
+    "smollm2-135m-k0": "propmeta_edit.recipes.bundled:build_smollm2_k0",
+    "smollm2-135m-shuffled": "propmeta_edit.recipes.bundled:build_smollm2_shuffled",
+    "smollm2-135m-seed1": "propmeta_edit.recipes.bundled:build_smollm2_seed1",
+    "smollm2-135m-seed2": "propmeta_edit.recipes.bundled:build_smollm2_seed2",
 }
 
 # EasyEdit picks a loader by the words it finds in the whole path, the first of a list that fits: "gpt" gives the byte-level BPE

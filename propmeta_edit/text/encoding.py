@@ -18,6 +18,8 @@ from propmeta_edit.text.prompts import format_question
 
 IGNORED = -100  # what torch's cross-entropy skips
 
+EncodedText = tuple[list[int], list[int]]  # token ids and labels of one text, equally long
+
 
 @dataclass(frozen=True)
 class EncodedBatch:
@@ -43,7 +45,7 @@ class EncodedBatch:
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
 
-def encode_answer(tokenizer: Any, context: str, answer: str) -> tuple[list[int], list[int]]:
+def encode_answer(tokenizer: Any, context: str, answer: str) -> EncodedText:
     """Token ids of ``context + " " + answer`` and their labels.
 
     A token that straddles the boundary counts as the answer's: it holds part of it. Nothing follows the answer (no period,
@@ -80,7 +82,7 @@ def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
     return length
 
 
-def collate(tokenizer: Any, encoded: Sequence[tuple[list[int], list[int]]], padding_side: str = "left") -> EncodedBatch:
+def collate(tokenizer: Any, encoded: Sequence[EncodedText], padding_side: str = "left") -> EncodedBatch:
     """Pad encoded texts into one batch; every loss is the same under either ``padding_side``."""
     width = max(len(ids) for ids, _ in encoded)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0

@@ -89,9 +89,7 @@ def test_many_tasks_at_once_are_the_single_tasks(family, tokenizer):
     settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=3)
     with only_trainable(model, parameters):
         single = [
-            compute_task_gradients(
-                model, parameters, encode_requests(tokenizer, [[r]]), encode_questions(tokenizer, [q]), settings
-            )
+            compute_task_gradients(model, parameters, encode_requests(tokenizer, [[r]]), encode_questions(tokenizer, [q]), settings)
             for r, q in zip(requests, questions, strict=True)
         ]
         target, related = encode_requests(tokenizer, [[r] for r in requests]), encode_questions(tokenizer, questions)

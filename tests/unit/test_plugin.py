@@ -69,8 +69,8 @@ def test_the_same_edit_in_any_shape_of_request(model, tokenizer, hparams):
 
 
 def test_several_facts_get_k_passes_with_one_optimiser(model, tokenizer, hparams):
-    """Against the obvious loop with torch's optimiser, fact after fact, pass after pass (in float64: a key bias has no gradient but rounding)."""
-    model = model.double()
+    """Against the obvious loop with torch's optimiser, fact after fact, pass after pass."""
+    model = model.double()  # a key bias has no gradient but rounding
     edited, _ = apply_metaft_to_model(model, tokenizer, [REQUEST, OTHER], hparams, copy=True)
     parameters = select_parameters(model, [1])
     edits = [EditRequest(r["prompt"], r["target_new"]) for r in (REQUEST, OTHER)]

@@ -1,0 +1,39 @@
+"""Validation splits held out of a training file, so that no choice has to be made on a test split."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from propmeta_edit.errors import DataError
+from propmeta_edit.records import Case
+
+_SHARE = 0.2  # of the entities, and of the relations, that validation alone sees
+
+
+def hold_out_validation(cases: Sequence[Case], size: int | None, seed: int) -> tuple[list[Case], dict[str, list[Case]]]:
+    """Split CRE training cases as the test splits are: in distribution, and with entities and relations unseen in training.
+
+    A fifth of the entities and of the relations (by the tags ``entity_name`` and ``relation``) is held out. ``valid-ood`` has the
+    cases in which both are held out; cases with only one of them are dropped; of the rest, ``size`` become ``valid-id`` (a tenth
+    if None) and the others stay for training.
+
+    Raises:
+        DataError: too few entities or relations to leave anything in one of the three parts.
+    """
+    held: dict[str, set[str]] = {}
+    for tag in ("entity_name", "relation"):
+        values = sorted({case.tags[tag] for case in cases})
+        held[tag] = set(random.Random(f"{seed}:{tag}").sample(values, round(_SHARE * len(values))))
+    is_held = [[case.tags[tag] in values for tag, values in held.items()] for case in cases]
+    ood = [case for case, flags in zip(cases, is_held, strict=True) if all(flags)]
+    rest = [case for case, flags in zip(cases, is_held, strict=True) if not any(flags)]
+    random.Random(f"{seed}:cases").shuffle(rest)
+    size = len(rest) // 10 if size is None else size
+    train, valid = rest[size:], rest[:size]
+    if not (ood and train and valid):
+        raise DataError(
+            f"cannot hold validation out of {len(cases)} cases: {len(train)} would stay for training, {len(valid)} in and "
+            f"{len(ood)} out of distribution; use fewer validation_cases, more data, or validate_every: null"
+        )
+    return train, {"valid-id": valid, "valid-ood": ood}

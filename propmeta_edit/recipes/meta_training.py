@@ -1,0 +1,180 @@
+"""Meta-training from settings to a checkpoint folder: the place where data, meta-training and evaluation meet."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from propmeta_edit.data.cre import load_cre
+from propmeta_edit.data.holdout import hold_out_validation
+from propmeta_edit.evaluation.generation import generate_greedily
+from propmeta_edit.evaluation.runner import batches_of, choose_cases
+from propmeta_edit.evaluation.scoring import contains_answer
+from propmeta_edit.files import sha256_of_json
+from propmeta_edit.finetune.many_edits import many_edits
+from propmeta_edit.finetune.weights import apply_snapshot, only_trainable, snapshot
+from propmeta_edit.metatrain.checkpoint import save_checkpoint
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.run import TrainingRun
+from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, order_tasks
+from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
+from propmeta_edit.models.devices import has_native_bf16, resolve_device
+from propmeta_edit.models.layers import num_parameters, select_parameters
+from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.recipes.worlds import WORLD, ensure_world
+from propmeta_edit.records import Case, MetaTask
+from propmeta_edit.text.prompts import format_question
+
+EDITS_AT_ONCE = 8  # while validating; more are no faster on a CPU
+
+
+def load_tasks(config: MetaTrainConfig) -> tuple[list[MetaTask], dict[str, list[Case]]]:
+    """The meta-training tasks of a run in the order they will be used, and its validation cases by split.
+
+    The offline world has validation splits of its own. From a file, cases are held out of training, and only if
+    ``config.validate_every`` asks for validation: the paper trains on all.
+    """
+    validation: dict[str, list[Case]] = {}
+    if config.data == WORLD:
+        world = ensure_world()
+        cases = load_cre(world / "train_data_id.jsonl", question_choice=config.question_choice, seed=config.seed)
+        if config.validate_every:
+            for split in ("id", "ood"):
+                validation[f"valid-{split}"] = load_cre(world / f"valid_data_{split}.jsonl", seed=config.seed)
+    else:
+        cases = load_cre(config.data, question_choice=config.question_choice, seed=config.seed)
+        if config.validate_every:
+            cases, validation = hold_out_validation(cases, config.validation_cases, config.seed)
+    validation = {name: choose_cases(split, config.validation_cases, config.seed) for name, split in validation.items()}
+    return order_tasks([case.as_task() for case in cases], config.seed, config.num_tasks, config.pairing), validation
+
+
+def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path) -> None:
+    """Meta-train as ``config`` says and write the checkpoint into ``folder`` (use ``build_whole`` around it).
+
+    Args:
+        training: the folder of the run while it goes on; a run that was killed there is continued. At the end its curve, log
+            and scheduled checkpoints are in ``folder/training``.
+    """
+    config = _resolve(config)
+    tasks, validation = load_tasks(config)
+    base_folder = resolve_model_folder(config.model)
+    identity = {**asdict(config), "base_sha256": model_sha256(base_folder), "tasks_sha256": _hash_of_tasks(tasks)}
+    run = TrainingRun(training, identity)
+    with logged_to(training / "log.txt"):
+        model, tokenizer = load_model(
+            base_folder, device=config.device, dtype=config.dtype, layers=config.layers, modules=config.modules
+        )
+        validate = partial(compute_edited_accuracy, model, tokenizer, config, validation)
+        progress = meta_train(model, tokenizer, tasks, config, run, validate)
+    trained = snapshot(select_parameters(model, config.layers, config.modules))
+    if config.dtype != "float32":  # the frozen rest was rounded for speed; what is stored must be the base's own
+        model, _ = load_model(base_folder, dtype="auto", layers=config.layers, modules=config.modules)
+        apply_snapshot(dict(model.named_parameters()), trained)
+    card = {
+        "base_model": config.model,
+        "base_sha256": identity["base_sha256"],
+        "trained_tensors": list(trained),
+        "num_tasks": len(tasks),
+        "tasks_sha256": identity["tasks_sha256"],
+        "settings": asdict(config),
+    }
+    save_checkpoint(folder, model, tokenizer, card, progress)
+    shutil.copytree(training, folder / "training", ignore=shutil.ignore_patterns("state*.safetensors", "*.partial"))
+
+
+def train_to_folder(config: MetaTrainConfig, output: Path) -> None:
+    """``run_meta_training`` into a new folder, beside which ``<output>.training`` is kept until the checkpoint is whole."""
+    training = training_folder(output)
+    build_whole(output, lambda partial: run_meta_training(config, partial, training))
+    shutil.rmtree(training, ignore_errors=True)
+
+
+def training_folder(output: Path) -> Path:
+    """Where a run towards ``output`` keeps its state."""
+    return output.with_name(output.name + ".training")
+
+
+def plan_meta_training(config: MetaTrainConfig, steps: int = 3) -> str:
+    """What a run would do and cost, from a few timed steps that change nothing."""
+    config = _resolve(config)
+    tasks, validation = load_tasks(config)
+    base_folder = resolve_model_folder(config.model)
+    model, tokenizer = load_model(
+        base_folder, device=config.device, dtype=config.dtype, layers=config.layers, modules=config.modules
+    )
+    parameters = select_parameters(model, config.layers, config.modules)
+    seconds = []
+    with only_trainable(model, parameters):
+        for number in range(steps):
+            some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
+            started = time.perf_counter()
+            for gradients in compute_step_gradients(model, tokenizer, parameters, some, config):
+                gradients.related_losses.tolist()  # waits for the device
+            seconds.append((time.perf_counter() - started) / len(some))
+    frozen = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = 4 * num_parameters(parameters)
+    at_once = min(config.tasks_at_once or config.tasks_per_step, len(tasks))
+    per_task = min(seconds[1:] or seconds)
+    millions = num_parameters(parameters) / 1e6
+    # θ's gradient and two moments outside; copies, gradients and two moments a task inside; activations are on top.
+    memory = (frozen + trained * (3 + 4 * at_once)) / 2**30
+    lines = {
+        "model": f"{config.model}, {config.dtype} on {config.device}, {frozen / 2**30:.2f} GiB",
+        "trained": f"layers {config.layers}, {config.modules}: {len(parameters)} tensors, {millions:.2f} M numbers",
+        "tasks": f"{len(tasks)}, {config.tasks_per_step} a step, {at_once} at once, K = {config.num_inner_steps}",
+        "validation": ", ".join(f"{name} {len(cases)}" for name, cases in validation.items()) or "none",
+        "memory": f"at least {memory:.2f} GiB with all optimiser states",
+        "time": f"{per_task:.2f} s a task, about {per_task * len(tasks) / 60:.0f} min and validation (from {len(seconds)} steps)",
+    }
+    return "\n".join(f"{name:<11}{value}" for name, value in lines.items())
+
+
+def compute_edited_accuracy(
+    model: Any, tokenizer: Any, config: MetaTrainConfig, validation: Mapping[str, Sequence[Case]]
+) -> dict[str, float]:
+    """Two-hop accuracy after one edit a case, by split, with the run's own layer and inner loop."""
+    scores = {}
+    for name, cases in validation.items():
+        correct = 0
+        for some in batches_of(cases, EDITS_AT_ONCE):
+            edits = [case.edits for case in some]
+            with many_edits(model, tokenizer, edits, config.inner, layers=config.layers, modules=config.modules):
+                prompts = [format_question(case.question.text) for case in some]
+                texts = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts))
+            correct += sum(contains_answer(text, case.question.answers) for text, case in zip(texts, some, strict=True))
+        scores[name] = correct / len(cases)
+    return scores
+
+
+def _resolve(config: MetaTrainConfig) -> MetaTrainConfig:
+    """The settings with the device and dtype they mean on this machine."""
+    device = resolve_device(config.device)
+    fast = "bfloat16" if has_native_bf16(device) else "float32"
+    return replace(config, device=device, dtype=fast if config.dtype == "fast" else config.dtype)
+
+
+def _hash_of_tasks(tasks: Sequence[MetaTask]) -> str:
+    return sha256_of_json([[t.task_id, t.target.prompt, t.target.target_new, t.related.text] for t in tasks])
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Inside, the package's log lines go to a file too, after those that are there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger = logging.getLogger("propmeta_edit")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
