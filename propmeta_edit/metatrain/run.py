@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import nn
 
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.files import write_text_atomically, written_whole
 from propmeta_edit.finetune.weights import apply_snapshot
 
@@ -88,14 +88,19 @@ class TrainingRun:
         write_text_atomically(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
 
     def save(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Write the state; until the new one is whole the old one stays."""
+        """Write the state; until the new one is whole the old one stays.
+
+        Raises:
+            ModelError: it cannot be written, for instance because the disk is full.
+        """
         tensors = {f"theta.{name}": p.detach().contiguous() for name, p in parameters.items()}
         for name, parameter in parameters.items():
             moments = optimizer.state.get(parameter, {})
             tensors |= {f"{key}.{name}": moments[key].contiguous() for key in (*ADAM_MOMENTS, "step") if key in moments}
         text = progress.to_json()
+        metadata = {"progress": text, "sha256": _checksum(tensors, text)}
         with written_whole(self.folder / STATE) as file:
-            save_file(tensors, file, metadata={"progress": text, "sha256": _checksum(tensors, text)})
+            _save_tensors(tensors, file, metadata)
             if (self.folder / STATE).is_file():
                 (self.folder / STATE).replace(self.folder / PREVIOUS_STATE)
 
@@ -119,7 +124,14 @@ class TrainingRun:
     def write_checkpoint(self, parameters: Mapping[str, nn.Parameter], num_tasks: int) -> None:
         """The trained tensors after ``num_tasks`` tasks."""
         with written_whole(self.folder / "checkpoints" / f"tasks-{num_tasks:06d}.safetensors") as file:
-            save_file({name: p.detach().contiguous() for name, p in parameters.items()}, file)
+            _save_tensors({name: p.detach().contiguous() for name, p in parameters.items()}, file)
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    try:
+        save_file(tensors, file, metadata)
+    except SafetensorError as error:  # what a full disk becomes inside safetensors
+        raise ModelError(f"cannot write {file.parent}: {error}; what was saved before is still there") from error
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:

@@ -24,7 +24,8 @@ from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.artefacts import artefact_folder, ensure_artefact
 from propmeta_edit.models.bundled import load_smollm2_from_gguf
 from propmeta_edit.models.loading import model_sha256
-from propmeta_edit.recipes import ensure_world, hparams_file
+from propmeta_edit.recipes.settings import hparams_file
+from propmeta_edit.recipes.worlds import ensure_world
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.checkpoint import export_checkpoint, save_checkpoint
-from propmeta_edit.metatrain.trainer import TaskLosses
+from propmeta_edit.metatrain.run import Progress, TaskLosses
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
 
@@ -23,7 +23,7 @@ def checkpoint(family, tokenizer, tmp_path):
     model = tiny.make_model(family, dtype=torch.float32)
     trained = select_parameters(model, [1])
     card = {"base_model": "tiny", "trained_tensors": list(trained), "settings": {"inner_lr": 2e-5}, "num_tasks": 1}
-    save_checkpoint(tmp_path / "any-folder-name", model, tokenizer, card, [TaskLosses("t", 1.0, 2.0)])
+    save_checkpoint(tmp_path / "any-folder-name", model, tokenizer, card, Progress([TaskLosses("t", 1.0, 2.0)]))
     return tmp_path / "any-folder-name", model
 
 
@@ -56,7 +56,7 @@ def test_saving_an_fp32_layer_inside_bf16_round_trips(checkpoint, tokenizer, tmp
     folder, original = checkpoint
     model, _ = load_model(str(folder), dtype="bfloat16", layers=[1])
     card = json.loads((folder / "metaft.json").read_text())
-    save_checkpoint(tmp_path / "again", model, tokenizer, card, [])
+    save_checkpoint(tmp_path / "again", model, tokenizer, card, Progress())
     again, _ = load_model(str(tmp_path / "again"), dtype="bfloat16", layers=[1])
     for name, parameter in select_parameters(again, [1]).items():
         assert torch.equal(parameter, dict(original.named_parameters())[name])

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
-from propmeta_edit.finetune.single_hop import SingleHopSettings, apply_single_hop_finetuning, make_batches
+from propmeta_edit.errors import ModelError
+from propmeta_edit.evaluation.generation import generate_greedily
+from propmeta_edit.finetune.single_hop import SingleHopSettings, make_batches, train_single_hop_adapter
+from propmeta_edit.models.compact import ADAPTER, apply_difference, merge_adapter, save_adapter, save_difference
+from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import Question
+from propmeta_edit.text.prompts import format_question
 
 
 def test_every_text_once_an_epoch_in_batches_of_like_length():
@@ -25,12 +32,51 @@ def test_every_text_once_an_epoch_in_batches_of_like_length():
     assert make_batches(encoded, 8, random.Random(1)) != batches
 
 
-def test_it_learns_and_leaves_the_embeddings(family, tokenizer):
-    model = tiny.make_model(family, dtype=torch.float32)
-    embeddings = model.get_input_embeddings().weight.detach().clone()
+def test_it_learns_to_answer_and_to_stop_and_merges_to_the_same_bits(tokenizer, tmp_path):
+    """A LoRA on every projection; merged from its files it answers alone, twice the same, embeddings untouched."""
+    base = tiny.make_model("llama", dtype=torch.float32)
+    before = {name: p.detach().clone() for name, p in base.named_parameters()}
     questions = [Question("What is the capital of France?", ("Paris",)), Question("What does Ann Lee speak?", ("Spanish",))]
-    first = apply_single_hop_finetuning(model, tokenizer, questions, SingleHopSettings(learning_rate=0.0, num_epochs=1))
-    last = apply_single_hop_finetuning(model, tokenizer, questions, SingleHopSettings(learning_rate=0.01, num_epochs=30))
-    assert last < 0.8 * first  # sixteen random, frozen output directions leave no more
-    assert torch.equal(model.get_input_embeddings().weight, embeddings)
-    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    settings = SingleHopSettings(learning_rate=0.03, num_epochs=60, rank=8, warmup_steps=5)
+    trained = train_single_hop_adapter(tiny.make_model("llama", dtype=torch.float32), tokenizer, questions, settings)
+    save_adapter(trained, tmp_path)
+    merged = []
+    for _ in range(2):
+        model = tiny.make_model("llama", dtype=torch.float32)
+        merge_adapter(model, tmp_path)
+        merged.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    assert all(torch.equal(merged[0][name], merged[1][name]) for name in before)
+    moved = {name for name in before if not torch.equal(before[name], merged[0][name])}
+    assert moved == set(select_parameters(base, "all"))
+    texts = generate_greedily(model, tokenizer, [format_question(q.text) for q in questions])
+    assert texts == [" Paris.", " Spanish."], "ten tokens would hold more if it did not stop"
+    wide = {name: before[name].double() for name in moved}
+    factors = load_file(tmp_path / ADAPTER)
+    for name, value in wide.items():
+        a, b = (factors[f"base_model.model.{name.replace('.weight', f'.lora_{x}.weight')}"].double() for x in "AB")
+        torch.testing.assert_close(merged[0][name].double(), value + b @ a, rtol=1e-6, atol=1e-7)
+
+
+def test_factors_of_another_model_are_refused(tokenizer, tmp_path):
+    question = Question("What does Ann Lee speak?", ("Spanish",))
+    model = tiny.make_model("llama", num_layers=4, dtype=torch.float32)
+    save_adapter(train_single_hop_adapter(model, tokenizer, [question], SingleHopSettings(num_epochs=1)), tmp_path)
+    with pytest.raises(ModelError, match=r"factors for model\.layers\.3\..*, which the model does not have"):
+        merge_adapter(tiny.make_model("llama", num_layers=3, dtype=torch.float32), tmp_path)
+
+
+def test_a_difference_puts_the_tuned_tensors_back(tmp_path):
+    base, tuned = tiny.make_model("qwen2", dtype=torch.float32), tiny.make_model("qwen2", dtype=torch.float32, seed=1)
+    chosen = select_parameters(tuned, [1])
+    save_difference(dict(base.named_parameters()), {name: p.detach() for name, p in chosen.items()}, tmp_path)
+    own = {name: p.detach().clone() for name, p in base.named_parameters()}
+    assert set(apply_difference(base, tmp_path)) == set(chosen)
+    for name, p in base.named_parameters():
+        if name in chosen:
+            off = (p - chosen[name]).abs().max()
+            assert off <= 2**-8 * (own[name] - chosen[name]).abs().max()
+            assert name.endswith("bias") or not torch.equal(p, own[name])
+        else:
+            assert torch.equal(p, own[name])
+    with pytest.raises(ModelError, match="does not fit this model"):
+        apply_difference(tiny.make_model("gpt2", dtype=torch.float32), tmp_path)

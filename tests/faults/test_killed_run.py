@@ -1,0 +1,118 @@
+"""Meta-training killed at any moment ends with the bits of a run that was not, and damaged states are not trusted."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from propmeta_edit.data.world import generate_world
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.files import sha256_of_file
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.run import PREVIOUS_STATE, STATE, TrainingRun
+from propmeta_edit.metatrain.trainer import meta_train
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.records import EditRequest, MetaTask, Question
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = [
+    MetaTask(f"t{i}", EditRequest(f"Ann {i} is a citizen of", name), Question(f"What does Ann {i} speak?", (answer,)))
+    for i, (name, answer) in enumerate([("Peru", "Spanish"), ("Greece", "Greek"), ("France", "French"), ("Lima", "euro")] * 3)
+]
+CONFIG = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.01, num_inner_steps=2, outer_lr=0.01, tasks_per_step=2, save_every=2)
+
+
+class Stopped(Exception):
+    """What stands for a crash below."""
+
+
+def train(tokenizer, folder, stop_after=None):
+    """A run of twelve tasks in fp32, broken off after some validations; the trained tensors."""
+    model = tiny.make_model("llama", dtype=torch.float32)
+    calls = []
+
+    def validate():
+        calls.append(1)
+        if stop_after is not None and len(calls) > stop_after:
+            raise Stopped
+        return {"valid-id": 0.5}
+
+    config = MetaTrainConfig(**{**vars(CONFIG), "validate_every": 2})
+    progress = meta_train(model, tokenizer, TASKS, config, TrainingRun(folder, {"a": 1}), validate)
+    return {name: p.detach().clone() for name, p in select_parameters(model, [1]).items()}, progress
+
+
+def test_every_point_of_interruption_gives_the_same_bits(tokenizer, tmp_path):
+    whole, progress = train(tokenizer, tmp_path / "whole")
+    for stop_after in range(1, 7):
+        folder = tmp_path / str(stop_after)
+        with pytest.raises(Stopped):
+            train(tokenizer, folder, stop_after)
+        resumed, resumed_progress = train(tokenizer, folder)
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole), stop_after
+        assert resumed_progress == progress
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_state_gives_way_to_the_one_before(tokenizer, tmp_path, damage, caplog):
+    whole, _ = train(tokenizer, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(tokenizer, tmp_path / "run", 4)
+    state = tmp_path / "run" / STATE
+    content = state.read_bytes()
+    flipped = content[:-10] + bytes([content[-10] ^ 1]) + content[-9:]
+    state.write_bytes({"truncated": content[: len(content) // 2], "flipped": flipped, "empty": b""}[damage])
+    assert (tmp_path / "run" / PREVIOUS_STATE).is_file()
+    resumed, _ = train(tokenizer, tmp_path / "run")
+    assert "is damaged" in caplog.text
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_another_run_is_refused(tmp_path):
+    TrainingRun(tmp_path, {"outer_lr": 0.1, "seed": 0})
+    with pytest.raises(ConfigError, match=r"outer_lr: 0\.1, now 0\.2"):
+        TrainingRun(tmp_path, {"outer_lr": 0.2, "seed": 0})
+
+
+@pytest.mark.slow
+def test_kill_9_ten_times_gives_the_same_bits(tokenizer, tmp_path):
+    """The command itself, killed without warning at random moments and given again, against one that was left alone."""
+    base = tmp_path / "base"
+    tiny.make_model("llama", dtype=torch.float32).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    records = generate_world(0, {"train": 240})["train"]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def start(output):
+        command = [sys.executable, "-m", "propmeta_edit.cli", "meta-train", "--model", str(base), "--data"]
+        command += [str(tmp_path / "train.jsonl"), "--output", str(tmp_path / output), "--layers", "[1]", "--device", "cpu"]
+        command += ["--inner_lr", "0.01", "--outer_lr", "0.01", "--save_every", "5", "--tasks_per_step", "1"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start("whole").wait(timeout=300) == 0
+    moments, kills = random.Random(0), 0
+    state = tmp_path / "killed.training" / STATE
+    while kills < 10:
+        process = start("killed")
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        deadline = time.time() + 60
+        while process.poll() is None and time.time() < deadline and (state.stat().st_mtime_ns if state.exists() else 0) == before:
+            time.sleep(0.01)  # until it has got further than the one before it
+        time.sleep(moments.uniform(0, 0.1))
+        assert process.poll() is None, "it must not end before it is killed"
+        process.kill()
+        process.wait()
+        kills += 1
+    assert start("killed").wait(timeout=300) == 0
+    first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
+    assert sha256_of_file(first) == sha256_of_file(second)
+    first, second = (json.loads((tmp_path / name / "progress.json").read_text()) for name in ("whole", "killed"))
+    assert first == second and len(first["losses"]) == 240

@@ -1,0 +1,74 @@
+"""Paired comparisons by hand, breakdowns, and the files they go to."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from propmeta_edit.evaluation.comparisons import break_down, compare_with, write_comparisons
+from propmeta_edit.evaluation.rows import Row
+from propmeta_edit.evaluation.statistics import compare_paired
+
+
+def test_mcnemar_and_difference_by_hand():
+    """12 wins, 3 losses, 25 ties: p = 2 Σ_{k<=3} C(15, k) / 2^15, difference 9/40."""
+    first = [True] * 12 + [False] * 3 + [True] * 10 + [False] * 15
+    second = [False] * 12 + [True] * 3 + [True] * 10 + [False] * 15
+    result = compare_paired(first, second)
+    assert (result.n, result.wins, result.losses, result.difference) == (40, 12, 3, pytest.approx(9 / 40))
+    assert result.p_value == pytest.approx(2 * sum(math.comb(15, k) for k in range(4)) / 2**15)
+    deviation = math.sqrt((15 / 40 - (9 / 40) ** 2) / 40)
+    assert result.low == pytest.approx(9 / 40 - 1.96 * deviation, abs=0.02)
+    assert result.high == pytest.approx(9 / 40 + 1.96 * deviation, abs=0.02)
+    assert compare_paired(second, first).difference == -result.difference
+
+
+def test_no_difference_is_no_evidence():
+    result = compare_paired([True, False], [True, False])
+    assert (result.p_value, result.low, result.high) == (1.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="equally long lists of verdicts, got 1 and 2"):
+        compare_paired([True], [True, False])
+
+
+def make_rows(method, verdicts, first=0):
+    base = {"dataset": "cre-id", "model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c", "seed": 0}
+    return [
+        Row(
+            method=method, case_id=f"c{first + i}", correct=v, question=f"q|{i}?", answers=("yes", "ja"), generated=f" {v}\n.",
+            tags={"relation": "odd" if i % 2 else "even"}, **base,
+        )
+        for i, v in enumerate(verdicts)
+    ]  # fmt: skip
+
+
+ROWS = [
+    *make_rows("in-context", [True, True, True, True]),
+    *make_rows("FT", [True, False, False, False]),
+    *make_rows("MetaFT", [True, True, True, False, True]),  # c4 has no partner
+]
+
+
+def test_only_shared_cases_are_compared():
+    entries = {entry["method"]: entry for entry in compare_with(ROWS, "FT")}
+    assert set(entries) == {"in-context", "MetaFT"}
+    meta = entries["MetaFT"]
+    assert (meta["n"], meta["wins"], meta["losses"], meta["difference"]) == (4, 2, 0, 0.5)
+    assert meta["ratio_to_in_context"] == 0.75
+    assert compare_with(ROWS, "ROME") == []
+
+
+def test_breakdown_counts_by_tag():
+    table = break_down(ROWS, "relation")
+    assert table.loc[("cre-id", "even"), "n"] == 3 and table.loc[("cre-id", "odd"), "n"] == 2
+    assert table.loc[("cre-id", "even"), "MetaFT"] == 100.0 and table.loc[("cre-id", "odd"), "FT"] == 0.0
+    assert break_down(ROWS, "hops").empty
+
+
+def test_files(tmp_path):
+    markdown = write_comparisons(ROWS, tmp_path, "MetaFT", "FT")
+    assert (tmp_path / "comparisons.md").read_text() == markdown
+    assert "| cre-id | MetaFT | 4 | +50.0 [" in markdown and "## Accuracy % by relation" in markdown
+    assert "| q/3? | yes / ja | False . | False . |" in markdown, "a cell must not break the table"
+    assert {e["method"] for e in json.loads((tmp_path / "comparisons.json").read_text())} == {"in-context", "MetaFT"}

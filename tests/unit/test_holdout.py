@@ -1,0 +1,32 @@
+"""Validation held out of training cases: nothing of valid-ood is in training."""
+
+from __future__ import annotations
+
+import pytest
+
+from propmeta_edit.data.cre import load_cre
+from propmeta_edit.data.holdout import hold_out_validation
+from propmeta_edit.data.world import write_world
+from propmeta_edit.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    return load_cre(write_world(tmp_path_factory.mktemp("world"), 0, {"train": 400})["train"])
+
+
+def test_entities_and_relations_of_valid_ood_are_unseen_in_training(cases):
+    train, validation = hold_out_validation(cases, 30, seed=1)
+    assert len(validation["valid-id"]) == 30 and len(validation["valid-ood"]) >= 5 and len(train) > 150
+    parts = [train, *validation.values()]
+    assert len({case.case_id for part in parts for case in part}) == sum(map(len, parts))
+    for tag in ("entity_name", "relation"):
+        seen = {case.tags[tag] for case in [*train, *validation["valid-id"]]}
+        assert not seen & {case.tags[tag] for case in validation["valid-ood"]}
+    assert hold_out_validation(cases, 30, seed=1) == (train, validation) != hold_out_validation(cases, 30, seed=2)
+    assert len(hold_out_validation(cases, None, seed=1)[1]["valid-id"]) == (len(train) + 30) // 10
+
+
+def test_too_little_data_is_refused(cases):
+    with pytest.raises(DataError, match="use fewer validation_cases, more data, or validate_every: null"):
+        hold_out_validation(cases[:12], 100, seed=0)
