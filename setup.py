@@ -32,7 +32,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["propmeta_edit", "propmeta_edit.*"]), "propmeta_edit.hparams"],
     package_dir={"propmeta_edit.hparams": "hparams"},
-    package_data={"propmeta_edit.data": ["files/*"], "propmeta_edit.hparams": ["*/*.yaml"]},
+    package_data={"propmeta_edit.data": ["files/*"], "propmeta_edit.models": ["files/*/*"], "propmeta_edit.hparams": ["*/*.yaml"]},
     install_requires=[
         "accelerate",
         "filelock",

@@ -37,7 +37,7 @@ from propmeta_edit.evaluation.runner import TIMED_CASES, DataSet, Method, Method
 from propmeta_edit.evaluation.tables import summarise, write_tables
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import resolve_model_folder
-from propmeta_edit.models.devices import resolve_device
+from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import DTYPES, load_model, model_sha256, read_checkpoint_card
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.worlds import ensure_world
@@ -121,6 +121,10 @@ class Setup:
             return self.model
         return self.checkpoints.get(kind.checkpoint, f"{self.model.rstrip('/')}-{kind.checkpoint}")
 
+    def dtype_of(self, kind: RowKind) -> str:
+        """Of the frozen rest; EasyEdit's ROME does not mix dtypes, so its model is fp32."""
+        return "float32" if kind.edit == "ROME" else self.dtype
+
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,7 +156,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", default="results/table2", help="folder for rows.jsonl and the tables (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")
-    parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES), help="of the frozen rest (default %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        default="fast",
+        choices=[*sorted(DTYPES), "fast"],
+        help="of the frozen rest; fast: bfloat16 where the device has it in hardware, else float32 (default %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     if options.limit is not None and options.limit < 1:
@@ -210,7 +219,7 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
         kind = METHODS[name]
         model = setup.model_of(kind)
         settings = read_settings(kind, setup, hparams_name)
-        identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype, "at_once": setup.edits_at_once}
+        identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
         if kind.edit == "ROME":
             identity["easyedit"] = find_form().kind
         specs.append(
@@ -220,7 +229,7 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
                 model_sha256=_hash_of(model),
                 hparams_sha256=sha256_of_json(identity),
                 build=partial(build_method, kind, settings, model, setup),
-                dtype=setup.dtype,
+                dtype=setup.dtype_of(kind),
                 device=setup.device,
                 adapt=kind.adapt,
                 cases_at_once=setup.edits_at_once if kind.edit != "ROME" else 1,
@@ -264,21 +273,21 @@ def build_method(kind: RowKind, settings: dict[str, Any], model: str, setup: Set
     if kind.edit == "FT":
         values = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype}
         hparams = build_config(MetaFTHyperParams, values, f"the settings of {model}")
-        loaded = _loaded(model, hparams.layers, setup)
+        loaded = _loaded(model, hparams.layers, setup, setup.dtype_of(kind))
         one = Editing(*loaded, apply_metaft_to_model, hparams)
         return FineTuning(*loaded, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules, hparams.batch_size)
     if kind.edit == "ROME":
         hparams = make_rome_hparams({**settings, "model_name": model, "device": setup.device})
-        loaded = _loaded(model, hparams.layers, setup)
+        loaded = _loaded(model, hparams.layers, setup, setup.dtype_of(kind))
         make_rome_contexts(*loaded, hparams, setup.seed)
         return Editing(*loaded, find_algorithm("ROME"), hparams, one_by_one=True, padding_side="right")
-    return {"": Unedited, "in-context": InContext}[kind.edit](*_loaded(model, None, setup))
+    return {"": Unedited, "in-context": InContext}[kind.edit](*_loaded(model, None, setup, setup.dtype))
 
 
-def _loaded(model: str, layers: list[int] | str | None, setup: Setup) -> tuple[Any, Any]:
+def _loaded(model: str, layers: list[int] | str | None, setup: Setup, dtype: str) -> tuple[Any, Any]:
     """In fp32 every row of a model can share it, since each edit is undone to the bit; else the edited layers differ."""
-    edited = json.dumps(layers) if setup.dtype != "float32" else "null"
-    return _load_one(model, edited, setup.device, setup.dtype)
+    edited = json.dumps(layers) if dtype != "float32" else "null"
+    return _load_one(model, edited, setup.device, dtype)
 
 
 @lru_cache(maxsize=1)  # one model in memory at a time
@@ -310,7 +319,8 @@ def run(options: argparse.Namespace) -> int:
     resolve_model_folder(options.model)
     checkpoints = {**options.checkpoints, **({"metaft": options.metaft_model} if options.metaft_model else {})}
     device = resolve_device(options.device)
-    setup = Setup(options.model, checkpoints, device, options.dtype, options.seed, options.edits_at_once)
+    dtype = resolve_dtype(options.dtype, device)
+    setup = Setup(options.model, checkpoints, device, dtype, options.seed, options.edits_at_once)
     for kind in {METHODS[name].checkpoint: METHODS[name] for name in names if METHODS[name].checkpoint}.values():
         require_same_base(setup, kind)
     specs = make_specs(names, setup, options.hparams or Path(options.model).name)

@@ -107,13 +107,21 @@ def _make_case(raw: Any, index: int, path: str | Path) -> Case:
             raise DataError("'requested_rewrite' is empty")
         answers = _collect_answers(raw["new_answer"], raw.get("new_answer_alias") or [])
         question = Question(raw["questions"][0], answers, raw.get("cloze_question"))
-        return Case(f"mquake-{raw['case_id']}", edits, question, tags=_make_tags(raw, len(edits)))
+        return Case(f"mquake-{raw['case_id']}", edits, question, _take_last_hop(raw), tags=_make_tags(raw, len(edits)))
     except KeyError as error:
         raise DataError(f"{_name_case(raw, index)}: missing key {error}", path) from error
     except (DataError, RequestError) as error:
         raise DataError(f"{_name_case(raw, index)}: {error}", path) from error
     except (AttributeError, IndexError, TypeError) as error:
         raise DataError(f"{_name_case(raw, index)}: not in the MQuAKE format ({error})", path) from error
+
+
+def _take_last_hop(raw: Mapping[str, Any]) -> Question | None:
+    """The last hop as a question of its own, where the case records it and no edit is about it."""
+    chain, hops = raw.get("orig", {}), raw.get("new_single_hops")
+    if not hops or not chain.get("new_triples") or chain["new_triples"][-1] in chain["edit_triples"]:
+        return None
+    return Question(hops[-1]["question"], _collect_answers(hops[-1]["answer"], hops[-1].get("answer_alias") or []))
 
 
 def _make_edit(rewrite: Mapping[str, Any]) -> EditRequest:

@@ -38,3 +38,10 @@ def has_native_bf16(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if kind == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """``fast`` as bfloat16 where the device has it in hardware and float32 elsewhere; any other name as it is."""
+    if dtype != "fast":
+        return dtype
+    return "bfloat16" if has_native_bf16(device) else "float32"

@@ -25,7 +25,7 @@ from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, order_tasks
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
-from propmeta_edit.models.devices import has_native_bf16, resolve_device
+from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.worlds import WORLD, ensure_world
@@ -157,8 +157,7 @@ def compute_edited_accuracy(
 def _resolve(config: MetaTrainConfig) -> MetaTrainConfig:
     """The settings with the device and dtype they mean on this machine."""
     device = resolve_device(config.device)
-    fast = "bfloat16" if has_native_bf16(device) else "float32"
-    return replace(config, device=device, dtype=fast if config.dtype == "fast" else config.dtype)
+    return replace(config, device=device, dtype=resolve_dtype(config.dtype, device))
 
 
 def _hash_of_tasks(tasks: Sequence[MetaTask]) -> str:

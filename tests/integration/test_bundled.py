@@ -1,34 +1,42 @@
 """The bundled real model: prepared, meta-tuned, edited through EasyEdit, restored to the bit.
 
-Preparing it takes longer than a test run should, so only the first test runs without it; `make table2-smoke` or
-`propmeta-edit prepare` builds it, and continuous integration does so before the tests.
+Preparing it from the shipped compact files takes half a minute, once.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
+from propmeta_edit.cli import main
 from propmeta_edit.data.cre import load_cre
+from propmeta_edit.data.world import single_hop_questions
+from propmeta_edit.errors import ModelError
 from propmeta_edit.evaluation.generation import generate_greedily
 from propmeta_edit.evaluation.methods import easyedit_request
 from propmeta_edit.evaluation.scoring import contains_answer
+from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.models.artefacts import artefact_folder, ensure_artefact
+from propmeta_edit.models.artefacts import ensure_artefact
 from propmeta_edit.models.bundled import load_smollm2_from_gguf
-from propmeta_edit.models.loading import model_sha256
+from propmeta_edit.models.compact import ADAPTER, DIFFERENCE
+from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.recipes.bundled import build_smollm2, build_smollm2_metaft, compute_single_hop_accuracy, shipped_folder
 from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.recipes.worlds import ensure_world
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ("smollm2-135m", "smollm2-135m-metaft")
 
 
 def test_an_edit_on_the_model_as_it_comes():
@@ -47,9 +55,7 @@ def test_an_edit_on_the_model_as_it_comes():
 
 @pytest.fixture(scope="module")
 def prepared():
-    missing = [name for name in ("smollm2-135m", "smollm2-135m-metaft") if not artefact_folder(name).exists()]
-    if missing:
-        pytest.skip(f"{', '.join(missing)} not built yet; run propmeta-edit prepare")
+    return {name: ensure_artefact(name) for name in SHIPPED}
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +74,52 @@ def cases():
 
 
 def test_the_base_was_taught_its_facts(prepared):
-    folder = ensure_artefact("smollm2-135m")
+    folder = prepared["smollm2-135m"]
     description = json.loads((folder / "prepared.json").read_text())
-    assert description["single_hop_accuracy_before"] < 0.3
-    assert description["single_hop_accuracy_after"] > 0.8
     assert description["model_sha256"] == model_sha256(folder)
+    questions = single_hop_questions(paraphrases=True)
+    assert sha256_of_json([[q.text, *q.answers] for q in questions]) == description["single_hop_questions_sha256"], (
+        "the facts have changed since the base was taught them; run propmeta-edit rebuild"
+    )
+    model, tokenizer = load_model(str(folder))
+    assert compute_single_hop_accuracy(model, tokenizer, questions[::60]) >= 0.9
+    [said] = generate_greedily(model, tokenizer, ["Question: What is the capital of Portugal?\nAnswer: The answer is"])
+    assert said == " Lisbon.", "it stops after its answer"
+
+
+def test_the_shipped_files_are_small_and_make_the_recorded_bits(prepared):
+    files = [path for name in SHIPPED for path in shipped_folder(name).iterdir()]
+    assert sum(path.stat().st_size for path in files) < 25e6
+    for name, card_key in zip(SHIPPED, ("model_sha256", "base_sha256"), strict=True):
+        card = json.loads((shipped_folder(name) / "card.json").read_text())
+        assert card[card_key] == model_sha256(prepared["smollm2-135m"]), name
+
+
+@pytest.mark.parametrize(("name", "file"), [("smollm2-135m", ADAPTER), ("smollm2-135m-metaft", DIFFERENCE)])
+def test_a_damaged_shipped_file_is_not_used(prepared, tmp_path, monkeypatch, name, file):
+    copy = shutil.copytree(shipped_folder(name), tmp_path / name)
+    content = bytearray((copy / file).read_bytes())
+    content[-1] ^= 1
+    (copy / file).write_bytes(content)
+    monkeypatch.setattr("propmeta_edit.recipes.bundled.shipped_folder", lambda _: copy)
+    build = {"smollm2-135m": build_smollm2, "smollm2-135m-metaft": build_smollm2_metaft}[name]
+    with pytest.raises(ModelError, match=r"is damaged: its hash is not the one in card\.json"):
+        build(tmp_path / "out")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "file"), [("smollm2-135m", ADAPTER), ("smollm2-135m-metaft", DIFFERENCE)])
+def test_the_shipped_files_can_be_made_anew(prepared, tmp_path, name, file):
+    """By the training they came from: the same tensors but for what another processor rounds otherwise."""
+    assert main(["rebuild", name, "--output", str(tmp_path / "new")]) == 0
+    shipped, rebuilt = load_file(shipped_folder(name) / file), load_file(tmp_path / "new" / file)
+    assert shipped.keys() == rebuilt.keys()
+    for key, value in shipped.items():
+        assert torch.nn.functional.cosine_similarity(value.double().flatten(), rebuilt[key].double().flatten(), dim=0) > 0.9, key
 
 
 def test_the_checkpoint_differs_from_its_base_in_the_trained_layer_only(hparams):
-    from safetensors.torch import load_file
-
-    base, tuned = (load_file(ensure_artefact(name) / "model.safetensors") for name in ("smollm2-135m", "smollm2-135m-metaft"))
+    base, tuned = (load_file(ensure_artefact(name) / "model.safetensors") for name in SHIPPED)
     moved = {name for name in base if not torch.equal(base[name], tuned[name])}
     card = json.loads((ensure_artefact("smollm2-135m-metaft") / "metaft.json").read_text())
     assert moved == set(card["trained_tensors"]) and all(f".layers.{hparams.layers[0]}." in name for name in moved)

@@ -47,7 +47,9 @@ def test_a_finished_build_is_not_repeated(tmp_path):
 
 def test_artefacts_are_built_on_first_use(monkeypatch):
     calls = []
-    monkeypatch.setattr("propmeta_edit.recipes.bundled.build_smollm2", lambda folder: calls.append(folder) or (folder / "x").touch())
+    monkeypatch.setattr(
+        "propmeta_edit.recipes.bundled.build_smollm2", lambda folder: calls.append(folder) or (folder / "x").touch()
+    )
     folder = ensure_artefact("smollm2-135m")
     assert folder == artefact_folder("smollm2-135m") == ensure_artefact("smollm2-135m")
     assert (folder / "x").exists() and len(calls) == 1

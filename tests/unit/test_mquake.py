@@ -53,6 +53,14 @@ def test_case_fields(tmp_path):
     assert case.tags == {"hops": "2", "edits": "2", "relation": "P37"}
 
 
+def test_the_last_hop_is_knowledge_unless_it_is_edited(tmp_path):
+    hops = [{"question": "Where?", "answer": "Peru"}, {"question": "What tongue has Peru?", "answer": 7, "answer_alias": ["Welsh"]}]
+    raws = [{**raw, "new_single_hops": hops} for raw in (KEPT, BOTH_EDITED)]
+    first, second = load_mquake(write(tmp_path / "m.json", raws))
+    assert first.second_hop.text == "What tongue has Peru?" and first.second_hop.answers == ("7", "Welsh")
+    assert second.second_hop is None
+
+
 def test_cloze_and_chain_are_optional(tmp_path):
     raw = make_case()
     del raw["orig"]
