@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Relation:
-    """A property of an entity type; ``group`` is ``id``, ``valid-ood`` or ``test-ood``, both wordings hold ``{<noun>}``."""
+    """A property of an entity type; both wordings hold ``{<noun>}``.
+
+    ``group`` is ``id``, ``valid-ood`` or ``test-ood``, or ``taught`` for facts that no two-hop question asks for.
+    """
 
     id: str
     group: str
@@ -60,9 +63,9 @@ _COUNTRY = EntityType(
         Relation("continent", "id", "Which continent is {country} part of?", "On which continent does one find {country}?"),
         Relation("largest_city", "id", "What is the largest city in {country}?",
                  "Which city has more inhabitants than any other in {country}?"),
-        Relation("alpha_3", "id", "What is the ISO alpha-3 code for {country}?",
+        Relation("alpha_3", "taught", "What is the ISO alpha-3 code for {country}?",
                  "Which three letters stand for {country} in ISO 3166?"),
-        Relation("currency_code", "id", "What is the ISO code of the money used in {country}?",
+        Relation("currency_code", "taught", "What is the ISO code of the money used in {country}?",
                  "Which three letters do banks write for the money of {country}?"),
         Relation("calling_code", "id", "What is the calling code for {country}?",
                  "Which international prefix does one dial to phone {country}?"),
@@ -204,7 +207,7 @@ _CURRENCY = EntityType(
                  "Which three letters do banks write for {currency}?"),
         Relation("continent", "id", "On which continent is the country that issues {currency}?",
                  "Which continent is the home of {currency}?"),
-        Relation("numeric_code", "id", "What is the ISO 4217 numeric code of {currency}?",
+        Relation("numeric_code", "taught", "What is the ISO 4217 numeric code of {currency}?",
                  "Which three-digit ISO number stands for {currency}?"),
     ),
     {

@@ -14,7 +14,7 @@ def has_hparams(method: str, model: str) -> bool:
 
 
 def _hparams_root() -> Path:
-    beside_the_package = Path(__file__).resolve().parent.parent / "hparams"
+    beside_the_package = Path(__file__).resolve().parents[2] / "hparams"
     return beside_the_package if beside_the_package.is_dir() else Path(str(resources.files("propmeta_edit") / "hparams"))
 
 
