@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,21 @@ def test_every_yaml_loads(path):
 
 
 def test_metaft_settings_agree_with_meta_training():
-    """An edit must use the loop that the checkpoint was meta-trained with."""
+    """An edit must use the loop that the checkpoint was meta-trained with; the controls are edited as the model they are for."""
     for path in sorted((HPARAMS / "MetaTrain").glob("*.yaml")):
         train = build_config(MetaTrainConfig, read_yaml(path), str(path))
-        edit = MetaFTHyperParams.from_hparams(HPARAMS / "MetaFT" / path.name)
-        assert edit.inner_loop_settings() == train.inner and edit.layers == train.layers and edit.modules == train.modules
+        own = HPARAMS / "MetaFT" / path.name
+        edit = MetaFTHyperParams.from_hparams(own if own.exists() else HPARAMS / "MetaFT" / "smollm2-135m.yaml")
+        steps = train.num_inner_steps or edit.num_steps  # the K = 0 control has no inner loop in training
+        assert edit.inner_loop_settings() == replace(train.inner, num_inner_steps=steps), path
+        assert edit.layers == train.layers and edit.modules == train.modules
+
+
+def test_controls_differ_from_the_shipped_settings_in_one_thing():
+    """Each differs from smollm2-135m.yaml in what it is a control for, and in no schedule that would change its bits."""
+    main = read_yaml(HPARAMS / "MetaTrain" / "smollm2-135m.yaml")
+    schedule = {"validate_every", "validation_cases", "checkpoint_every"}
+    expected = {"k0": {"num_inner_steps": 0}, "shuffled": {"pairing": "shuffled"}, "seed1": {"seed": 1}, "seed2": {"seed": 2}}
+    for name, change in expected.items():
+        control = read_yaml(HPARAMS / "MetaTrain" / f"smollm2-135m-{name}.yaml")
+        assert control == {**{k: v for k, v in main.items() if k not in schedule}, **change}
