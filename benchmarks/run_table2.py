@@ -52,21 +52,24 @@ class RowKind:
         checkpoint: which model it starts from: ``""`` for the base, else ``<base>-<checkpoint>`` or what --checkpoints says.
         edit: FT, ROME, "in-context", or "" for none.
         adapt: makes the row's cases from the data set's.
+        settings: whose YAML it edits with, FT's own, ROME's, or MetaFT's.
     """
 
     checkpoint: str
     edit: str
     adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
+    settings: str = "MetaFT"
 
 
 CORE = {  # the base's rows together: it is loaded once
     "unedited": RowKind("", ""),
     "in-context": RowKind("", "in-context"),
-    "FT": RowKind("", "FT"),
-    "ROME": RowKind("", "ROME"),
+    "FT": RowKind("", "FT", settings="FT"),
+    "ROME": RowKind("", "ROME", settings="ROME"),
     "MetaFT": RowKind("metaft", "FT"),
 }
 CONTROLS = {
+    "FT-as-MetaFT": RowKind("", "FT"),
     "MetaFT-unedited": RowKind("metaft", ""),
     "MetaFT-in-context": RowKind("metaft", "in-context"),
     "MetaFT-wrong-fact": RowKind("metaft", "FT", with_wrong_facts),
@@ -97,7 +100,7 @@ NOTES = [
     "neighbour same: the ten tokens after a question about another subject are those of before the edit.",
     f"s / edit: mean of the edit call alone over the first {TIMED_CASES} cases, one by one; loading, one warm-up edit, evaluation, "
     "restoring and the one-time meta-training are outside. The other cases of FT and MetaFT are edited side by side.",
-    "FT is the inner loop on the base that was not meta-trained.",
+    "FT is the inner loop on the base that was not meta-trained, at its own best rate; FT-as-MetaFT has MetaFT's settings.",
     "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
     "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks.",
     "cre-* and mquake-standin* without a file are real facts put into those formats offline, not the released data.",
@@ -239,13 +242,13 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
 
 
 def read_settings(kind: RowKind, setup: Setup, hparams_name: str) -> dict[str, Any]:
-    """A row's YAML: the base has settings of its own, every meta-trained model those of MetaFT.
+    """A row's YAML.
 
     Without a YAML all of them edit as the meta-tuned checkpoint says it was trained.
     """
     if kind.edit not in ("FT", "ROME"):
         return {}
-    name = "MetaFT" if kind.checkpoint else kind.edit
+    name = kind.settings
     if name != "ROME" and not has_hparams(name, hparams_name):
         trained = read_checkpoint_card(resolve_model_folder(setup.model_of(METHODS["MetaFT"])))["settings"]
         same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
