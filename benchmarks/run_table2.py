@@ -100,7 +100,7 @@ NOTES = [
     "neighbour same: the ten tokens after a question about another subject are those of before the edit.",
     f"s / edit: mean of the edit call alone over the first {TIMED_CASES} cases, one by one; loading, one warm-up edit, evaluation, "
     "restoring and the one-time meta-training are outside. The other cases of FT and MetaFT are edited side by side.",
-    "FT is the inner loop on the base that was not meta-trained, at its own best rate; FT-as-MetaFT has MetaFT's settings.",
+    "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",
     "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
     "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks.",
     "cre-* and mquake-standin* without a file are real facts put into those formats offline, not the released data.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,9 +18,10 @@ def with_neighbours(cases: Sequence[Case]) -> list[Case]:
     """
     result = []
     for index, case in enumerate(cases):
-        others = [other for other in [*cases[index + 1 :], *cases[:index]] if _is_unrelated(case, other)]
-        alike = [other for key in ("relation", "entity_type") for other in others if _share(case, other, key)]
-        chosen = next(iter([*alike, *others]), None)
+        others = [*cases[index + 1 :], *cases[:index]]
+        alike = (other for key in ("relation", "entity_type") for other in others if _share(case, other, key))
+        # Lazily: the first that suits comes early, and a data set can hold thousands of cases.
+        chosen = next((other for other in itertools.chain(alike, others) if _is_unrelated(case, other)), None)
         result.append(case if chosen is None else replace(case, neighbour=chosen.question, other_fact=chosen.second_hop))
     return result
 

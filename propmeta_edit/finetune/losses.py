@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from propmeta_edit.models.forwards import compute_hidden_states
 from propmeta_edit.text.encoding import IGNORED, EncodedBatch
 
 
@@ -24,12 +25,7 @@ def compute_answer_loss(model: Any, batch: EncodedBatch, reduction: str = "mean"
     """
     labels = batch.labels[:, 1:]
     is_scored = labels != IGNORED
-    hidden = model.base_model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask if batch.is_padded else None,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state
+    hidden = compute_hidden_states(model, batch)
     logits = model.get_output_embeddings()(hidden[:, :-1][is_scored])  # the head only where an answer token is predicted
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     token_nll = F.cross_entropy(wide, labels[is_scored], reduction="none")

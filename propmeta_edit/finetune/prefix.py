@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from propmeta_edit.models.forwards import replaced_forwards
+from propmeta_edit.models.forwards import compute_hidden_states, replaced_forwards
 from propmeta_edit.models.layers import get_architecture
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -37,12 +37,7 @@ class FrozenPrefix:
         handle = self._below[-1].register_forward_hook(lambda module, inputs, output: states.append(output))
         try:
             with torch.no_grad(), replaced_forwards(dict.fromkeys(self._above, _pass_through)):
-                self._model.base_model(
-                    input_ids=batch.input_ids,
-                    attention_mask=batch.attention_mask if batch.is_padded else None,
-                    position_ids=batch.position_ids,
-                    use_cache=False,
-                )
+                compute_hidden_states(self._model, batch)
         finally:
             handle.remove()
         return states[0]

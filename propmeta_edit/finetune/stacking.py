@@ -39,10 +39,6 @@ class StackedWeights:
         """One tensor a parameter, in the model's own shape, from one stacked tensor each."""
         return tuple(self._oriented(name, g.sum(dim=0)) for name, g in zip(self.parameters, gradients, strict=True))
 
-    def of_edit(self, number: int) -> dict[str, torch.Tensor]:
-        """The values of one edit, in the model's own shape."""
-        return {name: self._oriented(name, value.detach()[number]) for name, value in self.parameters.items()}
-
     def _oriented(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Between a parameter's own shape and that of its copies; its own inverse."""
         return value.T if self._is_transposed[name] else value
