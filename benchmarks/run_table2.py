@@ -53,12 +53,14 @@ class RowKind:
         edit: FT, ROME, "in-context", or "" for none.
         adapt: makes the row's cases from the data set's.
         settings: whose YAML it edits with, FT's own, ROME's, or MetaFT's.
+        variant: at the end of that YAML's name.
     """
 
     checkpoint: str
     edit: str
     adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
     settings: str = "MetaFT"
+    variant: str = ""
 
 
 CORE = {  # the base's rows together: it is loaded once
@@ -77,6 +79,9 @@ CONTROLS = {
     "shuffled-FT": RowKind("shuffled", "FT"),
     "MetaFT-seed1": RowKind("seed1", "FT"),
     "MetaFT-seed2": RowKind("seed2", "FT"),
+    "FT-all-layers": RowKind("", "FT", variant="-all-layers"),
+    "MetaFT-all-layers": RowKind("all-layers", "FT", variant="-all-layers"),
+    "MetaFT-all-layers-unedited": RowKind("all-layers", ""),
 }
 METHODS = {**CORE, **CONTROLS}
 WORLD_FILES = {
@@ -102,7 +107,8 @@ NOTES = [
     "restoring and the one-time meta-training are outside. The other cases of FT and MetaFT are edited side by side.",
     "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",
     "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
-    "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks.",
+    "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks; all-layers: "
+    "every layer is meta-trained and edited.",
     "cre-* and mquake-standin* without a file are real facts put into those formats offline, not the released data.",
 ]
 
@@ -244,13 +250,14 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
 def read_settings(kind: RowKind, setup: Setup, hparams_name: str) -> dict[str, Any]:
     """A row's YAML.
 
-    Without a YAML all of them edit as the meta-tuned checkpoint says it was trained.
+    Without a YAML all rows edit as the meta-tuned checkpoint says it was trained (that of all layers, for the rows on those).
     """
     if kind.edit not in ("FT", "ROME"):
         return {}
-    name = kind.settings
+    name, hparams_name = kind.settings, hparams_name + kind.variant
     if name != "ROME" and not has_hparams(name, hparams_name):
-        trained = read_checkpoint_card(resolve_model_folder(setup.model_of(METHODS["MetaFT"])))["settings"]
+        trained_as = METHODS["MetaFT-all-layers" if kind.variant else "MetaFT"]
+        trained = read_checkpoint_card(resolve_model_folder(setup.model_of(trained_as)))["settings"]
         same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
         return {**same, "alg_name": "MetaFT", "lr": trained["inner_lr"], "num_steps": trained["num_inner_steps"]}
     return read_yaml(hparams_file(name, hparams_name))

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
 
+PAIRINGS = ("matched", "shuffled")
+SCHEDULES = ("constant", "linear")
+
 
 @dataclass(frozen=True)
 class MetaTrainConfig:
@@ -20,6 +23,7 @@ class MetaTrainConfig:
         inner_lr: α of Eq. 2.
         num_inner_steps: K of Eq. 2.
         outer_lr: β of Eq. 3.
+        outer_schedule: constant, as in the paper, or linear: β falls to zero over the run's tasks.
         weight_decay: AdamW's, in both loops.
         tasks_per_step: tasks whose gradients are averaged into one outer step; 1 is the paper's algorithm.
         tasks_at_once: how many of them are computed side by side (each takes about five times the trained tensors in fp32);
@@ -46,6 +50,7 @@ class MetaTrainConfig:
     inner_lr: float = 2e-5
     num_inner_steps: int = 10
     outer_lr: float = 1e-5
+    outer_schedule: str = "constant"
     weight_decay: float = 0.01
     tasks_per_step: int = 1
     tasks_at_once: int | None = None
@@ -72,8 +77,9 @@ class MetaTrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, or null, got {value}")
-        if self.pairing not in ("matched", "shuffled"):
-            raise ConfigError(f"pairing must be matched or shuffled, got {self.pairing!r}")
+        for name, allowed in (("pairing", PAIRINGS), ("outer_schedule", SCHEDULES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
         _ = self.inner  # refuses values the loop would refuse
 
     @property

@@ -74,6 +74,7 @@ def meta_train(
         while done < len(tasks):
             step_tasks = tasks[done : done + config.tasks_per_step]
             gradients = compute_step_gradients(model, tokenizer, parameters, step_tasks, config)
+            optimizer.param_groups[0]["lr"] = outer_learning_rate(config, done, len(tasks))
             apply_outer_step(optimizer, parameters, gradients)
             progress.losses += _read_losses(step_tasks, gradients)
             before, done = done, len(progress.losses)
@@ -88,6 +89,13 @@ def meta_train(
             bar.set_postfix(_smoothed(progress.losses))
             bar.update(len(step_tasks))
     return progress
+
+
+def outer_learning_rate(config: MetaTrainConfig, num_done: int, num_tasks: int) -> float:
+    """β of the outer step after ``num_done`` of ``num_tasks`` tasks; it depends on nothing else, so a resumed run has the same."""
+    if config.outer_schedule == "linear":
+        return config.outer_lr * (1 - num_done / num_tasks)
+    return config.outer_lr
 
 
 def compute_step_gradients(

@@ -27,7 +27,16 @@ TASKS = [
     MetaTask(f"t{i}", EditRequest(f"Ann {i} is a citizen of", name), Question(f"What does Ann {i} speak?", (answer,)))
     for i, (name, answer) in enumerate([("Peru", "Spanish"), ("Greece", "Greek"), ("France", "French"), ("Lima", "euro")] * 3)
 ]
-CONFIG = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.01, num_inner_steps=2, outer_lr=0.01, tasks_per_step=2, save_every=2)
+CONFIG = MetaTrainConfig(
+    model="tiny",
+    layers=[1],
+    inner_lr=0.01,
+    num_inner_steps=2,
+    outer_lr=0.01,
+    outer_schedule="linear",
+    tasks_per_step=2,
+    save_every=2,
+)
 
 
 class Stopped(Exception):

@@ -9,12 +9,13 @@ from transformers import LlamaConfig
 
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
+from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
-from propmeta_edit.metatrain.trainer import meta_train
+from propmeta_edit.metatrain.trainer import meta_train, outer_learning_rate
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest, MetaTask, Question
 from propmeta_edit.text.encoding import encode_questions, encode_requests
@@ -180,6 +181,32 @@ def test_outer_step_is_adamw_on_the_mean_task_gradient():
     expected = adamw_by_hand(torch.tensor([0.5, -1.5], dtype=torch.float64), [sum(gradients) / 2], 0.1, 0.01)
     torch.testing.assert_close(parameter.data, expected, rtol=1e-12, atol=0)
     assert parameter.grad is None
+
+
+def test_outer_rate_is_constant_or_falls_linearly_to_zero():
+    constant = MetaTrainConfig(model="tiny", outer_lr=0.5)
+    linear = MetaTrainConfig(model="tiny", outer_lr=0.5, outer_schedule="linear")
+    assert [outer_learning_rate(constant, done, 4) for done in range(4)] == [0.5] * 4
+    assert [outer_learning_rate(linear, done, 4) for done in range(4)] == [0.5, 0.375, 0.25, 0.125]
+    with pytest.raises(ConfigError, match="outer_schedule must be constant or linear, got 'cosine'"):
+        MetaTrainConfig(model="tiny", outer_schedule="cosine")
+
+
+def test_second_of_two_linear_steps_goes_half_as_far(tokenizer):
+    """The first steps are the same, so the second ones have the same gradient and differ by the rate alone."""
+
+    def weights_after(num_tasks, schedule):
+        model = tiny.make_model("llama")
+        config = MetaTrainConfig(
+            model="tiny", layers=[1], num_inner_steps=0, outer_lr=0.01, outer_schedule=schedule, weight_decay=0.0
+        )
+        meta_train(model, tokenizer, [MetaTask(f"t{i}", REQUEST, QUESTION) for i in range(num_tasks)], config)
+        return snapshot(select_parameters(model, [1]))
+
+    one, constant, linear = weights_after(1, "linear"), weights_after(2, "constant"), weights_after(2, "linear")
+    for name, first in one.items():
+        assert not torch.equal(constant[name], first)
+        torch.testing.assert_close(linear[name] - first, (constant[name] - first) / 2, rtol=1e-6, atol=1e-12)
 
 
 def test_meta_training_and_editing_share_one_inner_loop(family, tokenizer, monkeypatch):
