@@ -20,16 +20,17 @@ MODULE_CHOICES = ("attention", "mlp", "attention+mlp")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where a family keeps its blocks and, inside a block, its attention and its MLP."""
+    """Where a family keeps its blocks and, inside a block, its attention and its MLP, and what the MLP's second projection is called."""
 
     blocks: str
     attention: str
     mlp: str
+    mlp_output: str
 
 
-_LLAMA_LIKE = Architecture(blocks="model.layers", attention="self_attn", mlp="mlp")
+_LLAMA_LIKE = Architecture(blocks="model.layers", attention="self_attn", mlp="mlp", mlp_output="down_proj")
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(blocks="transformer.h", attention="attn", mlp="mlp"),
+    "gpt2": Architecture(blocks="transformer.h", attention="attn", mlp="mlp", mlp_output="c_proj"),
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma3_text"), _LLAMA_LIKE),
 }
 
@@ -94,6 +95,17 @@ def select_parameters(model: Any, layers: Sequence[int] | str | None, modules: s
                     for leaf, parameter in projection.named_parameters(recurse=False):
                         chosen[f"{module_name}.{name}.{leaf}"] = parameter
     return chosen
+
+
+def key_module_name(model_type: str, layer: int) -> str:
+    """The second projection of a layer's MLP, whose inputs are the keys of ROME, MEMIT and AlphaEdit."""
+    architecture = get_architecture(model_type)
+    return f"{architecture.blocks}.{layer}.{architecture.mlp}.{architecture.mlp_output}"
+
+
+def key_width(projection: nn.Module) -> int:
+    """How many numbers a key has."""
+    return int(projection.weight.shape[0 if isinstance(projection, Conv1D) else 1])
 
 
 def num_parameters(parameters: dict[str, nn.Parameter]) -> int:

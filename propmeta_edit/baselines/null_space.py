@@ -1,0 +1,64 @@
+"""AlphaEdit's projections on the null space of the keys to be kept, and its update of one layer.
+
+Notation as in EasyEdit: keys K [in, n], residuals R [out, n], the weight's change ΔW [out, in].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from propmeta_edit.baselines.second_moments import read_second_moment
+from propmeta_edit.errors import ModelError
+from propmeta_edit.files import sha256_of_file, written_whole
+
+
+def compute_projection(second_moment: torch.Tensor, threshold: float) -> torch.Tensor:
+    """``P = U₀U₀ᵀ``, U₀ the eigenvectors of ``C`` with eigenvalue below ``threshold`` (an absolute value), [in, in] in fp32.
+
+    ``C`` is symmetric and positive, so its eigenvalues are the singular values that AlphaEdit's description speaks of.
+    """
+    values, vectors = torch.linalg.eigh(second_moment.double())
+    null = vectors[:, values < threshold]
+    return (null @ null.T).float()
+
+
+def solve_update(
+    keys: torch.Tensor, residuals: torch.Tensor, projection: torch.Tensor, kept: torch.Tensor, l2: float
+) -> torch.Tensor:
+    """``ΔW`` [out, in] with ``ΔWᵀ = (P (K Kᵀ + S) + L2·I)⁻¹ P K Rᵀ``.
+
+    Args:
+        keys: K, [in, n].
+        residuals: R, [out, n], this layer's share.
+        projection: P, [in, in].
+        kept: S, the sum of ``K Kᵀ`` over earlier edits of the same chain, [in, in].
+        l2: the weight of the update's own size.
+    """
+    identity = torch.eye(len(projection), dtype=projection.dtype, device=projection.device)
+    system = projection @ (keys @ keys.T + kept) + l2 * identity
+    return torch.linalg.solve(system, projection @ keys @ residuals.T).T
+
+
+def load_projection(statistics: Path, threshold: float) -> torch.Tensor:
+    """The projection for a file of second moments, computed once and kept beside it (it belongs to that file's bytes).
+
+    Raises:
+        ModelError: the statistics are missing, or no eigenvalue is below the threshold, so that nothing could be written.
+    """
+    kept = statistics.with_name(f"{statistics.stem}_null_space_{threshold:g}.safetensors")
+    digest = sha256_of_file(statistics) if statistics.is_file() else ""
+    if kept.is_file():
+        with safe_open(str(kept), framework="pt") as reader:  # type: ignore[no-untyped-call]
+            if reader.metadata()["statistics_sha256"] == digest:
+                projection: torch.Tensor = reader.get_tensor("projection")
+                return projection
+    projection = compute_projection(read_second_moment(statistics), threshold)
+    if not projection.any():
+        raise ModelError(f"no eigenvalue of {statistics} is below nullspace_threshold {threshold}; raise it")
+    with written_whole(kept) as temporary:
+        save_file({"projection": projection}, temporary, {"statistics_sha256": digest})
+    return projection

@@ -1,0 +1,199 @@
+"""Second moments of the keys, ``C = E[k kᵀ]``, which MEMIT and AlphaEdit weigh their updates with.
+
+A key is the input of a layer's second MLP projection at one token. All layers are gathered in one pass over the texts, in memory that
+does not grow with them, and written as the files that EasyEdit reads in place of computing its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from propmeta_edit.errors import ModelError
+from propmeta_edit.files import sha256_of_json, written_whole
+from propmeta_edit.models.layers import key_module_name, key_width, resolve_layers
+
+WINDOW = 100  # texts sorted by length together, so that batches are hardly padded; also where a run can be continued
+DTYPE = "float32"
+
+
+@dataclass
+class SecondMoments:
+    """Running sums over texts.
+
+    Attributes:
+        sums: Σ k kᵀ by module name, each [in, in] in fp32.
+        num_tokens: how many keys each sum holds.
+        num_texts: how many texts they come from.
+    """
+
+    sums: dict[str, torch.Tensor]
+    num_tokens: int = 0
+    num_texts: int = 0
+
+    def moment(self, module: str) -> torch.Tensor:
+        """``C = Σ k kᵀ / number of keys`` of one module, [in, in]."""
+        return self.sums[module] / self.num_tokens
+
+
+def collect_second_moments(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str],
+    layers: Sequence[int] | str | None,
+    *,
+    max_length: int = 512,
+    batch_tokens: int = 4096,
+    state_file: Path | None = None,
+    save_every: int = 1000,
+) -> SecondMoments:
+    """Sum ``k kᵀ`` over every token of ``texts``, for the chosen layers at once.
+
+    Args:
+        max_length: longer texts are cut; in tokens.
+        batch_tokens: at most as many a batch, padding included, unless a single text is longer.
+        state_file: where the sums so far are saved every ``save_every`` texts; a run with the same texts and settings continues
+            there, to the same bits, and removes the file at the end.
+
+    Raises:
+        ModelError: no texts, or a state file of other texts or settings.
+    """
+    if not texts:
+        raise ModelError("there are no texts to gather second moments from")
+    modules = [key_module_name(model.config.model_type, layer) for layer in resolve_layers(layers, model.config.num_hidden_layers)]
+    sums = {name: torch.zeros(width := key_width(model.get_submodule(name)), width) for name in modules}
+    identity = sha256_of_json([list(texts), modules, max_length, batch_tokens])
+    moments = SecondMoments(sums)
+    if state_file is not None and state_file.is_file():
+        moments = _load_state(state_file, identity)
+    with tqdm(total=len(texts), initial=moments.num_texts, desc="second moments", unit="text") as bar, torch.no_grad():
+        while moments.num_texts < len(texts):
+            window = texts[moments.num_texts : moments.num_texts + WINDOW]
+            for batch in _batches(tokenizer, window, max_length, batch_tokens):
+                _add_batch(model, {key: value.to(model.device) for key, value in batch.items()}, moments)
+            before, moments.num_texts = moments.num_texts, moments.num_texts + len(window)
+            bar.update(len(window))
+            is_due = before // save_every < moments.num_texts // save_every and moments.num_texts < len(texts)
+            if state_file is not None and is_due:
+                _save_state(state_file, moments, identity)
+    if state_file is not None:
+        state_file.unlink(missing_ok=True)
+    return moments
+
+
+def _add_batch(model: Any, batch: Mapping[str, torch.Tensor], moments: SecondMoments) -> None:
+    is_text = batch["attention_mask"].bool()
+    with _keys_of(model, list(moments.sums)) as keys:
+        model.base_model(**batch, use_cache=False)
+    for name, key in keys.items():
+        flat = key[is_text].float()  # [tokens, in]
+        moments.sums[name] += (flat.T @ flat).cpu()
+    moments.num_tokens += int(is_text.sum())
+
+
+class _DeepestReached(Exception):
+    """Ends a forward pass: the layers above are not needed."""
+
+
+@contextmanager
+def _keys_of(model: Any, modules: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Inside, a forward pass fills the dict with the named modules' inputs and goes no further than the last of them."""
+    keys: dict[str, torch.Tensor] = {}
+
+    def remember(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        keys[name] = inputs[0]
+        if len(keys) == len(modules):
+            raise _DeepestReached
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: remember(name, inputs)) for name in modules
+    ]
+    try:
+        yield keys
+    except _DeepestReached:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batches(tokenizer: Any, texts: Sequence[str], max_length: int, batch_tokens: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Token ids and masks, padded on the right; texts of about the same length together."""
+    encoded = sorted(tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"], key=len)
+    batch: list[list[int]] = []
+    for ids in encoded:
+        if batch and len(ids) * (len(batch) + 1) > batch_tokens:
+            yield _pad(batch, tokenizer.pad_token_id)
+            batch = []
+        if ids:
+            batch.append(ids)
+    if batch:
+        yield _pad(batch, tokenizer.pad_token_id)
+
+
+def _pad(batch: Sequence[Sequence[int]], padding: int) -> dict[str, torch.Tensor]:
+    longest = max(len(ids) for ids in batch)
+    return {
+        "input_ids": torch.tensor([[*ids, *[padding] * (longest - len(ids))] for ids in batch]),
+        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in batch]),
+    }
+
+
+def _save_state(file: Path, moments: SecondMoments, identity: str) -> None:
+    counts = {"num_tokens": moments.num_tokens, "num_texts": moments.num_texts, "identity": identity}
+    with written_whole(file) as temporary:
+        save_file(moments.sums, temporary, {"counts": json.dumps(counts)})
+
+
+def _load_state(file: Path, identity: str) -> SecondMoments:
+    with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
+        counts = json.loads(reader.metadata()["counts"])
+        sums = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
+    if counts["identity"] != identity:
+        raise ModelError(f"{file} is of a run with other texts or settings; continue with those, or remove it")
+    return SecondMoments(sums, counts["num_tokens"], counts["num_texts"])
+
+
+def statistics_file(folder: Path, model_name: str, dataset: str, module: str, num_texts: int) -> Path:
+    """Where EasyEdit looks for a module's second moments, under its ``stats_dir``."""
+    return folder / model_name / f"{dataset}_stats" / f"{module}_{DTYPE}_mom2_{num_texts}.npz"
+
+
+def write_statistics(moments: SecondMoments, folder: Path, model_name: str, dataset: str) -> list[Path]:
+    """One file a module, as EasyEdit writes them; its YAML's ``mom2_n_samples`` must be ``moments.num_texts``."""
+    files = []
+    for module, total in moments.sums.items():
+        file = statistics_file(folder, model_name, dataset, module, moments.num_texts)
+        values = {
+            "mom2.constructor": "easyeditor.util.runningstats.SecondMoment()",
+            "mom2.count": moments.num_tokens,
+            "mom2.mom2": total.numpy(),
+            "sample_size": moments.num_texts,
+        }
+        with written_whole(file) as temporary, open(temporary, "wb") as opened:
+            numpy.savez(opened, **values)  # type: ignore[arg-type]
+        files.append(file)
+    return files
+
+
+def read_second_moment(file: Path) -> torch.Tensor:
+    """``C`` from one of those files, [in, in] in fp32.
+
+    Raises:
+        ModelError: the file is missing or not of that kind.
+    """
+    try:
+        with numpy.load(file, allow_pickle=False) as values:
+            return torch.from_numpy(values["mom2.mom2"]).float() / int(values["mom2.count"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{file} is no file of second moments ({error}); make it with: propmeta-edit statistics") from error
