@@ -24,7 +24,7 @@ from propmeta_edit.cli import run_or_exit
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
-from propmeta_edit.easyedit.algorithms import find_algorithm, make_rome_contexts, make_rome_hparams
+from propmeta_edit.easyedit.algorithms import BASELINES, find_algorithm, make_contexts, make_hparams
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
@@ -50,9 +50,9 @@ class RowKind:
 
     Args:
         checkpoint: which model it starts from: ``""`` for the base, else ``<base>-<checkpoint>`` or what --checkpoints says.
-        edit: FT, ROME, "in-context", or "" for none.
+        edit: MetaFT for the inner loop, an algorithm of EasyEdit's, "in-context", or "" for none.
         adapt: makes the row's cases from the data set's.
-        settings: whose YAML it edits with, FT's own, ROME's, or MetaFT's.
+        settings: in which folder of hparams/ its YAML is.
         variant: at the end of that YAML's name.
     """
 
@@ -66,21 +66,21 @@ class RowKind:
 CORE = {  # the base's rows together: it is loaded once
     "unedited": RowKind("", ""),
     "in-context": RowKind("", "in-context"),
-    "FT": RowKind("", "FT", settings="FT"),
+    "FT": RowKind("", "MetaFT", settings="FT"),
     "ROME": RowKind("", "ROME", settings="ROME"),
-    "MetaFT": RowKind("metaft", "FT"),
+    "MetaFT": RowKind("metaft", "MetaFT"),
 }
 CONTROLS = {
-    "FT-as-MetaFT": RowKind("", "FT"),
+    "FT-as-MetaFT": RowKind("", "MetaFT"),
     "MetaFT-unedited": RowKind("metaft", ""),
     "MetaFT-in-context": RowKind("metaft", "in-context"),
-    "MetaFT-wrong-fact": RowKind("metaft", "FT", with_wrong_facts),
-    "K0-FT": RowKind("k0", "FT"),
-    "shuffled-FT": RowKind("shuffled", "FT"),
-    "MetaFT-seed1": RowKind("seed1", "FT"),
-    "MetaFT-seed2": RowKind("seed2", "FT"),
-    "FT-all-layers": RowKind("", "FT", variant="-all-layers"),
-    "MetaFT-all-layers": RowKind("all-layers", "FT", variant="-all-layers"),
+    "MetaFT-wrong-fact": RowKind("metaft", "MetaFT", with_wrong_facts),
+    "K0-FT": RowKind("k0", "MetaFT"),
+    "shuffled-FT": RowKind("shuffled", "MetaFT"),
+    "MetaFT-seed1": RowKind("seed1", "MetaFT"),
+    "MetaFT-seed2": RowKind("seed2", "MetaFT"),
+    "FT-all-layers": RowKind("", "MetaFT", variant="-all-layers"),
+    "MetaFT-all-layers": RowKind("all-layers", "MetaFT", variant="-all-layers"),
     "MetaFT-all-layers-unedited": RowKind("all-layers", ""),
 }
 METHODS = {**CORE, **CONTROLS}
@@ -131,8 +131,8 @@ class Setup:
         return self.checkpoints.get(kind.checkpoint, f"{self.model.rstrip('/')}-{kind.checkpoint}")
 
     def dtype_of(self, kind: RowKind) -> str:
-        """Of the frozen rest; EasyEdit's ROME does not mix dtypes, so its model is fp32."""
-        return "float32" if kind.edit == "ROME" else self.dtype
+        """Of the frozen rest; EasyEdit's algorithms do not mix dtypes, so their model is fp32."""
+        return "float32" if kind.edit in BASELINES else self.dtype
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -229,7 +229,7 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
         model = setup.model_of(kind)
         settings = read_settings(kind, setup, hparams_name)
         identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
-        if kind.edit == "ROME":
+        if kind.edit in BASELINES:
             identity["easyedit"] = find_form().kind
         specs.append(
             MethodSpec(
@@ -241,7 +241,7 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
                 dtype=setup.dtype_of(kind),
                 device=setup.device,
                 adapt=kind.adapt,
-                cases_at_once=setup.edits_at_once if kind.edit != "ROME" else 1,
+                cases_at_once=1 if kind.edit in BASELINES else setup.edits_at_once,
             )
         )
     return specs
@@ -252,10 +252,10 @@ def read_settings(kind: RowKind, setup: Setup, hparams_name: str) -> dict[str, A
 
     Without a YAML all rows edit as the meta-tuned checkpoint says it was trained (that of all layers, for the rows on those).
     """
-    if kind.edit not in ("FT", "ROME"):
+    if kind.edit not in ("MetaFT", *BASELINES):
         return {}
     name, hparams_name = kind.settings, hparams_name + kind.variant
-    if name != "ROME" and not has_hparams(name, hparams_name):
+    if kind.edit == "MetaFT" and not has_hparams(name, hparams_name):
         trained_as = METHODS["MetaFT-all-layers" if kind.variant else "MetaFT"]
         trained = read_checkpoint_card(resolve_model_folder(setup.model_of(trained_as)))["settings"]
         same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
@@ -280,17 +280,17 @@ def require_same_base(setup: Setup, kind: RowKind) -> None:
 
 def build_method(kind: RowKind, settings: dict[str, Any], model: str, setup: Setup) -> Method:
     """Load what a row needs; the tensors it will edit are fp32 whatever the rest is."""
-    if kind.edit == "FT":
+    if kind.edit == "MetaFT":
         values = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype}
         hparams = build_config(MetaFTHyperParams, values, f"the settings of {model}")
         loaded = _loaded(model, hparams.layers, setup, setup.dtype_of(kind))
         one = Editing(*loaded, apply_metaft_to_model, hparams)
         return FineTuning(*loaded, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules, hparams.batch_size)
-    if kind.edit == "ROME":
-        hparams = make_rome_hparams({**settings, "model_name": model, "device": setup.device})
+    if kind.edit in BASELINES:
+        hparams = make_hparams(kind.edit, {**settings, "model_name": model, "device": setup.device})
         loaded = _loaded(model, hparams.layers, setup, setup.dtype_of(kind))
-        make_rome_contexts(*loaded, hparams, setup.seed)
-        return Editing(*loaded, find_algorithm("ROME"), hparams, one_by_one=True, padding_side="right")
+        make_contexts(kind.edit, *loaded, hparams, setup.seed)
+        return Editing(*loaded, find_algorithm(kind.edit), hparams, one_by_one=kind.edit == "ROME", padding_side="right")
     return {"": Unedited, "in-context": InContext}[kind.edit](*_loaded(model, None, setup, setup.dtype))
 
 
@@ -314,7 +314,7 @@ def collect_versions(methods: list[str]) -> dict[str, str]:
     """What a row depends on besides its settings."""
     versions = {"python": platform.python_version(), "propmeta_edit": propmeta_edit.__version__}
     versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {**versions, "easyedit": find_form().kind} if any(METHODS[m].edit == "ROME" for m in methods) else versions
+    return {**versions, "easyedit": find_form().kind} if any(METHODS[m].edit in BASELINES for m in methods) else versions
 
 
 def run(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from propmeta_edit.easyedit import install, register_algorithm
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AlphaEditHyperParams": "propmeta_edit.easyedit.alphaedit",
     "Case": "propmeta_edit.records",
     "EditRequest": "propmeta_edit.records",
     "MetaFTHyperParams": "propmeta_edit.easyedit.hparams",
@@ -20,6 +21,7 @@ _EXPORTS = {
     "MetaTrainConfig": "propmeta_edit.metatrain.config",
     "PropMetaError": "propmeta_edit.errors",
     "Question": "propmeta_edit.records",
+    "apply_alphaedit_to_model": "propmeta_edit.easyedit.alphaedit",
     "apply_metaft_to_model": "propmeta_edit.easyedit.plugin",
     "load_model": "propmeta_edit.models.loading",
     "meta_train": "propmeta_edit.metatrain.trainer",
@@ -40,5 +42,13 @@ def _apply_metaft(*args: Any, **kwargs: Any) -> Any:
     return apply_metaft_to_model(*args, **kwargs)
 
 
+def _apply_alphaedit(*args: Any, **kwargs: Any) -> Any:
+    """``apply_alphaedit_to_model``, imported when EasyEdit first calls it."""
+    from propmeta_edit.easyedit.alphaedit import apply_alphaedit_to_model
+
+    return apply_alphaedit_to_model(*args, **kwargs)
+
+
 register_algorithm("MetaFT", _apply_metaft)
+register_algorithm("AlphaEdit", _apply_alphaedit, only_where_missing=True)
 install()

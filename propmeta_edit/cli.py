@@ -23,6 +23,7 @@ def make_parser() -> ArgumentParser:
     verbs.add_subcommand("prepare", _prepare_parser(), help="build the bundled models in the cache folder")
     verbs.add_subcommand("meta-train", _meta_train_parser(), help="meta-train a model (once, offline)")
     verbs.add_subcommand("rebuild", _rebuild_parser(), help="train the bundled models' compact files anew")
+    verbs.add_subcommand("statistics", _statistics_parser(), help="gather the second moments that MEMIT and AlphaEdit need")
     verbs.add_subcommand("export", _export_parser(), help="write a meta-tuned checkpoint in another dtype and say what it costs")
     return parser
 
@@ -56,6 +57,28 @@ def _meta_train_parser() -> ArgumentParser:
         "--dry-run", action="store_true", help="time a few tasks, say what the run would take in memory and time, and stop"
     )
     parser.add_class_arguments(MetaTrainConfig)
+    return parser
+
+
+def _statistics_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Gather the second moments of the keys, all layers in one pass, into the files EasyEdit reads: its YAML's stats_dir "
+        "is --output, mom2_dataset is --dataset and mom2_n_samples is --num-texts. A stopped run continues."
+    )
+    parser.add_argument("model", type=str, help="a folder, a bundled name, or a hub id")
+    parser.add_argument("--layers", type=list[int], required=True, help="0-based, e.g. [4,5,6,7,8]")
+    parser.add_argument(
+        "--corpus", type=str, default="sampled", help="FILE.txt, FILE.jsonl, hub:owner/name[:configuration], or sampled: "
+        "text the model writes itself and the offline world's sentences (default: sampled)"
+    )
+    parser.add_argument("--dataset", type=str, default="sampled", help="what the corpus is called in the files' path")
+    parser.add_argument("--num-texts", type=int, default=100_000, help="how many texts")
+    parser.add_argument("--max-length", type=int, default=512, help="tokens of a text that are read")
+    parser.add_argument("--batch-tokens", type=int, default=4096, help="tokens at once: lower it if memory runs out")
+    parser.add_argument("--output", type=str, default="data/stats", help="EasyEdit's stats_dir")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, mps, cuda or cuda:N")
+    parser.add_argument("--dtype", type=str, default="fast", help="float32, bfloat16, float16, or fast")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampled texts and of their order")
     return parser
 
 
@@ -99,6 +122,25 @@ def _run_rebuild(options: Namespace) -> None:
     print(f"wrote {options.output}", flush=True)
 
 
+def _run_statistics(options: Namespace) -> None:
+    from propmeta_edit.recipes.statistics import make_statistics
+
+    files = make_statistics(
+        options.model,
+        options.layers,
+        options.corpus,
+        Path(options.output),
+        num_texts=options.num_texts,
+        dataset=options.dataset,
+        max_length=options.max_length,
+        batch_tokens=options.batch_tokens,
+        device=options.device,
+        dtype=options.dtype,
+        seed=options.seed,
+    )
+    print(f"wrote {len(files)} files to {files[0].parent}", flush=True)
+
+
 def _run_export(options: Namespace) -> None:
     from propmeta_edit.metatrain.checkpoint import export_checkpoint
 
@@ -109,7 +151,13 @@ def _run_export(options: Namespace) -> None:
     )
 
 
-RUNNERS = {"prepare": _run_prepare, "meta-train": _run_meta_train, "rebuild": _run_rebuild, "export": _run_export}
+RUNNERS = {
+    "prepare": _run_prepare,
+    "meta-train": _run_meta_train,
+    "rebuild": _run_rebuild,
+    "statistics": _run_statistics,
+    "export": _run_export,
+}
 
 
 def run_or_exit(function, *arguments) -> int:  # type: ignore[no-untyped-def]

@@ -1,24 +1,64 @@
-"""EasyEdit's own editors for the benchmark: their settings read strictly, their apply functions found in either form."""
+"""EasyEdit's own editors for the benchmark: one YAML serves both of its forms, and an edit is made as each form needs it."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import io
+import logging
 import random
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy
 import torch
 
+from propmeta_edit.easyedit.alphaedit import apply_easyedits_own
 from propmeta_edit.easyedit.forms import find_form, load_easyedit
+from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples
 from propmeta_edit.errors import ConfigError, EasyEditError
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Where an algorithm keeps its parts.
+
+    Args:
+        settings: ``module:class`` of its hyper-parameters.
+        contexts: the module with its random openings, kept there in a global; "" if it has none.
+        only_in_one_form: settings that one form of EasyEdit has and the other does not; dropped where they are not known.
+    """
+
+    settings: str
+    contexts: str = ""
+    only_in_one_form: frozenset[str] = frozenset()
+
+
+_OURS = Baseline("propmeta_edit.easyedit.alphaedit:AlphaEditHyperParams", "easyeditor.models.memit.memit_main")
+BASELINES = {
+    "ROME": Baseline("easyeditor.models.rome:ROMEHyperParams", "easyeditor.models.rome.rome_main", frozenset({"fp16"})),
+    "MEMIT": Baseline("easyeditor.models.memit:MEMITHyperParams", "easyeditor.models.memit.memit_main"),
+    "AlphaEdit": Baseline("easyeditor.models.alphaedit:AlphaEditHyperParams", "easyeditor.models.alphaedit.AlphaEdit_main"),
+    "FT": Baseline("easyeditor.models.ft:FTHyperParams"),
+    "LoRA": Baseline("easyeditor.models.lora:LoRAHyperParams", only_in_one_form=frozenset({"lora_type", "model_parallel"})),
+}
+NEEDS_STATISTICS = ("MEMIT", "AlphaEdit")
+
+
+def find_baseline(name: str) -> Baseline:
+    """An algorithm's parts in the form of EasyEdit at hand; AlphaEdit's are ours where EasyEdit has none."""
+    if name not in BASELINES:
+        raise EasyEditError(f"unknown algorithm {name!r}; those known here are {', '.join(BASELINES)}")
+    return _OURS if name == "AlphaEdit" and "AlphaEdit" not in find_form().algorithms else BASELINES[name]
 
 
 def find_algorithm(name: str) -> Any:
-    """The apply function of an EasyEdit algorithm.
+    """The apply function of an EasyEdit algorithm, its printing kept off the terminal.
 
     Raises:
         EasyEditError: EasyEdit is missing, or the form at hand has no such algorithm.
@@ -28,47 +68,80 @@ def find_algorithm(name: str) -> Any:
 
     if name not in ALG_DICT:
         raise EasyEditError(f"the {find_form().kind} form of EasyEdit has no {name}; it has {', '.join(ALG_DICT)}")
-    return partial(_call_quietly, ALG_DICT[name])
+    return partial(_call, name, ALG_DICT[name])
 
 
-def _call_quietly(apply: Any, *args: Any, **kwargs: Any) -> Any:
+def _call(name: str, apply: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     """EasyEdit's algorithms print every step, which would tear a progress bar apart."""
-    with redirect_stdout(io.StringIO()):
-        return apply(*args, **kwargs)
+    as_tuples = layers_answer_with_tuples(model) if name == "MEMIT" and find_form().kind == "pypi" else nullcontext()
+    named: AbstractContextManager[None] = _short_name(model) if name in NEEDS_STATISTICS else nullcontext()
+    if name == "AlphaEdit" and name in find_form().algorithms:
+        apply = partial(apply_easyedits_own, apply)
+    with redirect_stdout(io.StringIO()), as_tuples, named:
+        return apply(model, *args, **kwargs)
 
 
-def make_rome_hparams(values: Mapping[str, Any]) -> Any:
-    """EasyEdit's ROME settings, with keys that the form at hand does not know refused.
+@contextmanager
+def _short_name(model: Any) -> Iterator[None]:
+    """The forms name the folder of a model's statistics differently, after the whole path or its last part: here it is the last part."""
+    before = model.config._name_or_path
+    model.config._name_or_path = model_folder_name(model)
+    try:
+        yield
+    finally:
+        model.config._name_or_path = before
+
+
+def model_folder_name(model: Any) -> str:
+    """What the folder of a model's statistics is called."""
+    return str(model.config._name_or_path).rstrip("/").rsplit("/", 1)[-1]
+
+
+def make_hparams(name: str, values: Mapping[str, Any]) -> Any:
+    """An algorithm's settings; those that only the other form of EasyEdit has are dropped with a log line.
 
     Raises:
         ConfigError: unknown or missing settings.
     """
     load_easyedit()
-    from easyeditor.models.rome import ROMEHyperParams
-
-    fields = {f.name: f for f in dataclasses.fields(ROMEHyperParams)}
-    unknown = sorted(set(values) - set(fields))
-    missing = sorted(n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING)
+    baseline = find_baseline(name)
+    module, class_name = baseline.settings.split(":")
+    settings_class = getattr(importlib.import_module(module), class_name)
+    fields = {f.name: f for f in dataclasses.fields(settings_class)}
+    dropped = sorted((set(values) - set(fields)) & baseline.only_in_one_form)
+    if dropped:
+        LOG.info("%s: this form of EasyEdit has no %s; not used", name, ", ".join(dropped))
+    kept = {key: value for key, value in values.items() if key not in dropped}
+    unknown = sorted(set(kept) - set(fields))
+    missing = sorted(n for n, f in fields.items() if n not in kept and _has_no_default(f))
     if unknown or missing:
-        raise ConfigError(f"ROME: unknown settings {unknown}, missing settings {missing}")
-    return ROMEHyperParams(**values)
+        raise ConfigError(f"{name}: unknown settings {unknown}, missing settings {missing}")
+    return settings_class(**kept)
 
 
-def make_rome_contexts(model: Any, tokenizer: Any, hparams: Any, seed: int) -> None:
-    """Draw ROME's random openings for this model, seeded, so that no edit's time holds it.
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
-    EasyEdit keeps them in a module global, not per model: without this one model would be edited with another's.
+
+def make_contexts(name: str, model: Any, tokenizer: Any, hparams: Any, seed: int) -> None:
+    """Draw an algorithm's random openings for this model, seeded, so that no edit's time holds it.
+
+    EasyEdit keeps them, and second moments, in module globals, not per model: without this one model would be edited with another's.
     """
     load_easyedit()
-    from easyeditor.models.rome import rome_main
-
+    baseline = find_baseline(name)
+    if not baseline.contexts:
+        return
+    main = importlib.import_module(baseline.contexts)
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
-    rome_main.CONTEXT_TEMPLATES_CACHE = None
+    main.CONTEXT_TEMPLATES_CACHE = None
+    getattr(main, "COV_CACHE", {}).clear()
+    lengths: Sequence[Any] = [hparams.context_template_length_params] if name == "ROME" else []
     padding_side, tokenizer.padding_side = tokenizer.padding_side, "right"
     try:
         with redirect_stdout(io.StringIO()):
-            rome_main.get_context_templates(model, tokenizer, hparams.context_template_length_params)
+            main.get_context_templates(model, tokenizer, *lengths)
     finally:
         tokenizer.padding_side = padding_side

@@ -26,25 +26,30 @@ class RegisteredAlgorithm:
         name: EasyEdit's ``alg_name``.
         apply: ``(model, tok, requests, hparams, ...) -> (edited model, {parameter name: value before the edit})``.
         batchable: whether ``BaseEditor.batch_edit`` may call it with several requests.
+        only_where_missing: a form of EasyEdit that has one by that name keeps its own.
     """
 
     name: str
     apply: Callable[..., Any]
     batchable: bool = True
+    only_where_missing: bool = False
 
 
 _ALGORITHMS: dict[str, RegisteredAlgorithm] = {}
 _INSTALLED: dict[str, Callable[..., Any]] = {}  # what we put into EasyEdit's table, to tell it from EasyEdit's own
 
 
-def register_algorithm(name: str, apply: Callable[..., Any], batchable: bool = True) -> None:
+def register_algorithm(
+    name: str, apply: Callable[..., Any], batchable: bool = True, only_where_missing: bool = False
+) -> None:
     """Let EasyEdit know an algorithm, at once if it is imported, else as soon as it is. A later one of the same name takes over.
 
     Raises:
-        EasyEditError: EasyEdit is imported and has an algorithm of its own by that name.
+        EasyEditError: EasyEdit is imported and has an algorithm of its own by that name (not if ``only_where_missing``).
     """
-    _check_free(name)
-    _ALGORITHMS[name] = RegisteredAlgorithm(name, apply, batchable)
+    if not only_where_missing:
+        _check_free(name)
+    _ALGORITHMS[name] = RegisteredAlgorithm(name, apply, batchable, only_where_missing)
     install_registered()
 
 
@@ -62,6 +67,8 @@ def install_registered() -> None:
     table = getattr(sys.modules.get(ALGORITHM_MODULE), "ALG_DICT", None)
     if table is not None:
         for name, algorithm in _ALGORITHMS.items():
+            if algorithm.only_where_missing and name in table and table[name] is not _INSTALLED.get(name):
+                continue
             _check_free(name)
             table[name] = _INSTALLED[name] = algorithm.apply
     batch_editor = getattr(sys.modules.get(BATCH_MODULE), "BatchEditor", None)

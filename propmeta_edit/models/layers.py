@@ -26,11 +26,14 @@ class Architecture:
     attention: str
     mlp: str
     mlp_output: str
+    final_norm: str
 
 
-_LLAMA_LIKE = Architecture(blocks="model.layers", attention="self_attn", mlp="mlp", mlp_output="down_proj")
+_LLAMA_LIKE = Architecture(
+    blocks="model.layers", attention="self_attn", mlp="mlp", mlp_output="down_proj", final_norm="model.norm"
+)
 ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(blocks="transformer.h", attention="attn", mlp="mlp", mlp_output="c_proj"),
+    "gpt2": Architecture(blocks="transformer.h", attention="attn", mlp="mlp", mlp_output="c_proj", final_norm="transformer.ln_f"),
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma3_text"), _LLAMA_LIKE),
 }
 
@@ -95,6 +98,17 @@ def select_parameters(model: Any, layers: Sequence[int] | str | None, modules: s
                     for leaf, parameter in projection.named_parameters(recurse=False):
                         chosen[f"{module_name}.{name}.{leaf}"] = parameter
     return chosen
+
+
+def get_blocks(model: Any) -> list[nn.Module]:
+    """The model's layers, the lowest first."""
+    return list(model.get_submodule(get_architecture(model.config.model_type).blocks).children())
+
+
+def get_final_norm(model: Any) -> nn.Module:
+    """The norm after the last layer."""
+    norm: nn.Module = model.get_submodule(get_architecture(model.config.model_type).final_norm)
+    return norm
 
 
 def key_module_name(model_type: str, layer: int) -> str:

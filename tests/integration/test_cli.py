@@ -17,6 +17,7 @@ from propmeta_edit.cli import main
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
+from propmeta_edit.recipes.statistics import OPENINGS, sample_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -271,3 +272,29 @@ def test_table2_on_a_tiny_model_end_to_end(run_table2, base, tmp_path):
     assert {(entry["method"], entry["dataset"], entry["n"]) for entry in table} == {
         (method, data, 3) for method in ("unedited", "in-context", "FT", "MetaFT") for data in ("cre-id", "mquake-4hop")
     }
+
+
+def test_statistics_are_written_where_easyedit_looks(base, tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("Ann Lee was founded in Peru.\n\nThe answer is euro.\n\nLima")
+    arguments = ["statistics", str(base), "--layers", "[0,1]", "--corpus", str(tmp_path / "texts.txt"), "--device", "cpu"]
+    where = ["--output", str(tmp_path / "stats"), "--dataset", "wiki"]
+    assert main([*arguments, *where, "--num-texts", "3"]) == 0
+    folder = tmp_path / "stats" / "base" / "wiki_stats"
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "corpus.json",
+        "model.layers.0.mlp.down_proj_float32_mom2_3.npz",
+        "model.layers.1.mlp.down_proj_float32_mom2_3.npz",
+    ]
+    made_from = json.loads((folder / "corpus.json").read_text())
+    assert made_from["num_texts"] == 3 and made_from["num_tokens"] > 9
+    assert main([*arguments, *where, "--num-texts", "4"]) == 2
+    assert "holds 3 texts, but 4 are needed" in capsys.readouterr().err
+
+
+def test_a_sampled_corpus_holds_the_models_own_text_and_the_worlds(base):
+    model, tokenizer = load_model(str(base))
+    texts = sample_corpus(model, tokenizer, 20, seed=0)
+    assert len(texts) == 20 and texts == sample_corpus(model, tokenizer, 20, seed=0)
+    from_model = [text for text in texts if text.startswith(OPENINGS) and "Answer" not in text]
+    assert len(from_model) >= 8
+    assert any(text.startswith("Question: ") for text in texts)

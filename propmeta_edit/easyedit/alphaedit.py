@@ -1,0 +1,237 @@
+"""AlphaEdit for the form of EasyEdit that has none: its MEMIT's keys and values, and an update in the null space of what is kept.
+
+Steps as in its paper (ICLR 2025): the value z of each request at the last edited layer, then layer by layer the keys, the residual's
+share, and the projected update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from propmeta_edit.baselines.null_space import load_projection, solve_update
+from propmeta_edit.baselines.second_moments import statistics_file
+from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.easyedit.hparams import request_fields
+from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples
+from propmeta_edit.errors import RequestError
+from propmeta_edit.finetune.weights import apply_snapshot, snapshot
+
+
+@dataclass
+class AlphaEditHyperParams:
+    """Settings under EasyEdit's names.
+
+    Args:
+        layers: edited from the first to the last; the values belong to the last.
+        nullspace_threshold: eigenvalues of ``E[k kᵀ]`` below it span what may be written to.
+        L2: the weight of the update's own size.
+        stats_dir, mom2_dataset, mom2_n_samples: where the second moments are (``propmeta-edit statistics`` writes them).
+        P_loc: of no account here: projections are kept beside the second moments they belong to.
+    """
+
+    layers: list[int]
+    model_name: str
+    stats_dir: str
+    v_loss_layer: int
+    rewrite_module_tmp: str
+    layer_module_tmp: str
+    ln_f_module: str
+    lm_head_module: str
+    alg_name: str = "AlphaEdit"
+    layer_selection: str = "all"
+    fact_token: str = "subject_last"
+    v_num_grad_steps: int = 25
+    v_lr: float = 0.1
+    v_weight_decay: float = 0.5
+    clamp_norm_factor: float = 0.75
+    kl_factor: float = 0.0625
+    mom2_adjustment: bool = True
+    mom2_update_weight: float = 15000
+    mlp_module_tmp: str = ""
+    attn_module_tmp: str = ""
+    mom2_dataset: str = "wikipedia"
+    mom2_n_samples: int = 100000
+    mom2_dtype: str = "float32"
+    nullspace_threshold: float = 2e-2
+    L2: float = 10
+    P_loc: str = ""
+    device: int | str = "cpu"
+    max_length: int = 40
+    batch_size: int = 1
+    model_parallel: bool = False
+
+    @classmethod
+    def from_hparams(cls, hparams_name_or_path: str | Path) -> AlphaEditHyperParams:
+        """Read a YAML file; ``.yaml`` is added if missing.
+
+        Raises:
+            ConfigError: no such file, broken YAML, unknown or wrongly typed settings.
+        """
+        path = str(hparams_name_or_path)
+        path = path if path.endswith((".yaml", ".yml")) else path + ".yaml"
+        return build_config(cls, read_yaml(path), path)
+
+
+@dataclass
+class EditChain:
+    """Edits that build on one another: the keys they wrote, and how the weights stood after the last of them.
+
+    A model whose weights no longer stand so was restored or edited by something else: its next edit starts a new chain.
+    """
+
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    left_at: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def continues(self, weights: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the weights are those the last edit left."""
+        return self.left_at.keys() == weights.keys() and all(torch.equal(self.left_at[n], w.detach()) for n, w in weights.items())
+
+
+_CHAINS: WeakKeyDictionary[Any, EditChain] = WeakKeyDictionary()
+
+
+def apply_alphaedit_to_model(
+    model: Any,
+    tok: Any,
+    requests: Sequence[Mapping[str, Any]],
+    hparams: Any,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    **_: Any,
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Write facts into the second MLP projections of several layers, all of them together.
+
+    Args:
+        model: edited in place unless ``copy``; back at its old weights if the edit fails.
+        tok: padded on the right meanwhile, since positions are counted from the left.
+        requests: EasyEdit requests, each with its ``subject``.
+        hparams: ``AlphaEditHyperParams``, EasyEdit's or ours.
+
+    Returns:
+        (edited model, {parameter name: value before the edit}); the second is empty unless ``return_orig_weights``.
+
+    Raises:
+        RequestError: a request without a subject that occurs in its prompt.
+        ModelError: the second moments are missing.
+    """
+    from easyeditor.models.memit import memit_main
+
+    requests = [_as_template(request, number) for number, request in enumerate(requests)]
+    if copy:
+        model = deepcopy(model)
+    weights = _edited_weights(model, hparams)
+    chain = _chain_of(model, weights)
+    original = snapshot(weights)
+    contexts = memit_main.get_context_templates(model, tok)
+    try:
+        with torch.no_grad(), layers_answer_with_tuples(model), padded_on_the_right(tok):
+            _write(model, tok, requests, hparams, weights, chain, contexts)
+    except BaseException:
+        apply_snapshot(weights, original)
+        _CHAINS.pop(model, None)
+        raise
+    _CHAINS[model] = EditChain(chain.kept, snapshot(weights))
+    return model, original if return_orig_weights else {}
+
+
+def _write(
+    model: Any,
+    tok: Any,
+    requests: list[dict[str, Any]],
+    hparams: Any,
+    weights: Mapping[str, torch.Tensor],
+    chain: EditChain,
+    contexts: Any,
+) -> None:
+    from easyeditor.models.memit.compute_ks import compute_ks
+    from easyeditor.models.memit.compute_z import compute_z, get_module_input_output_at_words
+
+    z_layer = hparams.layers[-1]
+    with torch.enable_grad():
+        values = torch.stack([compute_z(model, tok, request, hparams, z_layer, contexts) for request in requests], dim=1).detach()
+
+    def keys_of(layer: int) -> torch.Tensor:
+        keys: torch.Tensor = compute_ks(model, tok, requests, hparams, layer, contexts)
+        return keys.T.float()  # [in, n]
+
+    for number, (layer, (name, weight)) in enumerate(zip(hparams.layers, weights.items(), strict=True)):
+        keys = keys_of(layer)
+        outputs = get_module_input_output_at_words(
+            model,
+            tok,
+            z_layer,
+            context_templates=[request["prompt"] for request in requests],
+            words=[request["subject"] for request in requests],
+            module_template=hparams.layer_module_tmp,
+            fact_token_strategy=hparams.fact_token,
+        )[1]
+        residuals = (values - outputs.T).float() / (len(hparams.layers) - number)  # what is left, shared by the layers to come
+        projection = load_projection(_statistics(model, hparams, name), hparams.nullspace_threshold).to(keys.device)
+        kept = chain.kept.get(name, torch.zeros_like(projection)).to(keys.device)
+        update = solve_update(keys, residuals, projection, kept, hparams.L2)
+        weight += (update if update.shape == weight.shape else update.T).to(weight.dtype)  # GPT-2 stores [in, out]
+    for layer, name in zip(hparams.layers, weights, strict=True):
+        keys = keys_of(layer)
+        chain.kept[name] = (keys @ keys.T).cpu() + chain.kept.get(name, 0)
+
+
+def apply_easyedits_own(
+    apply: Any, model: Any, tok: Any, requests: Sequence[Mapping[str, Any]], hparams: Any, **kwargs: Any
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """EasyEdit's AlphaEdit with our projections, and with earlier edits' keys only while edits build on one another.
+
+    By itself it keeps both in module globals, for whichever model comes next, and remembers keys of edits that were undone.
+    """
+    from easyeditor.models.alphaedit import AlphaEdit_main
+
+    weights = _edited_weights(model, hparams)
+    chain = _chain_of(model, weights)
+    files = [_statistics(model, hparams, name) for name in weights]
+    AlphaEdit_main.P = torch.stack([load_projection(file, hparams.nullspace_threshold) for file in files])
+    AlphaEdit_main.P_loaded = True
+    hparams = replace(hparams, P_loc=str(files[0]))  # it computes projections of its own unless this file exists
+    model, original = apply(model, tok, requests, hparams, reset_cache=not chain.left_at, **kwargs)
+    _CHAINS[model] = EditChain({}, snapshot(weights))
+    return model, original
+
+
+def _edited_weights(model: Any, hparams: Any) -> dict[str, torch.nn.Parameter]:
+    names = [f"{hparams.rewrite_module_tmp.format(layer)}.weight" for layer in hparams.layers]
+    return {name: model.get_parameter(name) for name in names}
+
+
+def _chain_of(model: Any, weights: Mapping[str, torch.Tensor]) -> EditChain:
+    chain = _CHAINS.get(model)
+    return chain if chain is not None and chain.continues(weights) else EditChain()
+
+
+def _statistics(model: Any, hparams: Any, parameter: str) -> Path:
+    model_name = model.config._name_or_path.rstrip("/").rsplit("/", 1)[-1]
+    module = parameter.removesuffix(".weight")
+    return statistics_file(Path(hparams.stats_dir), model_name, hparams.mom2_dataset, module, hparams.mom2_n_samples)
+
+
+def _as_template(request: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A request as EasyEdit's MEMIT works on it: ``{}`` for the subject, a space before the target."""
+    prompt, target, subject = request_fields(request)
+    if not subject or subject not in prompt:
+        raise RequestError(f"request {number}: AlphaEdit needs a subject that is in the prompt, got {subject!r} and {prompt!r}")
+    return {**request, "prompt": prompt.replace(subject, "{}", 1), "subject": subject, "target_new": " " + target.lstrip()}
+
+
+@contextmanager
+def padded_on_the_right(tok: Any) -> Iterator[None]:
+    """EasyEdit's MEMIT finds tokens by their place from the left."""
+    before, tok.padding_side = tok.padding_side, "right"
+    try:
+        yield
+    finally:
+        tok.padding_side = before

@@ -1,0 +1,152 @@
+"""Second moments for MEMIT and AlphaEdit: from a corpus to the files EasyEdit reads."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from propmeta_edit.baselines.second_moments import collect_second_moments, statistics_file, write_statistics
+from propmeta_edit.data.corpora import read_texts
+from propmeta_edit.data.world import single_hop_questions
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.files import sha256_of_json, write_text_atomically
+from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
+from propmeta_edit.models.devices import resolve_device, resolve_dtype
+from propmeta_edit.models.layers import key_module_name, resolve_layers
+from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.recipes.worlds import ensure_world
+
+SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
+OPENINGS = ("The", "In", "It", "A", "When", "This", "He", "She", "There", "For", "One", "As")
+SAMPLED_SHARE = 0.4  # of the texts; the rest are sentences of the world
+
+
+def make_statistics(
+    model_name: str,
+    layers: Sequence[int] | str | None,
+    corpus: str,
+    folder: Path,
+    *,
+    num_texts: int,
+    dataset: str,
+    max_length: int = 512,
+    batch_tokens: int = 4096,
+    device: str = "auto",
+    dtype: str = "fast",
+    seed: int = 0,
+) -> list[Path]:
+    """Gather the second moments of the chosen layers and write them under ``folder``; a stopped run continues.
+
+    Args:
+        corpus: ``sampled``, a file, or ``hub:owner/name`` (``data.corpora``).
+        num_texts: must be the YAML's ``mom2_n_samples``.
+        dataset: what the corpus is called in the files' path; must be the YAML's ``mom2_dataset``.
+
+    Returns:
+        The files, one a layer; beside them ``corpus.json`` says what they were made from.
+    """
+    base = resolve_model_folder(model_name)
+    device = resolve_device(device)
+    model, tokenizer = load_model(base, device=device, dtype=resolve_dtype(dtype, device))
+    texts = sample_corpus(model, tokenizer, num_texts, seed) if corpus == SAMPLED else read_texts(corpus, num_texts, seed)
+    name = Path(base).name
+    state = folder / name / "unfinished.safetensors"
+    state.parent.mkdir(parents=True, exist_ok=True)
+    moments = collect_second_moments(
+        model, tokenizer, texts, layers, max_length=max_length, batch_tokens=batch_tokens, state_file=state
+    )
+    files = write_statistics(moments, folder, name, dataset)
+    made_from = {
+        "model": model_name,
+        "model_sha256": model_sha256(base),
+        "corpus": corpus,
+        "texts_sha256": sha256_of_json(texts),
+        "num_texts": moments.num_texts,
+        "num_tokens": moments.num_tokens,
+        "max_length": max_length,
+        "seed": seed,
+    }
+    write_text_atomically(files[0].parent / "corpus.json", json.dumps(made_from, indent=1, ensure_ascii=False) + "\n")
+    return files
+
+
+def ensure_statistics(model_name: str, hparams: Any) -> str:
+    """The ``stats_dir`` that holds what an algorithm's settings ask for, made from the sampled corpus first if it is ours.
+
+    Args:
+        hparams: with ``stats_dir``, ``layers``, ``mom2_dataset`` and ``mom2_n_samples``.
+
+    Raises:
+        ConfigError: the files are missing from a folder of the user's own.
+    """
+    base = Path(resolve_model_folder(model_name))
+    is_ours = hparams.stats_dir == "cache"
+    # By content: the cached files of a model that was rebuilt would be those of another model.
+    folder = cache_home() / "statistics" / model_sha256(base)[:12] if is_ours else Path(hparams.stats_dir)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    layers = resolve_layers(hparams.layers, config.get("num_hidden_layers", config.get("n_layer")))
+    modules = [key_module_name(config["model_type"], layer) for layer in layers]
+    missing = [
+        file
+        for module in modules
+        if not (file := statistics_file(folder, base.name, hparams.mom2_dataset, module, hparams.mom2_n_samples)).is_file()
+    ]
+    if missing and not is_ours:
+        raise ConfigError(
+            f"no second moments at {missing[0]}; make them with: propmeta-edit statistics {model_name} "
+            f"--layers {hparams.layers} --output {folder} --num-texts {hparams.mom2_n_samples} --dataset {hparams.mom2_dataset}"
+        )
+    if missing:
+        make_statistics(
+            model_name, layers, SAMPLED, folder, num_texts=hparams.mom2_n_samples, dataset=hparams.mom2_dataset, max_length=256
+        )
+    return str(folder)
+
+
+def sample_corpus(model: Any, tokenizer: Any, num_texts: int, seed: int) -> list[str]:
+    """Texts without any file: what the model itself writes, and sentences of the offline world, shuffled."""
+    world = _sentences_of_the_world()
+    from_model = sample_texts(model, tokenizer, round(SAMPLED_SHARE * num_texts), seed)
+    random.Random(seed).shuffle(world)
+    texts = from_model + [world[number % len(world)] for number in range(num_texts - len(from_model))]
+    random.Random(seed).shuffle(texts)
+    return texts
+
+
+def _sentences_of_the_world() -> list[str]:
+    texts = [f"Question: {q.text}\nAnswer: The answer is {q.answers[0]}." for q in single_hop_questions(paraphrases=True)]
+    with open(ensure_world() / "train_data_id.jsonl", encoding="utf-8") as lines:
+        texts += [json.loads(line)["text"] for line in lines]
+    return texts
+
+
+def sample_texts(
+    model: Any, tokenizer: Any, num_texts: int, seed: int, max_new_tokens: int = 64, batch_size: int = 64
+) -> list[str]:
+    """Texts the model writes after common openings, drawn at temperature 1 with ``seed``."""
+    texts: list[str] = []
+    with torch.random.fork_rng(), tqdm(total=num_texts, desc="sampling texts", unit="text") as bar:
+        torch.manual_seed(seed)
+        while len(texts) < num_texts:
+            count = min(batch_size, num_texts - len(texts))
+            openings = [OPENINGS[(len(texts) + number) % len(OPENINGS)] for number in range(count)]
+            inputs = tokenizer(openings, return_tensors="pt", padding=True).to(model.device)
+            with torch.no_grad():
+                output = model.generate(
+                    input_ids=inputs["input_ids"],
+                    attention_mask=inputs["attention_mask"],
+                    do_sample=True,
+                    top_k=0,
+                    temperature=1.0,
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            texts += tokenizer.batch_decode(output, skip_special_tokens=True)
+            bar.update(count)
+    return texts

@@ -1,0 +1,124 @@
+"""EasyEdit's MEMIT and AlphaEdit (ours, and the form's own if it has one) on second moments of ours, on every family."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import tiny
+import torch
+
+from propmeta_edit.baselines.second_moments import collect_second_moments, write_statistics
+from propmeta_edit.easyedit.algorithms import find_algorithm, make_contexts, make_hparams
+from propmeta_edit.easyedit.alphaedit import AlphaEditHyperParams, apply_alphaedit_to_model
+from propmeta_edit.easyedit.forms import find_form
+from propmeta_edit.finetune.weights import apply_snapshot
+
+LAYERS = [0, 1]
+TEXTS = [f"Ann Lee {number} was founded in Greece and speaks Spanish." for number in range(40)]
+# The subject ends the prompt: in a random model only the token that is written to reaches the prediction reliably.
+REQUESTS = [
+    {"prompt": "The country of Smith Innovation PLC", "subject": "Smith Innovation PLC", "target_new": "Greece", "ground_truth": "x"},
+    {"prompt": "A citizen is Ann Lee", "subject": "Ann Lee", "target_new": "Peru", "ground_truth": "x"},
+]
+NAMES = {"gpt2": "gpt2-xl", "llama": "llama", "qwen2": "qwen2"}  # its AlphaEdit knows families by these words
+
+
+def settings(family, name):
+    is_gpt2 = family == "gpt2"
+    block = "transformer.h.{}" if is_gpt2 else "model.layers.{}"
+    values = {
+        "alg_name": name,
+        "model_name": f"/models/{NAMES[family]}",
+        "device": "cpu",
+        "layers": LAYERS,
+        "layer_selection": "all",
+        "fact_token": "subject_last",
+        "v_num_grad_steps": 20,
+        "v_lr": 0.5,
+        "v_loss_layer": 2,
+        "v_weight_decay": 1e-3,
+        "clamp_norm_factor": 4,
+        "kl_factor": 0.0625,
+        "mom2_adjustment": True,
+        "mom2_update_weight": 0.1,
+        "rewrite_module_tmp": block + (".mlp.c_proj" if is_gpt2 else ".mlp.down_proj"),
+        "layer_module_tmp": block,
+        "mlp_module_tmp": block + ".mlp",
+        "attn_module_tmp": block + (".attn" if is_gpt2 else ".self_attn"),
+        "ln_f_module": "transformer.ln_f" if is_gpt2 else "model.norm",
+        "lm_head_module": "transformer.wte" if is_gpt2 else "lm_head",
+        "stats_dir": "stats",
+        "mom2_dataset": "sampled",
+        "mom2_n_samples": len(TEXTS),
+        "mom2_dtype": "float32",
+    }
+    return values if name == "MEMIT" else {**values, "nullspace_threshold": 0.5, "L2": 0.1, "P_loc": ""}
+
+
+def target_loss(model, tokenizer, request):
+    """Of the target's first token, the only one that is read off where the edit writes."""
+    ids = tokenizer(request["prompt"], return_tensors="pt")["input_ids"]
+    first = tokenizer(" " + request["target_new"])["input_ids"][0]
+    with torch.no_grad():
+        return -model(ids).logits[0, -1].log_softmax(-1)[first].item()
+
+
+def edit(model, tokenizer, apply, hparams, requests):
+    """An edit's losses, which tensors moved, how far, and whether what is returned puts everything back."""
+    everything = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = [target_loss(model, tokenizer, request) for request in requests]
+    _, original = apply(model, tokenizer, requests, hparams, return_orig_weights=True, keep_original_weight=True)
+    after = [target_loss(model, tokenizer, request) for request in requests]
+    named = dict(model.named_parameters())
+    moved = {name: (p.detach() - everything[name]) for name, p in named.items() if not torch.equal(p, everything[name])}
+    apply_snapshot(named, original)
+    left = [name for name, p in named.items() if not torch.equal(p, everything[name])]
+    return {"before": before, "after": after, "moved": sorted(moved), "left": left}, moved
+
+
+def try_family(family):
+    model, tokenizer = tiny.make_model(family, dtype=torch.float32), tiny.make_tokenizer()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(8)
+    model.config._name_or_path = f"/models/{NAMES[family]}"
+    tokenizer.padding_side = "right"
+    write_statistics(collect_second_moments(model, tokenizer, TEXTS, LAYERS), Path("stats"), NAMES[family], "sampled")
+    report = {}
+    for name in ("MEMIT", "AlphaEdit"):
+        hparams = make_hparams(name, settings(family, name))
+        make_contexts(name, model, tokenizer, hparams, seed=0)
+        report[name], deltas = edit(model, tokenizer, find_algorithm(name), hparams, REQUESTS)
+        again, same = edit(model, tokenizer, find_algorithm(name), hparams, REQUESTS)
+        # An edit after an undone one is the first edit again, whatever a module remembers.
+        report[name]["repeats"] = max((deltas[key] - same[key]).abs().max().item() for key in deltas)
+    # Ours on the openings that EasyEdit's own used, where it has one.
+    ours = AlphaEditHyperParams(**settings(family, "AlphaEdit"))
+    if "AlphaEdit" in find_form().algorithms:
+        from easyeditor.models.alphaedit import AlphaEdit_main
+        from easyeditor.models.memit import memit_main
+
+        memit_main.CONTEXT_TEMPLATES_CACHE = AlphaEdit_main.CONTEXT_TEMPLATES_CACHE
+    report["ours"], own = edit(model, tokenizer, apply_alphaedit_to_model, ours, REQUESTS)
+    report["ours"]["differs"] = max(((own[n] - deltas[n]).norm() / deltas[n].norm()).item() for n in deltas)
+    report["chain"] = try_chain(model, tokenizer, ours)
+    return report
+
+
+def try_chain(model, tokenizer, hparams):
+    """The second edit moves less along the first one's key while the first stands, and as if alone once it is undone."""
+    first, second = REQUESTS
+    _, alone = edit(model, tokenizer, apply_alphaedit_to_model, hparams, [second])
+    _, original = apply_alphaedit_to_model(model, tokenizer, [first], hparams, return_orig_weights=True)
+    _, after_first = edit(model, tokenizer, apply_alphaedit_to_model, hparams, [second])
+    apply_snapshot(dict(model.named_parameters()), original)
+    _, again = edit(model, tokenizer, apply_alphaedit_to_model, hparams, [second])
+    return {
+        "undone_differs": max((again[n] - alone[n]).abs().max().item() for n in alone),
+        "standing_differs": max((after_first[n] - alone[n]).abs().max().item() for n in alone),
+    }
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps({"kind": find_form().kind, **{f: try_family(f) for f in tiny.FAMILIES}}))

@@ -1,0 +1,35 @@
+"""MEMIT and AlphaEdit work in both forms of EasyEdit, on statistics of ours, and leave nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.easyedit
+
+
+@pytest.fixture(scope="module")
+def report(form, run_script):
+    return run_script(form, "script_baselines.py")
+
+
+@pytest.mark.parametrize("name", ["MEMIT", "AlphaEdit", "ours"])
+def test_the_facts_become_likelier_and_the_weights_come_back(report, family, name):
+    result = report[family][name]
+    block, projection = ("transformer.h", "c_proj") if family == "gpt2" else ("model.layers", "down_proj")
+    assert result["moved"] == [f"{block}.{layer}.mlp.{projection}.weight" for layer in (0, 1)] and result["left"] == []
+    assert sum(result["after"]) < 0.9 * sum(result["before"]), result
+
+
+@pytest.mark.parametrize("name", ["MEMIT", "AlphaEdit"])
+def test_an_edit_after_an_undone_one_is_the_same_edit(report, family, name):
+    assert report[family][name]["repeats"] < 1e-5
+
+
+def test_our_alphaedit_is_easyedits(report, family):
+    """Where EasyEdit has its own, theirs is compared with ours; in the other form it is ours, which is registered under the name."""
+    assert report[family]["ours"]["differs"] < 1e-3
+
+
+def test_keys_of_earlier_edits_count_while_those_stand(report, family):
+    chain = report[family]["chain"]
+    assert chain["undone_differs"] < 1e-5 and chain["standing_differs"] > 1e-3
