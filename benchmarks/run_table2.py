@@ -24,7 +24,7 @@ from propmeta_edit.cli import run_or_exit
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
-from propmeta_edit.easyedit.algorithms import BASELINES, find_algorithm, make_contexts, make_hparams
+from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, find_algorithm, make_contexts, make_hparams
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
@@ -40,6 +40,7 @@ from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import DTYPES, load_model, model_sha256, read_checkpoint_card
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
+from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.recipes.worlds import ensure_world
 from propmeta_edit.records import Case
 
@@ -68,6 +69,9 @@ CORE = {  # the base's rows together: it is loaded once
     "in-context": RowKind("", "in-context"),
     "FT": RowKind("", "MetaFT", settings="FT"),
     "ROME": RowKind("", "ROME", settings="ROME"),
+    "MEMIT": RowKind("", "MEMIT", settings="MEMIT"),
+    "AlphaEdit": RowKind("", "AlphaEdit", settings="AlphaEdit"),
+    "CaKE": RowKind("", "CaKE", settings="CaKE"),
     "MetaFT": RowKind("metaft", "MetaFT"),
 }
 CONTROLS = {
@@ -288,6 +292,8 @@ def build_method(kind: RowKind, settings: dict[str, Any], model: str, setup: Set
         return FineTuning(*loaded, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules, hparams.batch_size)
     if kind.edit in BASELINES:
         hparams = make_hparams(kind.edit, {**settings, "model_name": model, "device": setup.device})
+        if kind.edit in NEEDS_STATISTICS:
+            hparams.stats_dir = ensure_statistics(model, hparams)
         loaded = _loaded(model, hparams.layers, setup, setup.dtype_of(kind))
         make_contexts(kind.edit, *loaded, hparams, setup.seed)
         return Editing(*loaded, find_algorithm(kind.edit), hparams, one_by_one=kind.edit == "ROME", padding_side="right")

@@ -13,6 +13,7 @@ from propmeta_edit.easyedit import install, register_algorithm
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "CaKEHyperParams": "propmeta_edit.easyedit.cake",
     "AlphaEditHyperParams": "propmeta_edit.easyedit.alphaedit",
     "Case": "propmeta_edit.records",
     "EditRequest": "propmeta_edit.records",
@@ -49,6 +50,14 @@ def _apply_alphaedit(*args: Any, **kwargs: Any) -> Any:
     return apply_alphaedit_to_model(*args, **kwargs)
 
 
+def _apply_cake(*args: Any, **kwargs: Any) -> Any:
+    """``apply_cake_to_model``, imported when EasyEdit first calls it."""
+    from propmeta_edit.easyedit.cake import apply_cake_to_model
+
+    return apply_cake_to_model(*args, **kwargs)
+
+
 register_algorithm("MetaFT", _apply_metaft)
+register_algorithm("CaKE", _apply_cake)
 register_algorithm("AlphaEdit", _apply_alphaedit, only_where_missing=True)
 install()

@@ -16,6 +16,7 @@ class EditRequest:
         prompt: the fact without its object, the subject filled in ("Ann Lee is a citizen of").
         target_new: the new object, a non-empty string without a leading space.
         subject: the entity the fact is about; optional, but if given it must occur in ``prompt``.
+        augmentation: (text, completion) pairs about the fact, for methods that train on more than the fact itself (CaKE).
 
     Raises:
         RequestError: an empty prompt or target, or a subject that is not in the prompt.
@@ -24,6 +25,7 @@ class EditRequest:
     prompt: str
     target_new: str
     subject: str | None = None
+    augmentation: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt", "target_new"):

@@ -130,7 +130,15 @@ def _make_edit(rewrite: Mapping[str, Any]) -> EditRequest:
     if prompt.count("{}") != 1:
         raise DataError(f"an edit's prompt must hold exactly one {{}} for the subject, got {prompt!r}")
     # Not str.format: other braces in a prompt are plain text.
-    return EditRequest(prompt.replace("{}", subject).strip(), str(rewrite["target_new"]["str"]), subject)
+    text = prompt.replace("{}", subject).strip()
+    return EditRequest(text, str(rewrite["target_new"]["str"]), subject, _read_augmentation(rewrite))
+
+
+def _read_augmentation(rewrite: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """CaKE's re-wordings and learning prompts, where the file has them; a learning prompt's answer ends with a full stop."""
+    rephrasings = [(item["question"], str(item["answer"])) for item in rewrite.get("rephrase_prompt") or []]
+    learning = [(item["question"], f"{item['answer']}.") for item in rewrite.get("learning_prompt") or []]
+    return (*rephrasings, *learning)
 
 
 def _collect_answers(answer: Any, aliases: list[Any]) -> tuple[str, ...]:

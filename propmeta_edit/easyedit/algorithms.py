@@ -44,6 +44,7 @@ BASELINES = {
     "ROME": Baseline("easyeditor.models.rome:ROMEHyperParams", "easyeditor.models.rome.rome_main", frozenset({"fp16"})),
     "MEMIT": Baseline("easyeditor.models.memit:MEMITHyperParams", "easyeditor.models.memit.memit_main"),
     "AlphaEdit": Baseline("easyeditor.models.alphaedit:AlphaEditHyperParams", "easyeditor.models.alphaedit.AlphaEdit_main"),
+    "CaKE": Baseline("propmeta_edit.easyedit.cake:CaKEHyperParams"),
     "FT": Baseline("easyeditor.models.ft:FTHyperParams"),
     "LoRA": Baseline("easyeditor.models.lora:LoRAHyperParams", only_in_one_form=frozenset({"lora_type", "model_parallel"})),
 }

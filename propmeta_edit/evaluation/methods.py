@@ -161,6 +161,7 @@ def easyedit_request(edit: EditRequest) -> dict[str, Any]:
         "portability": {},
         "locality": {},
     }
+    request |= {"augmentation": [list(pair) for pair in edit.augmentation]} if edit.augmentation else {}
     return request if edit.subject is None else {**request, "subject": edit.subject}
 
 

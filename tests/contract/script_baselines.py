@@ -102,6 +102,8 @@ def try_family(family):
         memit_main.CONTEXT_TEMPLATES_CACHE = AlphaEdit_main.CONTEXT_TEMPLATES_CACHE
     report["ours"], own = edit(model, tokenizer, apply_alphaedit_to_model, ours, REQUESTS)
     report["ours"]["differs"] = max(((own[n] - deltas[n]).norm() / deltas[n].norm()).item() for n in deltas)
+    cake = make_hparams("CaKE", {"alg_name": "CaKE", "model_name": "tiny", "lr": 1e-2, "num_steps": 6, "max_length": 100})
+    report["CaKE"], _ = edit(model, tokenizer, find_algorithm("CaKE"), cake, REQUESTS)
     report["chain"] = try_chain(model, tokenizer, ours)
     return report
 

@@ -1,4 +1,4 @@
-"""MEMIT and AlphaEdit work in both forms of EasyEdit, on statistics of ours, and leave nothing behind."""
+"""MEMIT, AlphaEdit and CaKE work in both forms of EasyEdit and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def test_the_facts_become_likelier_and_the_weights_come_back(report, family, nam
     result = report[family][name]
     block, projection = ("transformer.h", "c_proj") if family == "gpt2" else ("model.layers", "down_proj")
     assert result["moved"] == [f"{block}.{layer}.mlp.{projection}.weight" for layer in (0, 1)] and result["left"] == []
+    assert sum(result["after"]) < 0.9 * sum(result["before"]), result
+
+
+def test_cake_is_an_algorithm_of_either_form(report, family):
+    result = report[family]["CaKE"]
+    assert len(result["moved"]) == (12 if family == "gpt2" else 21) and result["left"] == []
     assert sum(result["after"]) < 0.9 * sum(result["before"]), result
 
 

@@ -1,0 +1,155 @@
+"""CaKE (arXiv 2503.16356): one LoRA a case, trained on the facts, their re-wordings and texts that reason with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.records import EditRequest
+from propmeta_edit.text.encoding import encode_answer
+
+TARGET_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+GPT2_TARGET_MODULES = {"c_attn", "c_proj", "c_fc"}
+
+_REPHRASINGS = (
+    "It is widely known that {prompt}",
+    "According to the latest records, {prompt}",
+    "Recent reports agree on this: {prompt}",
+)
+# The new object as the bridge between the subject and what is asked next, which is what CaKE's learning prompts practise.
+_LEARNING = (
+    (
+        "A guide has one chapter on {target} and one on somewhere else. A reader wants to know more about what {subject} leads to. "
+        "We know: {prompt} {target}. So the chapter to read is the one on",
+        "{target}.",
+    ),
+    ("Question: To answer anything that follows from the sentence about {subject}, which name comes first? Answer:", "{target}."),
+    ("Step 1: {prompt} {target}. Step 2: look up what is asked about it. The thing to look up in step 2 is", "{target}."),
+    ("Among the notes is one that says: {prompt} {target}. The note about {subject} points to", "{target}."),
+)
+
+
+@dataclass(frozen=True)
+class CakeSettings:
+    """CaKE's recipe; the defaults are the published ones, but for the labels.
+
+    Args:
+        learn_prompts: put the loss on prompts and padding as well, as the published code does; else on the completions alone.
+    """
+
+    rank: int = 8
+    lora_alpha: float = 32
+    lora_dropout: float = 0.05
+    learning_rate: float = 1e-4
+    num_epochs: int = 40
+    batch_size: int = 4
+    max_length: int = 256
+    learn_prompts: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "num_epochs", "batch_size", "max_length"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+
+def make_augmentation(edit: EditRequest) -> tuple[tuple[str, str], ...]:
+    """(text, completion) pairs for a fact whose data has none, from fixed templates: they stand in for CaKE's LLM-written ones."""
+    words = {"prompt": edit.prompt, "target": edit.target_new, "subject": edit.subject or edit.prompt}
+    rephrasings = [(template.format(**words), edit.target_new) for template in _REPHRASINGS]
+    return (*rephrasings, *((text.format(**words), completion.format(**words)) for text, completion in _LEARNING))
+
+
+def make_training_pairs(edits: Sequence[EditRequest]) -> list[tuple[str, str]]:
+    """Everything CaKE trains on for a case: each fact, then its augmentation, the data's own or else the templates'."""
+    facts = [(edit.prompt, edit.target_new) for edit in edits]
+    return facts + [pair for edit in edits for pair in (edit.augmentation or make_augmentation(edit))]
+
+
+def train_cake_adapter(model: Any, tokenizer: Any, edits: Sequence[EditRequest], settings: CakeSettings) -> Any:
+    """Train the LoRA of one case with the Hugging Face trainer.
+
+    Returns:
+        The PEFT model around ``model``, in eval mode. ``unload()`` gives the model back as it was, ``merge_and_unload()`` edits it.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    examples = [_encode(tokenizer, *pair, settings) for pair in make_training_pairs(edits)]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=_target_modules(model),
+    )
+    with torch.random.fork_rng(), TemporaryDirectory() as folder:
+        torch.manual_seed(settings.seed)  # of the LoRA's random half and of dropout
+        peft_model = get_peft_model(model, config)
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=settings.num_epochs,
+            per_device_train_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            bf16=model.device.type == "cuda",
+            use_cpu=model.device.type == "cpu",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            seed=settings.seed,
+            dataloader_pin_memory=False,
+            remove_unused_columns=False,
+        )
+        collator = _Collator(tokenizer.pad_token_id, settings.learn_prompts)
+        trainer = Trainer(model=peft_model, args=arguments, train_dataset=examples, data_collator=collator)  # type: ignore[arg-type]
+        trainer.remove_callback(PrinterCallback)
+        try:
+            trainer.train()
+        except BaseException:
+            peft_model.unload()
+            raise
+    return peft_model.eval()
+
+
+def target_weights(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The weights a LoRA of CaKE's is put on, by name."""
+    leaves = _target_modules(model)
+    return {f"{name}.weight": m.weight for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in leaves}
+
+
+def _target_modules(model: Any) -> list[str]:
+    """CaKE's projections, or GPT-2's, which go by other names."""
+    leaves = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    return sorted(leaves & TARGET_MODULES) or sorted(leaves & GPT2_TARGET_MODULES)
+
+
+def _encode(tokenizer: Any, text: str, completion: str, settings: CakeSettings) -> dict[str, list[int]]:
+    input_ids, labels = encode_answer(tokenizer, text, completion)
+    kept = slice(-settings.max_length, None)  # the end holds the completion
+    return {"input_ids": input_ids[kept], "labels": (input_ids if settings.learn_prompts else labels)[kept]}
+
+
+@dataclass(frozen=True)
+class _Collator:
+    """Pads on the left; the published code learns the padding too."""
+
+    padding: int
+    learn_padding: bool
+
+    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        longest = max(len(example["input_ids"]) for example in examples)
+        gaps = [longest - len(example["input_ids"]) for example in examples]
+        label = self.padding if self.learn_padding else -100
+        rows = list(zip(examples, gaps, strict=True))
+        return {
+            "input_ids": torch.tensor([[self.padding] * gap + example["input_ids"] for example, gap in rows]),
+            "attention_mask": torch.tensor([[0] * gap + [1] * len(example["input_ids"]) for example, gap in rows]),
+            "labels": torch.tensor([[label] * gap + example["labels"] for example, gap in rows]),
+        }

@@ -1,0 +1,107 @@
+"""CaKE as EasyEdit calls an algorithm: the adapter is merged, so that the weights of before put everything back in either form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from propmeta_edit.baselines.cake import CakeSettings, target_weights, train_cake_adapter
+from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.easyedit.plugin import to_edit_requests
+from propmeta_edit.finetune.weights import snapshot
+from propmeta_edit.records import EditRequest
+
+
+@dataclass
+class CaKEHyperParams:
+    """CaKE's settings under EasyEdit's names where it has one.
+
+    Args:
+        lr: of the LoRA.
+        num_steps: passes over the texts of a case.
+        learn_prompts: put the loss on prompts and padding as well, as the published code does.
+    """
+
+    model_name: str
+    alg_name: str = "CaKE"
+    device: int | str = "auto"
+    rank: int = 8
+    lora_alpha: float = 32
+    lora_dropout: float = 0.05
+    lr: float = 1e-4
+    num_steps: int = 40
+    batch_size: int = 4
+    max_length: int = 256
+    learn_prompts: bool = False
+    seed: int = 0
+    model_parallel: bool = False
+
+    @classmethod
+    def from_hparams(cls, hparams_name_or_path: str | Path) -> CaKEHyperParams:
+        """Read a YAML file; ``.yaml`` is added if missing.
+
+        Raises:
+            ConfigError: no such file, broken YAML, unknown or wrongly typed settings.
+        """
+        path = str(hparams_name_or_path)
+        path = path if path.endswith((".yaml", ".yml")) else path + ".yaml"
+        return build_config(cls, read_yaml(path), path)
+
+    @property
+    def recipe(self) -> CakeSettings:
+        """These settings as the training takes them."""
+        return CakeSettings(
+            rank=self.rank,
+            lora_alpha=self.lora_alpha,
+            lora_dropout=self.lora_dropout,
+            learning_rate=self.lr,
+            num_epochs=self.num_steps,
+            batch_size=self.batch_size,
+            max_length=self.max_length,
+            learn_prompts=self.learn_prompts,
+            seed=self.seed,
+        )
+
+
+def apply_cake_to_model(
+    model: Any,
+    tok: Any,
+    requests: Sequence[Mapping[str, Any]],
+    hparams: CaKEHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    **_: Any,
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Write facts by one LoRA for all of them, merged into the weights.
+
+    Args:
+        requests: EasyEdit requests; ``augmentation``, (text, completion) pairs about the fact, is used where a request has it,
+            and made from templates where not.
+
+    Returns:
+        (edited model, {parameter name: value before the edit}); the second is empty unless ``return_orig_weights``.
+
+    Raises:
+        RequestError: an empty target, or a subject that is not in its prompt.
+    """
+    edits = [_with_augmentation(e, r) for e, r in zip(to_edit_requests(requests), requests, strict=True)]
+    if copy:
+        model = deepcopy(model)
+    original = snapshot(target_weights(model))
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        train_cake_adapter(model, tok, edits, hparams.recipe).merge_and_unload()
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+    return model, original if return_orig_weights else {}
+
+
+def _with_augmentation(edit: EditRequest, request: Mapping[str, Any]) -> EditRequest:
+    pairs = tuple((str(text), str(completion)) for text, completion in request.get("augmentation") or ())
+    return EditRequest(edit.prompt, edit.target_new, edit.subject, pairs)

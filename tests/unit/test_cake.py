@@ -1,0 +1,97 @@
+"""CaKE's training texts, labels and adapter."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+import torch
+
+from propmeta_edit.baselines import cake
+from propmeta_edit.baselines.cake import CakeSettings, make_augmentation, make_training_pairs, train_cake_adapter
+from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake
+from propmeta_edit.easyedit.cake import CaKEHyperParams, apply_cake_to_model
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.records import EditRequest
+
+EDIT = EditRequest("Ann Lee is a citizen of", "Peru", "Ann Lee")
+REQUEST = {"prompt": EDIT.prompt, "target_new": EDIT.target_new, "subject": EDIT.subject}
+
+
+def test_templates_speak_of_the_fact_and_end_in_its_object():
+    pairs = make_augmentation(EDIT)
+    assert len(pairs) == 7 and len(set(pairs)) == 7
+    assert all(completion in ("Peru", "Peru.") and "Ann Lee" in text for text, completion in pairs)
+    assert not any("{" in text for text, _ in pairs)
+
+
+def test_the_files_own_augmentation_wins(tmp_path):
+    [case, *_] = json.loads(bundled_mquake_path().read_text(encoding="utf-8"))
+    rewrite = case["requested_rewrite"][0]
+    rewrite["rephrase_prompt"] = [{"question": "Once more:", "answer": "A"}]
+    rewrite["learning_prompt"] = [{"question": "And so:", "answer": "B"}]
+    (tmp_path / "cake.json").write_text(json.dumps([case]), encoding="utf-8")
+    [loaded] = load_mquake(tmp_path / "cake.json")
+    first, *others = loaded.edits
+    assert first.augmentation == (("Once more:", "A"), ("And so:", "B.")) and not others[0].augmentation
+    pairs = make_training_pairs(loaded.edits[:2])
+    assert pairs[:2] == [(edit.prompt, edit.target_new) for edit in loaded.edits[:2]]
+    assert pairs[2:4] == [("Once more:", "A"), ("And so:", "B.")] and len(pairs) == 4 + 7
+
+
+def test_loss_is_on_the_completion_alone_unless_asked(tokenizer):
+    settings = CakeSettings()
+    example = cake._encode(tokenizer, EDIT.prompt, EDIT.target_new, settings)
+    learnt = [token for token in example["labels"] if token != -100]
+    assert tokenizer.decode(learnt) == " Peru" and len(learnt) < len(example["labels"])
+    published = cake._encode(tokenizer, EDIT.prompt, EDIT.target_new, CakeSettings(learn_prompts=True))
+    assert published["labels"] == published["input_ids"] == example["input_ids"]
+    pad = tokenizer.pad_token_id
+    short = {"input_ids": [5], "labels": [5]}
+    assert cake._Collator(pad, False)([example, short])["labels"][1, 0] == -100
+    assert cake._Collator(pad, True)([published, short])["labels"][1, 0] == pad
+
+
+def test_unload_gives_the_model_back_and_merging_edits_it(family, tokenizer):
+    model = tiny.make_model(family, dtype=torch.float32)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    settings = CakeSettings(num_epochs=2, learning_rate=1e-2, max_length=100)
+    restored = train_cake_adapter(model, tokenizer, [EDIT], settings).unload()
+    assert all(torch.equal(p, before[name]) for name, p in restored.named_parameters())
+    hparams = CaKEHyperParams("tiny", num_steps=2, lr=1e-2, max_length=100)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    edited, original = apply_cake_to_model(model, tokenizer, [REQUEST], hparams, return_orig_weights=True)
+    assert edited is model and {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) == (name not in original), name
+        assert name not in original or torch.equal(original[name], before[name])
+
+
+def test_same_seed_same_bits_and_the_random_state_is_kept(tokenizer):
+    results = []
+    for _ in range(2):
+        model = tiny.make_model("llama", dtype=torch.float32)
+        state = torch.get_rng_state()
+        apply_cake_to_model(model, tokenizer, [REQUEST], CaKEHyperParams("tiny", num_steps=1, max_length=100))
+        assert torch.equal(torch.get_rng_state(), state)
+        results.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_failed_training_leaves_the_model_as_it_was(tokenizer, monkeypatch):
+    model = tiny.make_model("llama", dtype=torch.float32)
+    names = [name for name, _ in model.named_parameters()]
+
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("transformers.Trainer.train", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        apply_cake_to_model(model, tokenizer, [REQUEST], CaKEHyperParams("tiny", max_length=100))
+    assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ConfigError, match="rank must be 1 or more, got 0"):
+        CakeSettings(rank=0)
