@@ -87,7 +87,12 @@ CONTROLS = {
     "MetaFT-all-layers": RowKind("all-layers", "MetaFT", variant="-all-layers"),
     "MetaFT-all-layers-unedited": RowKind("all-layers", ""),
 }
-METHODS = {**CORE, **CONTROLS}
+VARIANTS = {  # EasyEdit's own fine-tunings
+    "FT-L": RowKind("", "FT", settings="FT-L"),
+    "FT-M": RowKind("", "FT", settings="FT-M"),
+    "LoRA": RowKind("", "LoRA", settings="LoRA"),
+}
+METHODS = {**CORE, **VARIANTS, **CONTROLS}
 WORLD_FILES = {
     "cre-id": "test_data_id.jsonl",
     "cre-ood": "test_data_ood.jsonl",

@@ -32,11 +32,13 @@ class Baseline:
         settings: ``module:class`` of its hyper-parameters.
         contexts: the module with its random openings, kept there in a global; "" if it has none.
         only_in_one_form: settings that one form of EasyEdit has and the other does not; dropped where they are not known.
+        decisive: settings of that kind without which it would be another method; where they are not known there is no such row.
     """
 
     settings: str
     contexts: str = ""
     only_in_one_form: frozenset[str] = frozenset()
+    decisive: frozenset[str] = frozenset()
 
 
 _OURS = Baseline("propmeta_edit.easyedit.alphaedit:AlphaEditHyperParams", "easyeditor.models.memit.memit_main")
@@ -45,7 +47,7 @@ BASELINES = {
     "MEMIT": Baseline("easyeditor.models.memit:MEMITHyperParams", "easyeditor.models.memit.memit_main"),
     "AlphaEdit": Baseline("easyeditor.models.alphaedit:AlphaEditHyperParams", "easyeditor.models.alphaedit.AlphaEdit_main"),
     "CaKE": Baseline("propmeta_edit.easyedit.cake:CaKEHyperParams"),
-    "FT": Baseline("easyeditor.models.ft:FTHyperParams"),
+    "FT": Baseline("easyeditor.models.ft:FTHyperParams", decisive=frozenset({"objective_optimization"})),
     "LoRA": Baseline("easyeditor.models.lora:LoRAHyperParams", only_in_one_form=frozenset({"lora_type", "model_parallel"})),
 }
 NEEDS_STATISTICS = ("MEMIT", "AlphaEdit")
@@ -78,8 +80,33 @@ def _call(name: str, apply: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
     named: AbstractContextManager[None] = _short_name(model) if name in NEEDS_STATISTICS else nullcontext()
     if name == "AlphaEdit" and name in find_form().algorithms:
         apply = partial(apply_easyedits_own, apply)
+    if name == "LoRA":
+        apply = partial(_merge_lora, apply)
     with redirect_stdout(io.StringIO()), as_tuples, named:
         return apply(model, *args, **kwargs)
+
+
+def _merge_lora(apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """EasyEdit's LoRA gives an adapter around the model; merged, the weights of before put everything back as for the others."""
+    original = {
+        f"{name}.weight": module.weight.detach().clone()
+        for name, module in model.named_modules()
+        if name.rsplit(".", 1)[-1] in hparams.target_modules
+    }
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    use_cache = model.config.use_cache
+    main = importlib.import_module("easyeditor.models.lora.lora_main")
+    if not isinstance(main.AdaLoraConfig, partial):
+        # EasyEdit never lowers AdaLoRA's rank, so this number is of no account, but today's peft refuses to start without one.
+        main.AdaLoraConfig = partial(main.AdaLoraConfig, total_step=1)
+    adapted, _ = apply(model, tok, requests, hparams, **kwargs)
+    adapted.merge_and_unload()
+    model.gradient_checkpointing_disable()
+    model.disable_input_require_grads()
+    model.config.use_cache = use_cache
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags[name])
+    return model.eval(), original
 
 
 @contextmanager
@@ -103,12 +130,19 @@ def make_hparams(name: str, values: Mapping[str, Any]) -> Any:
 
     Raises:
         ConfigError: unknown or missing settings.
+        EasyEditError: the form at hand cannot do what the settings ask for.
     """
     load_easyedit()
     baseline = find_baseline(name)
     module, class_name = baseline.settings.split(":")
     settings_class = getattr(importlib.import_module(module), class_name)
     fields = {f.name: f for f in dataclasses.fields(settings_class)}
+    lacking = sorted((set(values) - set(fields)) & baseline.decisive)
+    if lacking:
+        raise EasyEditError(
+            f"the {find_form().kind} form of EasyEdit has no {', '.join(lacking)} for {name}, which makes it another method there; "
+            "use a clone of its repository: EASYEDIT_HOME=<clone>"
+        )
     dropped = sorted((set(values) - set(fields)) & baseline.only_in_one_form)
     if dropped:
         LOG.info("%s: this form of EasyEdit has no %s; not used", name, ", ".join(dropped))

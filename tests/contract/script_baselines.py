@@ -10,10 +10,12 @@ import tiny
 import torch
 
 from propmeta_edit.baselines.second_moments import collect_second_moments, write_statistics
+from propmeta_edit.config import read_yaml
 from propmeta_edit.easyedit.algorithms import find_algorithm, make_contexts, make_hparams
 from propmeta_edit.easyedit.alphaedit import AlphaEditHyperParams, apply_alphaedit_to_model
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.finetune.weights import apply_snapshot
+from propmeta_edit.recipes.settings import hparams_file
 
 LAYERS = [0, 1]
 TEXTS = [f"Ann Lee {number} was founded in Greece and speaks Spanish." for number in range(40)]
@@ -55,6 +57,11 @@ def settings(family, name):
         "mom2_dtype": "float32",
     }
     return values if name == "MEMIT" else {**values, "nullspace_threshold": 0.5, "L2": 0.1, "P_loc": ""}
+
+
+def lora_settings(family):
+    values = read_yaml(hparams_file("LoRA", "gpt2-xl" if family == "gpt2" else "llama3.2-1b"))
+    return {**values, "device": "cpu", "model_name": f"/models/{NAMES[family]}", "batch_size": 2, "lr": 5e-2, "num_steps": 10}
 
 
 def target_loss(model, tokenizer, request):
@@ -104,6 +111,8 @@ def try_family(family):
     report["ours"]["differs"] = max(((own[n] - deltas[n]).norm() / deltas[n].norm()).item() for n in deltas)
     cake = make_hparams("CaKE", {"alg_name": "CaKE", "model_name": "tiny", "lr": 1e-2, "num_steps": 6, "max_length": 100})
     report["CaKE"], _ = edit(model, tokenizer, find_algorithm("CaKE"), cake, REQUESTS)
+    report["LoRA"], _ = edit(model, tokenizer, find_algorithm("LoRA"), make_hparams("LoRA", lora_settings(family)), REQUESTS)
+    report["LoRA"]["adapter"] = hasattr(model, "peft_config") or model.is_gradient_checkpointing
     report["chain"] = try_chain(model, tokenizer, ours)
     return report
 

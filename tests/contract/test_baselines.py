@@ -26,6 +26,12 @@ def test_cake_is_an_algorithm_of_either_form(report, family):
     assert sum(result["after"]) < 0.9 * sum(result["before"]), result
 
 
+def test_lora_is_merged_and_leaves_no_adapter(report, family):
+    result = report[family]["LoRA"]
+    assert len(result["moved"]) == (3 if family == "gpt2" else 6) and result["left"] == [] and not result["adapter"]
+    assert sum(result["after"]) < sum(result["before"]), result
+
+
 @pytest.mark.parametrize("name", ["MEMIT", "AlphaEdit"])
 def test_an_edit_after_an_undone_one_is_the_same_edit(report, family, name):
     assert report[family][name]["repeats"] < 1e-5

@@ -1,0 +1,22 @@
+"""Every YAML of every baseline is read by both forms of EasyEdit and fits the model it is for."""
+
+from __future__ import annotations
+
+import pytest
+from script_settings import DEPTHS, METHODS
+
+pytestmark = pytest.mark.easyedit
+
+
+@pytest.fixture(scope="module")
+def report(form, run_script):
+    return run_script(form, "script_settings.py")
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+@pytest.mark.parametrize("method", METHODS)
+def test_it_is_read_and_fits(report, form, method, name):
+    if method in ("FT-L", "FT-M") and form.kind == "pypi":
+        assert "no objective_optimization" in report[name][method] and "EASYEDIT_HOME" in report[name][method]
+    else:
+        assert report[name][method] == ""
