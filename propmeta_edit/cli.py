@@ -23,8 +23,11 @@ def make_parser() -> ArgumentParser:
     verbs.add_subcommand("prepare", _prepare_parser(), help="build the bundled models in the cache folder")
     verbs.add_subcommand("meta-train", _meta_train_parser(), help="meta-train a model (once, offline)")
     verbs.add_subcommand("rebuild", _rebuild_parser(), help="train the bundled models' compact files anew")
+    data = ArgumentParser(description="Look into data files: CRE, MQuAKE and its kin, CaKE's, and EasyEdit's own.")
+    verbs.add_subcommand("data", data, help="look into a data file before running on it: data check FILE")
     verbs.add_subcommand("statistics", _statistics_parser(), help="gather the second moments that MEMIT and AlphaEdit need")
     verbs.add_subcommand("export", _export_parser(), help="write a meta-tuned checkpoint in another dtype and say what it costs")
+    _add_data_actions(data)  # a level is complete before the next begins
     return parser
 
 
@@ -58,6 +61,13 @@ def _meta_train_parser() -> ArgumentParser:
     )
     parser.add_class_arguments(MetaTrainConfig)
     return parser
+
+
+def _add_data_actions(data: ArgumentParser) -> None:
+    actions = data.add_subcommands(dest="action", required=True)
+    check = ArgumentParser(description="Say what a file is, count what is in it, and show one case as the model will see it.")
+    check.add_argument("path", type=str, help="the file")
+    actions.add_subcommand("check", check, help="what a file is and what is in it")
 
 
 def _statistics_parser() -> ArgumentParser:
@@ -122,6 +132,12 @@ def _run_rebuild(options: Namespace) -> None:
     print(f"wrote {options.output}", flush=True)
 
 
+def _run_data(options: Namespace) -> None:
+    from propmeta_edit.recipes.data_check import describe_file
+
+    print(describe_file(options.check.path))
+
+
 def _run_statistics(options: Namespace) -> None:
     from propmeta_edit.recipes.statistics import make_statistics
 
@@ -155,6 +171,7 @@ RUNNERS = {
     "prepare": _run_prepare,
     "meta-train": _run_meta_train,
     "rebuild": _run_rebuild,
+    "data": _run_data,
     "statistics": _run_statistics,
     "export": _run_export,
 }

@@ -32,7 +32,7 @@ def load_mquake(path: str | Path) -> list[Case]:
     Raises:
         DataError: the file cannot be read (with the line of broken JSON), or a case is broken (with its index and id).
     """
-    return [_make_case(raw, index, path) for index, raw in enumerate(_read_cases(Path(path)))]
+    return [_make_case(raw, index, path) for index, raw in enumerate(read_json_list(Path(path)))]
 
 
 def load_mquake_subset(path: str | Path) -> list[Case]:
@@ -47,7 +47,7 @@ def load_mquake_subset(path: str | Path) -> list[Case]:
     Raises:
         DataError: as ``load_mquake``, and if a case lacks the chains that the filter reads.
     """
-    raws = _read_cases(Path(path))
+    raws = read_json_list(Path(path))
     selected = []
     for index, raw in enumerate(raws):
         try:
@@ -78,8 +78,12 @@ def bundled_mquake_path() -> Path:
     return Path(str(resources.files("propmeta_edit.data").joinpath("files", "mquake_cf_4hop.json")))
 
 
-def _read_cases(path: Path) -> list[Any]:
-    """The JSON list of a file."""
+def read_json_list(path: Path) -> list[Any]:
+    """The JSON list of a file.
+
+    Raises:
+        DataError: it cannot be read, or holds no such list (with the line of broken JSON).
+    """
     try:
         raws = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
