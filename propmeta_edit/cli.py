@@ -72,14 +72,17 @@ def _add_data_actions(data: ArgumentParser) -> None:
 
 def _statistics_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        description="Gather the second moments of the keys, all layers in one pass, into the files EasyEdit reads: its YAML's stats_dir "
-        "is --output, mom2_dataset is --dataset and mom2_n_samples is --num-texts. A stopped run continues."
+        description="Gather the second moments of the keys, all layers in one pass, into the files EasyEdit reads: its YAML's "
+        "stats_dir is --output, mom2_dataset is --dataset and mom2_n_samples is --num-texts. A stopped run continues."
     )
     parser.add_argument("model", type=str, help="a folder, a bundled name, or a hub id")
     parser.add_argument("--layers", type=list[int], required=True, help="0-based, e.g. [4,5,6,7,8]")
     parser.add_argument(
-        "--corpus", type=str, default="sampled", help="FILE.txt, FILE.jsonl, hub:owner/name[:configuration], or sampled: "
-        "text the model writes itself and the offline world's sentences (default: sampled)"
+        "--corpus",
+        type=str,
+        default="sampled",
+        help="FILE.txt, FILE.jsonl, hub:owner/name[:configuration], or sampled: "
+        "text the model writes itself and the offline world's sentences (default: sampled)",
     )
     parser.add_argument("--dataset", type=str, default="sampled", help="what the corpus is called in the files' path")
     parser.add_argument("--num-texts", type=int, default=100_000, help="how many texts")

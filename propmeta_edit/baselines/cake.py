@@ -43,7 +43,7 @@ class CakeSettings:
     """
 
     rank: int = 8
-    lora_alpha: float = 32
+    lora_alpha: int = 32
     lora_dropout: float = 0.05
     learning_rate: float = 1e-4
     num_epochs: int = 40

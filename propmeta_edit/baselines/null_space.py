@@ -22,8 +22,9 @@ def compute_projection(second_moment: torch.Tensor, threshold: float) -> torch.T
     ``C`` is symmetric and positive, so its eigenvalues are the singular values that AlphaEdit's description speaks of.
     """
     values, vectors = torch.linalg.eigh(second_moment.double())
-    null = vectors[:, values < threshold]
-    return (null @ null.T).float()
+    null: torch.Tensor = vectors[:, values < threshold]
+    projection: torch.Tensor = (null @ null.T).float()
+    return projection
 
 
 def solve_update(
@@ -40,7 +41,8 @@ def solve_update(
     """
     identity = torch.eye(len(projection), dtype=projection.dtype, device=projection.device)
     system = projection @ (keys @ keys.T + kept) + l2 * identity
-    return torch.linalg.solve(system, projection @ keys @ residuals.T).T
+    transposed: torch.Tensor = torch.linalg.solve(system, projection @ keys @ residuals.T)
+    return transposed.T
 
 
 def load_projection(statistics: Path, threshold: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Second moments of the keys, ``C = E[k kᵀ]``, which MEMIT and AlphaEdit weigh their updates with.
 
-A key is the input of a layer's second MLP projection at one token. All layers are gathered in one pass over the texts, in memory that
-does not grow with them, and written as the files that EasyEdit reads in place of computing its own.
+A key is the input of a layer's second MLP projection at one token. All layers are gathered in one pass over the texts, in memory
+that does not grow with them, and written as the files that EasyEdit reads in place of computing its own.
 """
 
 from __future__ import annotations

@@ -86,7 +86,9 @@ def _call(name: str, apply: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         return apply(model, *args, **kwargs)
 
 
-def _merge_lora(apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+def _merge_lora(
+    apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any
+) -> tuple[Any, dict[str, torch.Tensor]]:
     """EasyEdit's LoRA gives an adapter around the model; merged, the weights of before put everything back as for the others."""
     original = {
         f"{name}.weight": module.weight.detach().clone()
@@ -95,7 +97,7 @@ def _merge_lora(apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, *
     }
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     use_cache = model.config.use_cache
-    main = importlib.import_module("easyeditor.models.lora.lora_main")
+    main: Any = importlib.import_module("easyeditor.models.lora.lora_main")
     if not isinstance(main.AdaLoraConfig, partial):
         # EasyEdit never lowers AdaLoRA's rank, so this number is of no account, but today's peft refuses to start without one.
         main.AdaLoraConfig = partial(main.AdaLoraConfig, total_step=1)
@@ -111,7 +113,7 @@ def _merge_lora(apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, *
 
 @contextmanager
 def _short_name(model: Any) -> Iterator[None]:
-    """The forms name the folder of a model's statistics differently, after the whole path or its last part: here it is the last part."""
+    """The forms name the folder of a model's statistics differently, after the whole path or its last part: here the last part."""
     before = model.config._name_or_path
     model.config._name_or_path = model_folder_name(model)
     try:
@@ -161,13 +163,13 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
 def make_contexts(name: str, model: Any, tokenizer: Any, hparams: Any, seed: int) -> None:
     """Draw an algorithm's random openings for this model, seeded, so that no edit's time holds it.
 
-    EasyEdit keeps them, and second moments, in module globals, not per model: without this one model would be edited with another's.
+    EasyEdit keeps them, and second moments, in module globals, not per model: one model would be edited with another's.
     """
     load_easyedit()
     baseline = find_baseline(name)
     if not baseline.contexts:
         return
-    main = importlib.import_module(baseline.contexts)
+    main: Any = importlib.import_module(baseline.contexts)
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)

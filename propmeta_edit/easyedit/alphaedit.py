@@ -1,7 +1,7 @@
 """AlphaEdit for the form of EasyEdit that has none: its MEMIT's keys and values, and an update in the null space of what is kept.
 
-Steps as in its paper (ICLR 2025): the value z of each request at the last edited layer, then layer by layer the keys, the residual's
-share, and the projected update.
+Steps as in its paper (ICLR 2025): the value z of each request at the last edited layer, then layer by layer the keys, the
+residual's share, and the projected update.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def apply_alphaedit_to_model(
     """
     from easyeditor.models.memit import memit_main
 
-    requests = [_as_template(request, number) for number, request in enumerate(requests)]
+    templates = [_as_template(request, number) for number, request in enumerate(requests)]
     if copy:
         model = deepcopy(model)
     weights = _edited_weights(model, hparams)
@@ -133,7 +133,7 @@ def apply_alphaedit_to_model(
     contexts = memit_main.get_context_templates(model, tok)
     try:
         with torch.no_grad(), layers_answer_with_tuples(model), padded_on_the_right(tok):
-            _write(model, tok, requests, hparams, weights, chain, contexts)
+            _write(model, tok, templates, hparams, weights, chain, contexts)
     except BaseException:
         apply_snapshot(weights, original)
         _CHAINS.pop(model, None)

@@ -31,7 +31,7 @@ class CaKEHyperParams:
     alg_name: str = "CaKE"
     device: int | str = "auto"
     rank: int = 8
-    lora_alpha: float = 32
+    lora_alpha: int = 32
     lora_dropout: float = 0.05
     lr: float = 1e-4
     num_steps: int = 40

@@ -39,9 +39,7 @@ _ALGORITHMS: dict[str, RegisteredAlgorithm] = {}
 _INSTALLED: dict[str, Callable[..., Any]] = {}  # what we put into EasyEdit's table, to tell it from EasyEdit's own
 
 
-def register_algorithm(
-    name: str, apply: Callable[..., Any], batchable: bool = True, only_where_missing: bool = False
-) -> None:
+def register_algorithm(name: str, apply: Callable[..., Any], batchable: bool = True, only_where_missing: bool = False) -> None:
     """Let EasyEdit know an algorithm, at once if it is imported, else as soon as it is. A later one of the same name takes over.
 
     Raises:

@@ -20,7 +20,7 @@ MODULE_CHOICES = ("attention", "mlp", "attention+mlp")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where a family keeps its blocks and, inside a block, its attention and its MLP, and what the MLP's second projection is called."""
+    """Where a family keeps its blocks and final norm, and, inside a block, its attention, MLP and that one's second projection."""
 
     blocks: str
     attention: str
@@ -29,9 +29,7 @@ class Architecture:
     final_norm: str
 
 
-_LLAMA_LIKE = Architecture(
-    blocks="model.layers", attention="self_attn", mlp="mlp", mlp_output="down_proj", final_norm="model.norm"
-)
+_LLAMA_LIKE = Architecture(blocks="model.layers", attention="self_attn", mlp="mlp", mlp_output="down_proj", final_norm="model.norm")
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture(blocks="transformer.h", attention="attn", mlp="mlp", mlp_output="c_proj", final_norm="transformer.ln_f"),
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma3_text"), _LLAMA_LIKE),
@@ -117,7 +115,7 @@ def key_module_name(model_type: str, layer: int) -> str:
     return f"{architecture.blocks}.{layer}.{architecture.mlp}.{architecture.mlp_output}"
 
 
-def key_width(projection: nn.Module) -> int:
+def key_width(projection: Any) -> int:
     """How many numbers a key has."""
     return int(projection.weight.shape[0 if isinstance(projection, Conv1D) else 1])
 

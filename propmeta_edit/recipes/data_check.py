@@ -63,7 +63,9 @@ def describe_file(path: str | Path) -> str:
         lines.append(f"relations     {len(relations)}")
     if kind in ("MQuAKE", "CaKE"):
         subset = sum(is_two_hop_first_edited(raw) for raw in read_json_list(path) if "new_triples" in raw.get("orig", {}))
-        lines.append(f"subset        {subset} cases with two hops of which only the first is edited (the paper's had {SUBSET_SIZE})")
+        lines.append(
+            f"subset        {subset} cases with two hops of which only the first is edited (the paper's had {SUBSET_SIZE})"
+        )
     lines += _find_oddities(cases)
     if cases:
         lines += ["", "the first case:", *_show(cases[0])]

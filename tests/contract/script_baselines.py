@@ -21,7 +21,12 @@ LAYERS = [0, 1]
 TEXTS = [f"Ann Lee {number} was founded in Greece and speaks Spanish." for number in range(40)]
 # The subject ends the prompt: in a random model only the token that is written to reaches the prediction reliably.
 REQUESTS = [
-    {"prompt": "The country of Smith Innovation PLC", "subject": "Smith Innovation PLC", "target_new": "Greece", "ground_truth": "x"},
+    {
+        "prompt": "The country of Smith Innovation PLC",
+        "subject": "Smith Innovation PLC",
+        "target_new": "Greece",
+        "ground_truth": "x",
+    },
     {"prompt": "A citizen is Ann Lee", "subject": "Ann Lee", "target_new": "Peru", "ground_truth": "x"},
 ]
 NAMES = {"gpt2": "gpt2-xl", "llama": "llama", "qwen2": "qwen2"}  # its AlphaEdit knows families by these words
@@ -97,7 +102,7 @@ def try_family(family):
         hparams = make_hparams(name, settings(family, name))
         make_contexts(name, model, tokenizer, hparams, seed=0)
         report[name], deltas = edit(model, tokenizer, find_algorithm(name), hparams, REQUESTS)
-        again, same = edit(model, tokenizer, find_algorithm(name), hparams, REQUESTS)
+        _, same = edit(model, tokenizer, find_algorithm(name), hparams, REQUESTS)
         # An edit after an undone one is the first edit again, whatever a module remembers.
         report[name]["repeats"] = max((deltas[key] - same[key]).abs().max().item() for key in deltas)
     # Ours on the openings that EasyEdit's own used, where it has one.

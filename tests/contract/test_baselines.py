@@ -38,7 +38,7 @@ def test_an_edit_after_an_undone_one_is_the_same_edit(report, family, name):
 
 
 def test_our_alphaedit_is_easyedits(report, family):
-    """Where EasyEdit has its own, theirs is compared with ours; in the other form it is ours, which is registered under the name."""
+    """Where EasyEdit has its own, theirs is compared with ours; in the other form ours is registered under the name."""
     assert report[family]["ours"]["differs"] < 1e-3
 
 

@@ -17,6 +17,7 @@ from propmeta_edit.cli import main
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
+from propmeta_edit.recipes import comparison
 from propmeta_edit.recipes.statistics import OPENINGS, sample_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,8 +218,8 @@ def run_table2(tmp_path, monkeypatch, capsys):
     module = importlib.import_module("run_table2")
 
     def run(*arguments):
-        module._load_one.cache_clear()
-        module._hash_of.cache_clear()
+        comparison._load_one.cache_clear()
+        comparison._hash_of.cache_clear()
         try:
             code = module.main(list(arguments))
         except SystemExit as stopped:
@@ -232,7 +233,10 @@ def run_table2(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["--model", "smollm9", "--methods", "unedited"], "unknown model 'smollm9'"),
-        (["--methods", "GRACE"], "unknown methods GRACE; choose from unedited, in-context, FT, ROME, MetaFT"),
+        (
+            ["--methods", "GRACE"],
+            "unknown methods GRACE; choose from unedited, in-context, FT, ROME, MEMIT, AlphaEdit, CaKE, MetaFT",
+        ),
         (["--datasets", "cre-xyz"], "unknown data set 'cre-xyz'"),
         (["--datasets", "mquake-subset"], "does not come with the package"),
         (["--limit", "0"], "--limit must be 1 or more"),

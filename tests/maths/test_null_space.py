@@ -70,7 +70,7 @@ def test_projection_is_kept_and_belongs_to_its_statistics(kept_keys, tmp_path):
 
 def test_a_threshold_that_leaves_nothing_is_refused(tmp_path):
     [file] = write_statistics(SecondMoments({"m": torch.eye(4)}, 1, 4), tmp_path, "model", "text")
-    with pytest.raises(ModelError, match="nullspace_threshold 0.02"):
+    with pytest.raises(ModelError, match=r"nullspace_threshold 0\.02"):
         load_projection(file, 2e-2)
     with pytest.raises(ModelError, match="propmeta-edit statistics"):
         load_projection(tmp_path / "none.npz", 2e-2)

@@ -30,9 +30,14 @@ def test_bad_files_are_named_with_their_line(files):
     with pytest.raises(DataError, match="no such file"):
         read_texts(str(files / "b.txt"))
     (files / "a.csv").write_text("x")
-    with pytest.raises(DataError, match="cannot read texts from .csv"):
+    with pytest.raises(DataError, match=r"cannot read texts from \.csv"):
         read_texts(str(files / "a.csv"))
-    for line, message in (('{"t": 1}', "KeyError"), ("{", "JSONDecodeError"), ('{"text": " "}', "non-empty string"), ("[1]", "TypeError")):
+    for line, message in (
+        ('{"t": 1}', "KeyError"),
+        ("{", "JSONDecodeError"),
+        ('{"text": " "}', "non-empty string"),
+        ("[1]", "TypeError"),
+    ):
         (files / "a.jsonl").write_text('{"text": "fine"}\n' + line, encoding="utf-8")
         with pytest.raises(DataError, match=f"line 2: .*{message}"):
             read_texts(str(files / "a.jsonl"))

@@ -51,14 +51,20 @@ def test_each_of_its_formats_becomes_a_case(tmp_path):
     assert knowedit.edits[0].target_new == "Perú" and knowedit.edits[0].subject == "Ann Lee"
     assert knowedit.question.answers == ("Spanish", "Castilian") and knowedit.tags["probe"] == "Reasoning"
     assert knowedit.other_fact.answers == ("blue",)
-    assert zsre.edits[0].subject is None and zsre.question.text == "What is Ann's birthplace?" and zsre.question.answers == ("Lima",)
+    assert (
+        zsre.edits[0].subject is None and zsre.question.text == "What is Ann's birthplace?" and zsre.question.answers == ("Lima",)
+    )
     assert zsre.other_fact.text == "who wrote Emma"
     assert counterfact.case_id == "easyedit-7" and counterfact.other_fact.answers == ("Rome",)
 
 
 def test_records_without_a_new_object_are_left_out_and_broken_ones_named(tmp_path):
     assert load_easyedit_file(write(tmp_path, [{**ZSRE, "alt": ""}])) == []
-    for broken, message in (({**COUNTERFACT, "target_new": " "}, "record 1: target_new"), ({**ZSRE, "alt": []}, "record 1: in none"), (5, "record 1")):
+    for broken, message in (
+        ({**COUNTERFACT, "target_new": " "}, "record 1: target_new"),
+        ({**ZSRE, "alt": []}, "record 1: in none"),
+        (5, "record 1"),
+    ):
         with pytest.raises(DataError, match=message):
             load_easyedit_file(write(tmp_path, [COUNTERFACT, broken]))
 

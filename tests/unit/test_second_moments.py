@@ -16,7 +16,7 @@ from propmeta_edit.baselines.second_moments import (
 from propmeta_edit.errors import ModelError
 from propmeta_edit.models.layers import key_module_name
 
-TEXTS = [f"Ann {'Lee ' * (n % 7)}was founded in {'Greece Peru Lima'.split()[n % 3]}." for n in range(230)]
+TEXTS = [f"Ann {'Lee ' * (n % 7)}was founded in {['Greece', 'Peru', 'Lima'][n % 3]}." for n in range(230)]
 
 
 def test_all_layers_in_one_pass_are_the_obvious_sums(family, tokenizer):

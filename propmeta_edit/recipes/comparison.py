@@ -1,0 +1,258 @@
+"""The rows of the comparison: which model each starts from, what is done to it, and on which data sets."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import propmeta_edit
+from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.data.cre import load_cre
+from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
+from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, find_algorithm, make_contexts, make_hparams
+from propmeta_edit.easyedit.forms import find_form
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.easyedit.plugin import apply_metaft_to_model
+from propmeta_edit.errors import ConfigError, DataError
+from propmeta_edit.evaluation.companions import with_neighbours, with_wrong_facts
+from propmeta_edit.evaluation.methods import Editing, FineTuning, InContext, Unedited
+from propmeta_edit.evaluation.runner import TIMED_CASES, DataSet, Method, MethodSpec
+from propmeta_edit.files import sha256_of_file, sha256_of_json
+from propmeta_edit.models.artefacts import resolve_model_folder
+from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
+from propmeta_edit.recipes.statistics import ensure_statistics
+from propmeta_edit.recipes.worlds import ensure_world
+from propmeta_edit.records import Case
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """What a row is made of.
+
+    Args:
+        checkpoint: which model it starts from: ``""`` for the base, else ``<base>-<checkpoint>`` or what --checkpoints says.
+        edit: MetaFT for the inner loop, an algorithm of EasyEdit's, "in-context", or "" for none.
+        adapt: makes the row's cases from the data set's.
+        settings: in which folder of hparams/ its YAML is.
+        variant: at the end of that YAML's name.
+    """
+
+    checkpoint: str
+    edit: str
+    adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
+    settings: str = "MetaFT"
+    variant: str = ""
+
+
+CORE = {  # the base's rows together: it is loaded once
+    "unedited": RowKind("", ""),
+    "in-context": RowKind("", "in-context"),
+    "FT": RowKind("", "MetaFT", settings="FT"),
+    "ROME": RowKind("", "ROME", settings="ROME"),
+    "MEMIT": RowKind("", "MEMIT", settings="MEMIT"),
+    "AlphaEdit": RowKind("", "AlphaEdit", settings="AlphaEdit"),
+    "CaKE": RowKind("", "CaKE", settings="CaKE"),
+    "MetaFT": RowKind("metaft", "MetaFT"),
+}
+CONTROLS = {
+    "FT-as-MetaFT": RowKind("", "MetaFT"),
+    "MetaFT-unedited": RowKind("metaft", ""),
+    "MetaFT-in-context": RowKind("metaft", "in-context"),
+    "MetaFT-wrong-fact": RowKind("metaft", "MetaFT", with_wrong_facts),
+    "K0-FT": RowKind("k0", "MetaFT"),
+    "shuffled-FT": RowKind("shuffled", "MetaFT"),
+    "MetaFT-seed1": RowKind("seed1", "MetaFT"),
+    "MetaFT-seed2": RowKind("seed2", "MetaFT"),
+    "FT-all-layers": RowKind("", "MetaFT", variant="-all-layers"),
+    "MetaFT-all-layers": RowKind("all-layers", "MetaFT", variant="-all-layers"),
+    "MetaFT-all-layers-unedited": RowKind("all-layers", ""),
+}
+VARIANTS = {  # EasyEdit's own fine-tunings
+    "FT-L": RowKind("", "FT", settings="FT-L"),
+    "FT-M": RowKind("", "FT", settings="FT-M"),
+    "LoRA": RowKind("", "LoRA", settings="LoRA"),
+}
+METHODS = {**CORE, **VARIANTS, **CONTROLS}
+WORLD_FILES = {
+    "cre-id": "test_data_id.jsonl",
+    "cre-ood": "test_data_ood.jsonl",
+    "cre-ood-entity": "test_data_ood-entity.jsonl",
+    "cre-ood-relation": "test_data_ood-relation.jsonl",
+}
+STANDIN_FILES = {"mquake-standin": "mquake-standin-2hop.json", "mquake-standin-3hop": "mquake-standin-3hop.json"}
+LOADERS: dict[str, Callable[..., list[Any]]] = {
+    **dict.fromkeys(WORLD_FILES, load_cre),
+    "mquake-standin": load_mquake_subset,
+    "mquake-standin-3hop": load_mquake,
+    "mquake-subset": load_mquake_subset,
+    "mquake-4hop": load_mquake,
+}
+NOTES = [
+    "accuracy: an accepted answer occurs in ten greedy tokens after `Question: ...\\nAnswer: The answer is`.",
+    "efficacy: the edited fact itself occurs in ten greedy tokens after its prompt.",
+    "second hop, other fact: single-hop questions about the new object, and about something else, still answered.",
+    "neighbour same: the ten tokens after a question about another subject are those of before the edit.",
+    f"s / edit: mean of the edit call alone over the first {TIMED_CASES} cases, one by one; loading, one warm-up edit, evaluation, "
+    "restoring and the one-time meta-training are outside. The other cases of FT and MetaFT are edited side by side.",
+    "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",
+    "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
+    "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks; all-layers: "
+    "every layer is meta-trained and edited.",
+    "cre-* and mquake-standin* without a file are real facts put into those formats offline, not the released data.",
+]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all rows share."""
+
+    model: str
+    checkpoints: Mapping[str, str]
+    device: str
+    dtype: str
+    seed: int
+    edits_at_once: int
+
+    def model_of(self, kind: RowKind) -> str:
+        """The model a row starts from."""
+        if not kind.checkpoint:
+            return self.model
+        return self.checkpoints.get(kind.checkpoint, f"{self.model.rstrip('/')}-{kind.checkpoint}")
+
+    def dtype_of(self, kind: RowKind) -> str:
+        """Of the frozen rest; EasyEdit's algorithms do not mix dtypes, so their model is fp32."""
+        return "float32" if kind.edit in BASELINES else self.dtype
+
+
+def load_dataset(item: str, seed: int) -> DataSet:
+    """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; a bare file is CRE if it ends in .jsonl and MQuAKE if in .json."""
+    name, _, file = item.partition("=")
+    load = LOADERS.get(name)
+    if Path(item).is_file():
+        path = Path(item)
+        known = {file: name for name, file in WORLD_FILES.items()}
+        name, load = known.get(path.name, path.stem), load_cre if path.suffix == ".jsonl" else load_mquake
+    elif load is None:
+        raise DataError(f"unknown data set {name!r}; write an existing FILE, or NAME or NAME=FILE with one of {', '.join(LOADERS)}")
+    elif file:
+        path = Path(file)
+    elif name in WORLD_FILES:
+        path = ensure_world() / WORLD_FILES[name]
+    elif name in STANDIN_FILES:
+        path = ensure_world() / STANDIN_FILES[name]
+    elif name == "mquake-4hop":
+        path = bundled_mquake_path()
+    else:
+        raise DataError(f"{name} does not come with the package: write {name}=MQuAKE-CF-3k-v2.json with the file you downloaded")
+    cases = load(path, seed=seed) if load is load_cre else load(path)
+    if not cases:
+        raise DataError(f"no case of {name} in it", path)
+    return DataSet(name, sha256_of_file(path), with_neighbours(cases))
+
+
+def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[MethodSpec]:
+    """The chosen rows, nothing loaded yet (the models are prepared if they have to be)."""
+    specs = []
+    for name in names:
+        kind = METHODS[name]
+        model = setup.model_of(kind)
+        settings = read_settings(kind, setup, hparams_name)
+        identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
+        if kind.edit in BASELINES:
+            identity["easyedit"] = find_form().kind
+        specs.append(
+            MethodSpec(
+                name=name,
+                model=model,
+                model_sha256=_hash_of(model),
+                hparams_sha256=sha256_of_json(identity),
+                build=partial(build_method, kind, settings, model, setup),
+                dtype=setup.dtype_of(kind),
+                device=setup.device,
+                adapt=kind.adapt,
+                cases_at_once=1 if kind.edit in BASELINES else setup.edits_at_once,
+            )
+        )
+    return specs
+
+
+def read_settings(kind: RowKind, setup: Setup, hparams_name: str) -> dict[str, Any]:
+    """A row's YAML.
+
+    Without a YAML all rows edit as the meta-tuned checkpoint says it was trained (that of all layers, for the rows on those).
+    """
+    if kind.edit not in ("MetaFT", *BASELINES):
+        return {}
+    name, hparams_name = kind.settings, hparams_name + kind.variant
+    if kind.edit == "MetaFT" and not has_hparams(name, hparams_name):
+        trained_as = METHODS["MetaFT-all-layers" if kind.variant else "MetaFT"]
+        trained = read_checkpoint_card(resolve_model_folder(setup.model_of(trained_as)))["settings"]
+        same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
+        return {**same, "alg_name": "MetaFT", "lr": trained["inner_lr"], "num_steps": trained["num_inner_steps"]}
+    return read_yaml(hparams_file(name, hparams_name))
+
+
+def require_same_base(setup: Setup, kind: RowKind) -> None:
+    """Rows differ by the meta-training alone, so every checkpoint must come from the base of the other rows.
+
+    Raises:
+        ConfigError: it comes from another one.
+    """
+    model = setup.model_of(kind)
+    card = read_checkpoint_card(resolve_model_folder(model))
+    if card.get("base_sha256") != _hash_of(setup.model):
+        raise ConfigError(
+            f"{model} was meta-trained from other weights ({card['base_model']}) than {setup.model} has; "
+            "meta-train it anew from this base (a bundled one is rebuilt after removing its folder in the cache)"
+        )
+
+
+def build_method(kind: RowKind, settings: dict[str, Any], model: str, setup: Setup) -> Method:
+    """Load what a row needs; the tensors it will edit are fp32 whatever the rest is."""
+    if kind.edit == "MetaFT":
+        values = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype}
+        hparams = build_config(MetaFTHyperParams, values, f"the settings of {model}")
+        loaded = _loaded(model, hparams.layers, setup, setup.dtype_of(kind))
+        one = Editing(*loaded, apply_metaft_to_model, hparams)
+        return FineTuning(*loaded, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules, hparams.batch_size)
+    if kind.edit in BASELINES:
+        hparams = make_hparams(kind.edit, {**settings, "model_name": model, "device": setup.device})
+        if kind.edit in NEEDS_STATISTICS:
+            hparams.stats_dir = ensure_statistics(model, hparams)
+        loaded = _loaded(model, None, setup, setup.dtype_of(kind))
+        make_contexts(kind.edit, *loaded, hparams, setup.seed)
+        return Editing(*loaded, find_algorithm(kind.edit), hparams, one_by_one=kind.edit == "ROME", padding_side="right")
+    loaded = _loaded(model, None, setup, setup.dtype)
+    return InContext(*loaded) if kind.edit == "in-context" else Unedited(*loaded)
+
+
+def _loaded(model: str, layers: list[int] | str | None, setup: Setup, dtype: str) -> tuple[Any, Any]:
+    """In fp32 every row of a model can share it, since each edit is undone to the bit; else the edited layers differ."""
+    edited = json.dumps(layers) if dtype != "float32" else "null"
+    return _load_one(model, edited, setup.device, dtype)
+
+
+@lru_cache(maxsize=1)  # one model in memory at a time
+def _load_one(model: str, layers: str, device: str, dtype: str) -> tuple[Any, Any]:
+    return load_model(model, device=device, dtype=dtype, layers=json.loads(layers))
+
+
+@cache
+def _hash_of(model: str) -> str:
+    return model_sha256(resolve_model_folder(model))
+
+
+def collect_versions(methods: list[str]) -> dict[str, str]:
+    """What a row depends on besides its settings."""
+    versions = {"python": platform.python_version(), "propmeta_edit": propmeta_edit.__version__}
+    versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {**versions, "easyedit": find_form().kind} if any(METHODS[m].edit in BASELINES for m in methods) else versions
