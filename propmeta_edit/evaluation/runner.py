@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tqdm import tqdm
@@ -80,6 +80,17 @@ class DataSet:
     cases: Sequence[Case] = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Work:
+    """Cases that are run together, and the data set they are from (its name and hash alone)."""
+
+    data: DataSet
+    group: Sequence[Case] = field(repr=False)
+
+
+Execute = Callable[[MethodSpec, Sequence[Work], int, Mapping[str, str]], Iterator[list[Row]]]
+
+
 def choose_cases(cases: Sequence[Case], limit: int | None, seed: int) -> list[Case]:
     """The first ``limit`` cases of a seeded shuffle: a larger limit keeps those of a smaller one."""
     shuffled = random.Random(seed).sample(list(cases), len(cases))
@@ -95,12 +106,14 @@ def run_methods(
     limits: Mapping[str, int] | None = None,
     seed: int,
     versions: Mapping[str, str],
+    execute: Execute | None = None,
 ) -> int:
     """Run what is not in ``rows`` yet; a case that raises is recorded with its traceback and the run goes on.
 
     Args:
         limit: cases per data set, the first of a seeded shuffle; None for all.
         limits: other numbers for single methods, e.g. fewer for slow ones; they too get the first of the same shuffle.
+        execute: where a method's cases are run; in this process unless given (``evaluation.workers`` runs them on Ray).
 
     Returns:
         How many of the chosen cases failed, in this run or an earlier one.
@@ -119,18 +132,27 @@ def run_methods(
         own_limit = (limits or {}).get(method.name, limit)
         chosen = {data.name: method.adapt(choose_cases(data.cases, own_limit, seed)) for data in datasets}
         asked |= {(method.name, data.name, case.case_id) for data in datasets for case in chosen[data.name]}
-        left = {data.name: _unfinished_groups(method, chosen[data.name], rows, data.name) for data in datasets}
-        if not any(left.values()):
+        work = [
+            Work(replace(data, cases=()), group)
+            for data in datasets
+            for group in _unfinished_groups(method, chosen[data.name], rows, data.name)
+        ]
+        if not work:
             continue
-        built = method.build()
-        for data in datasets:
-            total = sum(len(group) for group in left[data.name])
-            with tqdm(total=total, desc=f"{method.name} on {data.name}", unit="case") as bar:
-                for group in left[data.name]:
-                    for row in _run_group(method, built, data, group, seed, versions):
-                        rows.append(row)
-                    bar.update(len(group))
+        with tqdm(total=sum(len(item.group) for item in work), desc=method.name, unit="case") as bar:
+            for done in (execute or run_here)(method, work, seed, versions):
+                for row in done:
+                    rows.append(row)
+                bar.set_postfix_str(done[0].dataset)
+                bar.update(len(done))
     return sum(row.error is not None and row.key in asked for row in rows.rows)
+
+
+def run_here(method: MethodSpec, work: Sequence[Work], seed: int, versions: Mapping[str, str]) -> Iterator[list[Row]]:
+    """The rows of each group in turn, in this process, on one load of the model."""
+    built = method.build()
+    for item in work:
+        yield run_group(method, built, item, seed, versions)
 
 
 def batches_of(cases: Sequence[Case], size: int) -> list[Sequence[Case]]:
@@ -149,10 +171,9 @@ def _unfinished_groups(method: MethodSpec, chosen: Sequence[Case], rows: RowFile
     return [*timed, *(batch for group in groups.values() for batch in batches_of(group, method.cases_at_once))]
 
 
-def _run_group(
-    spec: MethodSpec, method: Method, data: DataSet, group: Sequence[Case], seed: int, versions: Mapping[str, str]
-) -> list[Row]:
-    """The rows of cases that are run together; if they fail together, each is tried by itself."""
+def run_group(spec: MethodSpec, method: Method, work: Work, seed: int, versions: Mapping[str, str]) -> list[Row]:
+    """The rows of cases that are run together; if they fail together (memory, say), each is tried by itself."""
+    data, group = work.data, work.group
     if len(group) > 1:
         try:
             outcomes = method.evaluate_many(group)
