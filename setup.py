@@ -53,7 +53,7 @@ setup(
         "bench": BENCH,
         "ray": ["ray"],
         "eval": ["lm-eval"],
-        "dev": ["mypy", "pytest", "ruff"],
+        "dev": ["mypy", "pytest", "ray", "ruff"],
     },
     entry_points={"console_scripts": ["propmeta-edit = propmeta_edit.cli:main"]},
 )

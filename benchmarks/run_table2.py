@@ -14,8 +14,9 @@ from propmeta_edit.cli import run_or_exit
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.rows import RowFile
-from propmeta_edit.evaluation.runner import run_methods
+from propmeta_edit.evaluation.runner import Execute, run_methods
 from propmeta_edit.evaluation.tables import summarise, write_tables
+from propmeta_edit.evaluation.workers import RayWorkers
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import DTYPES
@@ -70,6 +71,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="of the frozen rest; fast: bfloat16 where the device has it in hardware, else float32 (default %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="spread the cases over Ray workers, of the cluster at ADDRESS (auto: the one this machine belongs to) or, without it, "
+        "on this machine",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="with --ray: processes, each with its own model (default %(default)s)"
+    )
+    parser.add_argument("--gpus-per-worker", type=float, default=0, help="with --ray: a fraction shares one (default %(default)s)")
+    parser.add_argument("--cpus-per-worker", type=float, default=1, help="with --ray (default %(default)s)")
     options = parser.parse_args(argv)
     if options.limit is not None and options.limit < 1:
         parser.error(f"--limit must be 1 or more, got {options.limit}")
@@ -110,7 +124,16 @@ def run(options: argparse.Namespace) -> int:
     for kind in {METHODS[name].checkpoint: METHODS[name] for name in names if METHODS[name].checkpoint}.values():
         require_same_base(setup, kind)
     specs = make_specs(names, setup, options.hparams or Path(options.model).name)
-    failures = run_methods(specs, datasets, rows, limit=options.limit, limits=options.limits, seed=options.seed, versions=versions)
+    failures = run_methods(
+        specs,
+        datasets,
+        rows,
+        limit=options.limit,
+        limits=options.limits,
+        seed=options.seed,
+        versions=versions,
+        execute=_find_workers(options),
+    )
     in_order = sorted(rows.rows, key=lambda row: list(METHODS).index(row.method))
     print(write_tables(summarise(in_order), options.output, NOTES))
     if {"FT", "MetaFT"} <= {row.method for row in in_order}:
@@ -119,6 +142,14 @@ def run(options: argparse.Namespace) -> int:
     if failures:
         print(f"{failures} cases failed; their tracebacks are in {rows.path}", file=sys.stderr)
     return failures
+
+
+def _find_workers(options: argparse.Namespace) -> Execute | None:
+    """Ray's workers if they are asked for; they are started once, whatever is run."""
+    if options.ray is None:
+        return None
+    address = None if options.ray == "local" else options.ray
+    return RayWorkers(options.workers, address, options.gpus_per_worker, options.cpus_per_worker)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -54,6 +54,7 @@ class RayWorkers:
         if not ray.is_initialized():
             environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
             own = {} if address else {"num_cpus": max(1, round(num_workers * num_cpus)), "include_dashboard": False}
+            os.environ.setdefault("RAY_worker_niceness", "0")  # or its workers get what every other program leaves
             try:
                 ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False, **own)
             except (ConnectionError, ValueError) as error:

@@ -46,7 +46,9 @@ class Mortal:
 def build(folder):
     torch.set_num_threads(1)
     hparams = MetaFTHyperParams("tiny", device="cpu", layers=[1], lr=1e-2, num_steps=3)
-    return Mortal(Editing(tiny.make_model("llama", dtype=torch.float32), tiny.make_tokenizer(), apply_metaft_to_model, hparams), folder)
+    return Mortal(
+        Editing(tiny.make_model("llama", dtype=torch.float32), tiny.make_tokenizer(), apply_metaft_to_model, hparams), folder
+    )
 
 
 def run(folder, deaths, execute=None):
