@@ -32,6 +32,7 @@ from propmeta_edit.recipes.comparison import (
     make_specs,
     require_same_base,
 )
+from propmeta_edit.recipes.plan import describe_plan
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -71,6 +72,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="of the frozen rest; fast: bfloat16 where the device has it in hardware, else float32 (default %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plan", action="store_true", help="say what would run, with memory, disk and time, and start nothing")
     parser.add_argument(
         "--ray",
         nargs="?",
@@ -115,15 +117,19 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"unknown methods {', '.join(unknown) or repr(options.methods)}; choose from {', '.join(METHODS)}")
     datasets = [load_dataset(item.strip(), options.seed) for item in options.datasets.split(",") if item.strip()]
     rows = RowFile(Path(options.output) / "rows.jsonl")
-    versions = collect_versions(names)
-    resolve_model_folder(options.model)
+    hparams_name = options.hparams or Path(options.model).name
     checkpoints = {**options.checkpoints, **({"metaft": options.metaft_model} if options.metaft_model else {})}
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
     setup = Setup(options.model, checkpoints, device, dtype, options.seed, options.edits_at_once)
+    if options.plan:
+        print(describe_plan(names, setup, hparams_name, datasets, rows, options.limit, options.limits))
+        return 0
+    versions = collect_versions(names)
+    resolve_model_folder(options.model)
     for kind in {METHODS[name].checkpoint: METHODS[name] for name in names if METHODS[name].checkpoint}.values():
         require_same_base(setup, kind)
-    specs = make_specs(names, setup, options.hparams or Path(options.model).name)
+    specs = make_specs(names, setup, hparams_name)
     failures = run_methods(
         specs,
         datasets,

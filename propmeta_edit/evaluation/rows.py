@@ -20,7 +20,7 @@ class Row:
     """The result of one method on one case, with everything that decides it.
 
     ``correct`` is the headline verdict; ``efficacy`` says whether every edited fact is answered; a case that failed has its
-    traceback in ``error`` and counts as wrong.
+    traceback in ``error`` and counts as wrong. ``seconds`` is its share of the time its group took, edits and questions together.
     """
 
     method: str
@@ -48,6 +48,7 @@ class Row:
     other_fact_correct: bool | None = None
     neighbour_unchanged: bool | None = None
     seconds_per_edit: float | None = None
+    seconds: float | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
 

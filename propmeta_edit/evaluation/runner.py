@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -173,6 +174,12 @@ def _unfinished_groups(method: MethodSpec, chosen: Sequence[Case], rows: RowFile
 
 def run_group(spec: MethodSpec, method: Method, work: Work, seed: int, versions: Mapping[str, str]) -> list[Row]:
     """The rows of cases that are run together; if they fail together (memory, say), each is tried by itself."""
+    started = time.perf_counter()
+    rows = _rows_of_group(spec, method, work, seed, versions)
+    return [replace(row, seconds=(time.perf_counter() - started) / len(rows)) for row in rows]
+
+
+def _rows_of_group(spec: MethodSpec, method: Method, work: Work, seed: int, versions: Mapping[str, str]) -> list[Row]:
     data, group = work.data, work.group
     if len(group) > 1:
         try:

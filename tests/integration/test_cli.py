@@ -278,6 +278,22 @@ def test_table2_on_a_tiny_model_end_to_end(run_table2, base, tmp_path):
     }
 
 
+def test_a_plan_says_what_is_left_and_starts_nothing(run_table2, base, tmp_path, capsys):
+    assert meta_train(base, tmp_path) == 0
+    arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--device", "cpu", "--output", "results"]
+    arguments += ["--datasets", f"cre-id={tmp_path / 'train.jsonl'}", "--limit", "4"]
+    assert run_table2(*arguments, "--methods", "FT")[0] == 0
+    comparison_plan = importlib.import_module("run_table2").main([*arguments, "--methods", "FT,MetaFT,MEMIT,K0-FT", "--plan"])
+    said = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in said.splitlines() if line}
+    assert comparison_plan == 0
+    assert "0 of 4" in lines["FT"] and lines["FT"].endswith("none")
+    assert "4 of 4" in lines["MetaFT"] and lines["MetaFT"].endswith("not known yet") and "(to fetch)" in lines["K0-FT"]
+    assert "Nothing was started." in said
+    rows = (tmp_path / "results" / "rows.jsonl").read_text().splitlines()
+    assert len(rows) == 4 and all(json.loads(row)["seconds"] > 0 for row in rows)
+
+
 def test_statistics_are_written_where_easyedit_looks(base, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("Ann Lee was founded in Peru.\n\nThe answer is euro.\n\nLima")
     arguments = ["statistics", str(base), "--layers", "[0,1]", "--corpus", str(tmp_path / "texts.txt"), "--device", "cpu"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path):
     method = Spoken()
     rows, _ = run(path, method)
     assert method.asked == [row.case_id for row in whole.rows[2:]]
-    assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert [replace(row, seconds=None) for row in RowFile(path).rows] == [replace(row, seconds=None) for row in whole.rows]
     again = Spoken()
     run(path, again)
     assert again.asked == [] and len(rows.rows) == 5

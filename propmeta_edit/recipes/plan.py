@@ -1,0 +1,115 @@
+"""What a comparison would run and cost, said before anything is loaded, prepared or downloaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from propmeta_edit.config import read_yaml
+from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS
+from propmeta_edit.evaluation.rows import RowFile
+from propmeta_edit.evaluation.runner import DataSet, choose_cases
+from propmeta_edit.models.artefacts import RECIPES, artefact_folder
+from propmeta_edit.recipes.comparison import METHODS, RowKind, Setup
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What memory is estimated from."""
+
+    num_parameters: int
+    num_layers: int
+    key_width: int
+
+
+def describe_plan(
+    names: Sequence[str],
+    setup: Setup,
+    hparams_name: str,
+    datasets: Sequence[DataSet],
+    rows: RowFile,
+    limit: int | None,
+    limits: Mapping[str, int],
+) -> str:
+    """One line a row of the table: where its model is, cases done and left, memory, and time left by the rows on disk.
+
+    Memory is of weights and of what the method adds to them; activations are on top.
+    """
+    lines = [f"{'row':<27}{'model':<34}{'cases left':>16}{'memory':>10}{'disk':>10}  time left"]
+    total = 0.0
+    for name in names:
+        kind = METHODS[name]
+        model = setup.model_of(kind)
+        shape = _read_shape(model) or _read_shape(setup.model)
+        chosen = [
+            (data.name, case.case_id) for data in datasets for case in choose_cases(data.cases, limits.get(name, limit), setup.seed)
+        ]
+        finished = {(row.dataset, row.case_id): row for row in rows.rows if row.method == name}
+        left = sum(key not in finished for key in chosen)
+        seconds = [row.seconds for row in finished.values() if row.seconds is not None]
+        spent = left * fmean(seconds) if seconds else None
+        total += spent or 0.0
+        memory, disk = _estimate(kind, setup.dtype_of(kind), shape, hparams_name) if shape else (None, None)
+        lines.append(
+            f"{name:<27}{model + _state_of(model):<34}{f'{left} of {len(chosen)}':>16}{_gib(memory):>10}{_gib(disk):>10}  "
+            + ("none" if not left else f"{spent / 60:.0f} min" if spent is not None else "not known yet")
+        )
+    free = shutil.disk_usage(rows.path.parent).free / GIB
+    lines += ["", f"on {setup.device}; {free:.0f} GiB of disk are free; {total / 60:.0f} min where it is known."]
+    lines.append("Time comes from finished rows: run with --limit 2 first where it is not known yet. Nothing was started.")
+    return "\n".join(lines)
+
+
+def _state_of(model: str) -> str:
+    if model in RECIPES:
+        return "" if artefact_folder(model).is_dir() else " (to prepare)"
+    return "" if Path(model).is_dir() else " (to fetch)"
+
+
+def _read_shape(model: str) -> _Shape | None:
+    """Sizes from a folder's own configuration; None if it is not on this machine."""
+    folder = artefact_folder(model) if model in RECIPES else Path(model)
+    if not (folder / "config.json").is_file():
+        return None
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):  # shapes without memory
+        count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    plain: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    hidden = plain.get("hidden_size") or plain["n_embd"]
+    return _Shape(count, plain.get("num_hidden_layers") or plain["n_layer"], plain.get("intermediate_size") or 4 * hidden)
+
+
+def _estimate(kind: RowKind, dtype: str, shape: _Shape, hparams_name: str) -> tuple[float, float]:
+    """(memory, disk) in GiB."""
+    weights: float = shape.num_parameters * BYTES[dtype]
+    per_layer = shape.num_parameters / shape.num_layers  # embeddings counted in: an upper bound
+    name = hparams_name + kind.variant
+    layers = read_yaml(hparams_file(kind.settings, name)).get("layers") if has_hparams(kind.settings, name) else None
+    num_layers = len(layers) if isinstance(layers, list) and layers else shape.num_layers if layers == "all" else 1
+    moment = 4 * shape.key_width**2 * num_layers
+    disk = 0.0
+    if kind.edit == "MetaFT":  # fp32 weights, their gradient, two moments, and the values of before
+        weights += 5 * 4 * per_layer * num_layers
+    elif kind.edit in NEEDS_STATISTICS:  # second moments; projections and kept keys for AlphaEdit
+        weights, disk = weights + (3 if kind.edit == "AlphaEdit" else 1) * moment, (2 if kind.edit == "AlphaEdit" else 1) * moment
+    elif kind.edit in ("CaKE", "LoRA"):  # the values of before
+        weights += 4 * shape.num_parameters
+    elif kind.edit in BASELINES:
+        weights += 4 * per_layer * num_layers
+    return weights / GIB, disk / GIB
+
+
+def _gib(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} GiB" if value else "–"
