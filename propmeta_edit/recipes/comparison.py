@@ -58,9 +58,6 @@ CORE = {  # the base's rows together: it is loaded once
     "in-context": RowKind("", "in-context"),
     "FT": RowKind("", "MetaFT", settings="FT"),
     "ROME": RowKind("", "ROME", settings="ROME"),
-    "MEMIT": RowKind("", "MEMIT", settings="MEMIT"),
-    "AlphaEdit": RowKind("", "AlphaEdit", settings="AlphaEdit"),
-    "CaKE": RowKind("", "CaKE", settings="CaKE"),
     "MetaFT": RowKind("metaft", "MetaFT"),
 }
 CONTROLS = {
@@ -76,7 +73,10 @@ CONTROLS = {
     "MetaFT-all-layers": RowKind("all-layers", "MetaFT", variant="-all-layers"),
     "MetaFT-all-layers-unedited": RowKind("all-layers", ""),
 }
-VARIANTS = {  # EasyEdit's own fine-tunings
+VARIANTS = {  # the other methods, and EasyEdit's own fine-tunings
+    "MEMIT": RowKind("", "MEMIT", settings="MEMIT"),
+    "AlphaEdit": RowKind("", "AlphaEdit", settings="AlphaEdit"),
+    "CaKE": RowKind("", "CaKE", settings="CaKE"),
     "FT-L": RowKind("", "FT", settings="FT-L"),
     "FT-M": RowKind("", "FT", settings="FT-M"),
     "LoRA": RowKind("", "LoRA", settings="LoRA"),

@@ -235,7 +235,7 @@ def run_table2(tmp_path, monkeypatch, capsys):
         (["--model", "smollm9", "--methods", "unedited"], "unknown model 'smollm9'"),
         (
             ["--methods", "GRACE"],
-            "unknown methods GRACE; choose from unedited, in-context, FT, ROME, MEMIT, AlphaEdit, CaKE, MetaFT",
+            "unknown methods GRACE; choose from unedited, in-context, FT, ROME, MetaFT, MEMIT, AlphaEdit, CaKE",
         ),
         (["--datasets", "cre-xyz"], "unknown data set 'cre-xyz'"),
         (["--datasets", "mquake-subset"], "does not come with the package"),
