@@ -18,15 +18,14 @@ import torch
 
 from propmeta_edit.baselines.null_space import load_projection, solve_update
 from propmeta_edit.baselines.second_moments import statistics_file
-from propmeta_edit.config import build_config, read_yaml
-from propmeta_edit.easyedit.hparams import request_fields
+from propmeta_edit.easyedit.hparams import FromYaml, request_fields
 from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples
 from propmeta_edit.errors import RequestError
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 
 
 @dataclass
-class AlphaEditHyperParams:
+class AlphaEditHyperParams(FromYaml):
     """Settings under EasyEdit's names.
 
     Args:
@@ -67,17 +66,6 @@ class AlphaEditHyperParams:
     max_length: int = 40
     batch_size: int = 1
     model_parallel: bool = False
-
-    @classmethod
-    def from_hparams(cls, hparams_name_or_path: str | Path) -> AlphaEditHyperParams:
-        """Read a YAML file; ``.yaml`` is added if missing.
-
-        Raises:
-            ConfigError: no such file, broken YAML, unknown or wrongly typed settings.
-        """
-        path = str(hparams_name_or_path)
-        path = path if path.endswith((".yaml", ".yml")) else path + ".yaml"
-        return build_config(cls, read_yaml(path), path)
 
 
 @dataclass

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from propmeta_edit.baselines.cake import CakeSettings, target_weights, train_cake_adapter
-from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.easyedit.hparams import FromYaml
 from propmeta_edit.easyedit.plugin import to_edit_requests
 from propmeta_edit.finetune.weights import snapshot
+from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.records import EditRequest
 
 
 @dataclass
-class CaKEHyperParams:
+class CaKEHyperParams(FromYaml):
     """CaKE's settings under EasyEdit's names where it has one.
 
     Args:
@@ -41,16 +41,9 @@ class CaKEHyperParams:
     seed: int = 0
     model_parallel: bool = False
 
-    @classmethod
-    def from_hparams(cls, hparams_name_or_path: str | Path) -> CaKEHyperParams:
-        """Read a YAML file; ``.yaml`` is added if missing.
-
-        Raises:
-            ConfigError: no such file, broken YAML, unknown or wrongly typed settings.
-        """
-        path = str(hparams_name_or_path)
-        path = path if path.endswith((".yaml", ".yml")) else path + ".yaml"
-        return build_config(cls, read_yaml(path), path)
+    def __post_init__(self) -> None:
+        self.device = resolve_device(self.device)
+        _ = self.recipe  # refuses values the training would refuse
 
     @property
     def recipe(self) -> CakeSettings:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.errors import ConfigError
@@ -47,8 +47,24 @@ class ModelReference(str):
         return str, (str(self),)
 
 
+class FromYaml:
+    """Settings that are read the way EasyEdit reads its own."""
+
+    @classmethod
+    def from_hparams(cls, hparams_name_or_path: str | Path) -> Self:
+        """Read a YAML file: ``.yaml`` is added if missing, and numbers written as text are numbers.
+
+        Raises:
+            ConfigError: no such file, broken YAML, unknown or wrongly typed settings.
+        """
+        path = str(hparams_name_or_path)
+        path = path if path.endswith((".yaml", ".yml", ".json")) else path + ".yaml"
+        values = {key: _number_from_text(value) for key, value in read_yaml(path).items()}
+        return build_config(cls, values, path)
+
+
 @dataclass
-class MetaFTHyperParams:
+class MetaFTHyperParams(FromYaml):
     """Settings of a MetaFT edit through EasyEdit.
 
     The paper's FT is the same with ``model_name`` naming a model that was not meta-tuned.
@@ -100,18 +116,6 @@ class MetaFTHyperParams:
         self.device = resolve_device(self.device)
         self.model_name = ModelReference(str(self.model_name), self)
         self.inner_loop_settings()  # refuses values the loop would refuse
-
-    @classmethod
-    def from_hparams(cls, hparams_name_or_path: str | Path) -> MetaFTHyperParams:
-        """Read a YAML file the way EasyEdit does: ``.yaml`` is added if missing, and numbers written as text are numbers.
-
-        Raises:
-            ConfigError: no such file, broken YAML, unknown or wrongly typed settings.
-        """
-        path = str(hparams_name_or_path)
-        path = path if path.endswith((".yaml", ".yml", ".json")) else path + ".yaml"
-        values = {key: _number_from_text(value) for key, value in read_yaml(path).items()}
-        return build_config(cls, values, path)
 
     @classmethod
     def from_json(cls, path: str | Path) -> MetaFTHyperParams:

@@ -118,8 +118,37 @@ def try_family(family):
     report["CaKE"], _ = edit(model, tokenizer, find_algorithm("CaKE"), cake, REQUESTS)
     report["LoRA"], _ = edit(model, tokenizer, find_algorithm("LoRA"), make_hparams("LoRA", lora_settings(family)), REQUESTS)
     report["LoRA"]["adapter"] = hasattr(model, "peft_config") or model.is_gradient_checkpointing
+    report["editor"] = try_editor(family, model, tokenizer)
     report["chain"] = try_chain(model, tokenizer, ours)
     return report
+
+
+def try_editor(family, model, tokenizer):
+    """CaKE and AlphaEdit as a user calls them, through ``BaseEditor``; which tensors differ from before at the end."""
+    from easyeditor import BaseEditor
+
+    folder = f"{NAMES[family]}-folder"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    alphaedit = {**settings(family, "AlphaEdit"), "model_name": folder, "v_num_grad_steps": 3}
+    write_statistics(collect_second_moments(model, tokenizer, TEXTS, LAYERS), Path("stats"), folder, "sampled")
+    cake = {"alg_name": "CaKE", "model_name": folder, "device": "cpu", "num_steps": 2, "lr": 1e-2, "max_length": 100}
+    cake["batch_size"] = 1  # which ``edit`` insists on
+    left = {}
+    for name, values in (("CaKE", cake), ("AlphaEdit", alphaedit)):
+        try:
+            editor = BaseEditor.from_hparams(make_hparams(name, values))
+        except NotImplementedError:
+            left[name] = "this form loads no such family"
+            continue
+        before = {key: p.detach().clone() for key, p in editor.model.named_parameters()}
+        facts = {key: [request[key] for request in REQUESTS] for key in ("subject", "target_new")}
+        metrics, _, _ = editor.edit(
+            prompts=[request["prompt"] for request in REQUESTS], ground_truth=["x", "x"], **facts, verbose=False
+        )
+        after = dict(editor.model.named_parameters())
+        left[name] = [len(metrics), [key for key, value in before.items() if not torch.equal(after[key], value)]]
+    return left
 
 
 def try_chain(model, tokenizer, hparams):

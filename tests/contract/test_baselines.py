@@ -26,6 +26,14 @@ def test_cake_is_an_algorithm_of_either_form(report, family):
     assert sum(result["after"]) < 0.9 * sum(result["before"]), result
 
 
+@pytest.mark.parametrize("name", ["CaKE", "AlphaEdit"])
+def test_through_base_editor_the_weights_come_back(report, family, name):
+    if (report["kind"], family) == ("pypi", "qwen2"):
+        assert report[family]["editor"][name] == "this form loads no such family"
+    else:
+        assert report[family]["editor"][name] == [2, []]
+
+
 def test_lora_is_merged_and_leaves_no_adapter(report, family):
     result = report[family]["LoRA"]
     assert len(result["moved"]) == (3 if family == "gpt2" else 6) and result["left"] == [] and not result["adapter"]
