@@ -26,9 +26,10 @@ from propmeta_edit.recipes.comparison import (
     LOADERS,
     METHODS,
     NOTES,
+    VARIANTS,
     Setup,
     collect_versions,
-    load_dataset,
+    load_datasets,
     make_specs,
     require_same_base,
 )
@@ -51,13 +52,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--methods",
         default=",".join(CORE),
-        help=f"comma-separated rows (default %(default)s), or all for {', '.join(CONTROLS)} as well",
+        help=f"comma-separated rows (default %(default)s), or all for {', '.join(CONTROLS)} as well; further ones: "
+        f"{', '.join(VARIANTS)}",
     )
     parser.add_argument("--edits-at-once", type=int, default=8, help="cases of FT and MetaFT side by side (default %(default)s)")
     parser.add_argument(
         "--datasets",
         default="cre-id,cre-ood",
-        help=f"comma-separated, each NAME, FILE or NAME=FILE; names: {', '.join(LOADERS)} (default %(default)s)",
+        help=f"comma-separated, each NAME, FILE, NAME=FILE, or CRE's FOLDER or hub:owner/name; names: {', '.join(LOADERS)} "
+        "(default %(default)s)",
     )
     parser.add_argument("--limit", type=int, help="cases per data set (default: all); a larger one continues a smaller one")
     parser.add_argument(
@@ -91,7 +94,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--limit must be 1 or more, got {options.limit}")
     if options.edits_at_once < 1:
         parser.error(f"--edits-at-once must be 1 or more, got {options.edits_at_once}")
-    options.methods = ",".join(METHODS) if options.methods == "all" else options.methods
+    options.methods = ",".join([*CORE, *CONTROLS]) if options.methods == "all" else options.methods
     try:
         options.limits = {name: int(value) for name, value in _pairs(options.limits)}
         options.checkpoints = dict(_pairs(options.checkpoints))
@@ -115,7 +118,8 @@ def run(options: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
         raise ConfigError(f"unknown methods {', '.join(unknown) or repr(options.methods)}; choose from {', '.join(METHODS)}")
-    datasets = [load_dataset(item.strip(), options.seed) for item in options.datasets.split(",") if item.strip()]
+    items = [item.strip() for item in options.datasets.split(",") if item.strip()]
+    datasets = [data for item in items for data in load_datasets(item, options.seed)]
     rows = RowFile(Path(options.output) / "rows.jsonl")
     hparams_name = options.hparams or Path(options.model).name
     checkpoints = {**options.checkpoints, **({"metaft": options.metaft_model} if options.metaft_model else {})}

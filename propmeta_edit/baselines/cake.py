@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -72,13 +72,13 @@ def make_training_pairs(edits: Sequence[EditRequest]) -> list[tuple[str, str]]:
 
 
 def train_cake_adapter(model: Any, tokenizer: Any, edits: Sequence[EditRequest], settings: CakeSettings) -> Any:
-    """Train the LoRA of one case with the Hugging Face trainer.
+    """Train the LoRA of one case as the Hugging Face trainer does by default: AdamW, linear decay, gradients clipped to norm 1.
 
     Returns:
         The PEFT model around ``model``, in eval mode. ``unload()`` gives the model back as it was, ``merge_and_unload()`` edits it.
     """
     from peft import LoraConfig, get_peft_model
-    from transformers import PrinterCallback, Trainer, TrainingArguments
+    from transformers import get_linear_schedule_with_warmup
 
     examples = [_encode(tokenizer, *pair, settings) for pair in make_training_pairs(edits)]
     config = LoraConfig(
@@ -89,31 +89,30 @@ def train_cake_adapter(model: Any, tokenizer: Any, edits: Sequence[EditRequest],
         task_type="CAUSAL_LM",
         target_modules=_target_modules(model),
     )
-    with torch.random.fork_rng(), TemporaryDirectory() as folder:
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(settings.seed)  # of the LoRA's random half and of dropout
+        order = random.Random(settings.seed)
         peft_model = get_peft_model(model, config)
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=settings.num_epochs,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            bf16=model.device.type == "cuda",
-            use_cpu=model.device.type == "cpu",
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            seed=settings.seed,
-            dataloader_pin_memory=False,
-            remove_unused_columns=False,
-        )
-        collator = _Collator(tokenizer.pad_token_id, settings.learn_prompts)
-        trainer = Trainer(model=peft_model, args=arguments, train_dataset=examples, data_collator=collator)  # type: ignore[arg-type]
-        trainer.remove_callback(PrinterCallback)
         try:
-            trainer.train()
+            parameters = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
+            optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+            num_steps = settings.num_epochs * -(-len(examples) // settings.batch_size)
+            schedule = get_linear_schedule_with_warmup(optimizer, 0, num_steps)
+            peft_model.train()
+            for _ in range(settings.num_epochs):
+                shuffled = order.sample(examples, len(examples))
+                for start in range(0, len(shuffled), settings.batch_size):
+                    batch = collate(shuffled[start : start + settings.batch_size], tokenizer.pad_token_id, settings.learn_prompts)
+                    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+                        loss = peft_model(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False).loss
+                    loss.backward()
+                    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                    optimizer.step()
+                    schedule.step()
+                    optimizer.zero_grad()
         except BaseException:
-            peft_model.unload()
+            peft_model.unload().eval()
             raise
     return peft_model.eval()
 
@@ -136,20 +135,13 @@ def _encode(tokenizer: Any, text: str, completion: str, settings: CakeSettings) 
     return {"input_ids": input_ids[kept], "labels": (input_ids if settings.learn_prompts else labels)[kept]}
 
 
-@dataclass(frozen=True)
-class _Collator:
-    """Pads on the left; the published code learns the padding too."""
-
-    padding: int
-    learn_padding: bool
-
-    def __call__(self, examples: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        longest = max(len(example["input_ids"]) for example in examples)
-        gaps = [longest - len(example["input_ids"]) for example in examples]
-        label = self.padding if self.learn_padding else -100
-        rows = list(zip(examples, gaps, strict=True))
-        return {
-            "input_ids": torch.tensor([[self.padding] * gap + example["input_ids"] for example, gap in rows]),
-            "attention_mask": torch.tensor([[0] * gap + [1] * len(example["input_ids"]) for example, gap in rows]),
-            "labels": torch.tensor([[label] * gap + example["labels"] for example, gap in rows]),
-        }
+def collate(examples: Sequence[dict[str, list[int]]], padding: int, learn_padding: bool) -> dict[str, torch.Tensor]:
+    """Examples side by side, padded on the right; the published code learns the padding too."""
+    longest = max(len(example["input_ids"]) for example in examples)
+    label = padding if learn_padding else -100
+    rows = [(example, longest - len(example["input_ids"])) for example in examples]
+    return {
+        "input_ids": torch.tensor([example["input_ids"] + [padding] * gap for example, gap in rows]),
+        "attention_mask": torch.tensor([[1] * len(example["input_ids"]) + [0] * gap for example, gap in rows]),
+        "labels": torch.tensor([example["labels"] + [label] * gap for example, gap in rows]),
+    }

@@ -5,6 +5,7 @@ Notation as in EasyEdit: keys K [in, n], residuals R [out, n], the weight's chan
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -46,11 +47,17 @@ def solve_update(
 
 
 def load_projection(statistics: Path, threshold: float) -> torch.Tensor:
-    """The projection for a file of second moments, computed once and kept beside it (it belongs to that file's bytes).
+    """The projection for a file of second moments, computed once and kept, in memory and beside it (it is of that file's bytes).
 
     Raises:
         ModelError: the statistics are missing, or no eigenvalue is below the threshold, so that nothing could be written.
     """
+    stamp = statistics.stat().st_mtime_ns if statistics.is_file() else 0
+    return _load_projection(statistics, stamp, threshold)
+
+
+@lru_cache(maxsize=16)  # a model's layers; the stamp tells a file that was written anew
+def _load_projection(statistics: Path, stamp: int, threshold: float) -> torch.Tensor:
     kept = statistics.with_name(f"{statistics.stem}_null_space_{threshold:g}.safetensors")
     digest = sha256_of_file(statistics) if statistics.is_file() else ""
     if kept.is_file():

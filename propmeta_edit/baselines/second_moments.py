@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy
 import torch
@@ -56,6 +57,7 @@ def collect_second_moments(
     batch_tokens: int = 4096,
     state_file: Path | None = None,
     save_every: int = 1000,
+    model_id: str = "",
 ) -> SecondMoments:
     """Sum ``k kᵀ`` over every token of ``texts``, for the chosen layers at once.
 
@@ -64,6 +66,7 @@ def collect_second_moments(
         batch_tokens: at most as many a batch, padding included, unless a single text is longer.
         state_file: where the sums so far are saved every ``save_every`` texts; a run with the same texts and settings continues
             there, to the same bits, and removes the file at the end.
+        model_id: tells models apart whose runs could meet in one state file, e.g. the hash of the weights.
 
     Raises:
         ModelError: no texts, or a state file of other texts or settings.
@@ -72,7 +75,7 @@ def collect_second_moments(
         raise ModelError("there are no texts to gather second moments from")
     modules = [key_module_name(model.config.model_type, layer) for layer in resolve_layers(layers, model.config.num_hidden_layers)]
     sums = {name: torch.zeros(width := key_width(model.get_submodule(name)), width) for name in modules}
-    identity = sha256_of_json([list(texts), modules, max_length, batch_tokens])
+    identity = sha256_of_json([list(texts), modules, max_length, batch_tokens, model_id, str(model.dtype)])
     moments = SecondMoments(sums)
     if state_file is not None and state_file.is_file():
         moments = _load_state(state_file, identity)
@@ -160,8 +163,13 @@ def _load_state(file: Path, identity: str) -> SecondMoments:
         counts = json.loads(reader.metadata()["counts"])
         sums = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
     if counts["identity"] != identity:
-        raise ModelError(f"{file} is of a run with other texts or settings; continue with those, or remove it")
+        raise ModelError(f"{file} is of a run with another model, other texts or settings; continue with those, or remove it")
     return SecondMoments(sums, counts["num_tokens"], counts["num_texts"])
+
+
+def model_folder_name(model_name: str) -> str:
+    """What the folder of a model's statistics is called: the last part of the name or path it is asked for by."""
+    return str(model_name).rstrip("/").rsplit("/", 1)[-1]
 
 
 def statistics_file(folder: Path, model_name: str, dataset: str, module: str, num_texts: int) -> Path:
@@ -195,5 +203,5 @@ def read_second_moment(file: Path) -> torch.Tensor:
     try:
         with numpy.load(file, allow_pickle=False) as values:
             return torch.from_numpy(values["mom2.mom2"]).float() / int(values["mom2.count"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise ModelError(f"{file} is no file of second moments ({error}); make it with: propmeta-edit statistics") from error

@@ -38,8 +38,8 @@ def load_easyedit_file(path: str | Path) -> list[Case]:
 
 
 def _make_case(raw: Mapping[str, Any], index: int) -> Case:
-    prompt = next(raw[key] for key in ("prompt", "src", "text") if key in raw)
-    target = _first_text(next(raw[key] for key in ("target_new", "alt", "labels") if key in raw))
+    prompt = _take(raw, "prompt", "src", "text")
+    target = _first_text(_take(raw, "target_new", "alt", "labels"))
     subject = raw.get("subject") or raw.get("concept")
     if isinstance(subject, str) and "{}" in prompt:
         prompt = prompt.replace("{}", subject, 1)
@@ -49,14 +49,22 @@ def _make_case(raw: Mapping[str, Any], index: int) -> Case:
     return Case(f"easyedit-{raw.get('case_id', index)}", (edit,), question, other_fact=_find_locality(raw), tags=tags)
 
 
+def _take(raw: Mapping[str, Any], *names: str) -> Any:
+    for name in names:
+        if name in raw:
+            return raw[name]
+    raise KeyError(" or ".join(names))
+
+
 def _find_question(raw: Mapping[str, Any], target: str) -> tuple[str, Question]:
     portability = raw.get("portability") or {}
+    if portability.get("New Question"):  # ZsRE's
+        return "Reasoning", Question(portability["New Question"], _all_texts(portability["New Answer"]))
     for name in PORTABILITY:
         if portability.get(name):
             item = portability[name][0]
             return name, Question(_first_text(item["prompt"]), _all_texts(item["ground_truth"]))
-    rephrased = next(raw[key] for key in ("rephrase_prompt", "rephrase", "prompt", "src", "text") if raw.get(key))
-    return "rephrase", Question(_first_text(rephrased), (target,))
+    return "rephrase", Question(_first_text(_take(raw, "rephrase_prompt", "rephrase", "prompt", "src", "text")), (target,))
 
 
 def _find_locality(raw: Mapping[str, Any]) -> Question | None:

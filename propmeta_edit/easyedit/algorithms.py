@@ -7,8 +7,8 @@ import importlib
 import io
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,8 +18,9 @@ import torch
 
 from propmeta_edit.easyedit.alphaedit import apply_easyedits_own
 from propmeta_edit.easyedit.forms import find_form, load_easyedit
-from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples
+from propmeta_edit.easyedit.layer_outputs import named_after
 from propmeta_edit.errors import ConfigError, EasyEditError
+from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 
 LOG = logging.getLogger(__name__)
 
@@ -74,57 +75,67 @@ def find_algorithm(name: str) -> Any:
     return partial(_call, name, ALG_DICT[name])
 
 
-def _call(name: str, apply: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-    """EasyEdit's algorithms print every step, which would tear a progress bar apart."""
-    as_tuples = layers_answer_with_tuples(model) if name == "MEMIT" and find_form().kind == "pypi" else nullcontext()
-    named: AbstractContextManager[None] = _short_name(model) if name in NEEDS_STATISTICS else nullcontext()
+def _call(name: str, apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+    """An edit without EasyEdit's printing, which would tear a progress bar apart; one that fails leaves the model as it was."""
     if name == "AlphaEdit" and name in find_form().algorithms:
         apply = partial(apply_easyedits_own, apply)
     if name == "LoRA":
         apply = partial(_merge_lora, apply)
-    with redirect_stdout(io.StringIO()), as_tuples, named:
-        return apply(model, *args, **kwargs)
+    written = written_weights(model, hparams)
+    before = snapshot(written)
+    try:
+        with redirect_stdout(io.StringIO()), named_after(model, hparams.model_name):
+            return apply(model, tok, requests, hparams, **kwargs)
+    except BaseException:
+        remove_adapters(model)
+        apply_snapshot(written, before)
+        raise
+
+
+def written_weights(model: Any, hparams: Any) -> dict[str, torch.nn.Parameter]:
+    """The parameters that an algorithm with these settings writes to, by name; {} for CaKE, which restores them itself."""
+    if hasattr(hparams, "rewrite_module_tmp"):
+        modules = tuple(f"{hparams.rewrite_module_tmp.format(layer)}." for layer in hparams.layers)
+        return {name: p for name, p in model.named_parameters() if name.startswith(modules)}
+    targets = set(getattr(hparams, "target_modules", ()))
+    return {f"{name}.weight": m.weight for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in targets}
+
+
+def remove_adapters(model: Any) -> None:
+    """Put the projections back in whose places a LoRA stands that was never merged or unloaded."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module.get_base_layer())
 
 
 def _merge_lora(
     apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """EasyEdit's LoRA gives an adapter around the model; merged, the weights of before put everything back as for the others."""
-    original = {
-        f"{name}.weight": module.weight.detach().clone()
-        for name, module in model.named_modules()
-        if name.rsplit(".", 1)[-1] in hparams.target_modules
-    }
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    original = snapshot(written_weights(model, hparams))
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     use_cache = model.config.use_cache
     main: Any = importlib.import_module("easyeditor.models.lora.lora_main")
     if not isinstance(main.AdaLoraConfig, partial):
         # EasyEdit never lowers AdaLoRA's rank, so this number is of no account, but today's peft refuses to start without one.
         main.AdaLoraConfig = partial(main.AdaLoraConfig, total_step=1)
-    adapted, _ = apply(model, tok, requests, hparams, **kwargs)
-    adapted.merge_and_unload()
-    model.gradient_checkpointing_disable()
-    model.disable_input_require_grads()
-    model.config.use_cache = use_cache
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(flags[name])
-    return model.eval(), original
-
-
-@contextmanager
-def _short_name(model: Any) -> Iterator[None]:
-    """The forms name the folder of a model's statistics differently, after the whole path or its last part: here the last part."""
-    before = model.config._name_or_path
-    model.config._name_or_path = model_folder_name(model)
+    devices = [model.device] if model.device.type == "cuda" else []
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(0)  # of the adapter's random half and of dropout, so that an edit does not depend on the ones before
+            adapted, _ = apply(model, tok, requests, hparams, **kwargs)
+        adapted.merge_and_unload()
     finally:
-        model.config._name_or_path = before
-
-
-def model_folder_name(model: Any) -> str:
-    """What the folder of a model's statistics is called."""
-    return str(model.config._name_or_path).rstrip("/").rsplit("/", 1)[-1]
+        model.gradient_checkpointing_disable()
+        model.disable_input_require_grads()
+        model.config.use_cache = use_cache
+        model.eval()
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+    return model, original
 
 
 def make_hparams(name: str, values: Mapping[str, Any]) -> Any:
@@ -145,6 +156,8 @@ def make_hparams(name: str, values: Mapping[str, Any]) -> Any:
             f"the {find_form().kind} form of EasyEdit has no {', '.join(lacking)} for {name}, which makes it another method there; "
             "use a clone of its repository: EASYEDIT_HOME=<clone>"
         )
+    if values.get("lora_type", "adalora") != "adalora" and "lora_type" not in fields:
+        raise EasyEditError(f"the {find_form().kind} form of EasyEdit has adalora alone, not {values['lora_type']!r}; use a clone")
     dropped = sorted((set(values) - set(fields)) & baseline.only_in_one_form)
     if dropped:
         LOG.info("%s: this form of EasyEdit has no %s; not used", name, ", ".join(dropped))

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from propmeta_edit.baselines.null_space import load_projection, solve_update
-from propmeta_edit.baselines.second_moments import statistics_file
+from propmeta_edit.baselines.second_moments import model_folder_name, statistics_file
 from propmeta_edit.easyedit.hparams import FromYaml, request_fields
 from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples
 from propmeta_edit.errors import RequestError
@@ -118,9 +118,9 @@ def apply_alphaedit_to_model(
     weights = _edited_weights(model, hparams)
     chain = _chain_of(model, weights)
     original = snapshot(weights)
-    contexts = memit_main.get_context_templates(model, tok)
     try:
         with torch.no_grad(), layers_answer_with_tuples(model), padded_on_the_right(tok):
+            contexts = memit_main.get_context_templates(model, tok)
             _write(model, tok, templates, hparams, weights, chain, contexts)
     except BaseException:
         apply_snapshot(weights, original)
@@ -162,7 +162,7 @@ def _write(
             fact_token_strategy=hparams.fact_token,
         )[1]
         residuals = (values - outputs.T).float() / (len(hparams.layers) - number)  # what is left, shared by the layers to come
-        projection = load_projection(_statistics(model, hparams, name), hparams.nullspace_threshold).to(keys.device)
+        projection = load_projection(_statistics(hparams, name), hparams.nullspace_threshold).to(keys.device)
         kept = chain.kept.get(name, torch.zeros_like(projection)).to(keys.device)
         update = solve_update(keys, residuals, projection, kept, hparams.L2)
         weight += (update if update.shape == weight.shape else update.T).to(weight.dtype)  # GPT-2 stores [in, out]
@@ -182,7 +182,7 @@ def apply_easyedits_own(
 
     weights = _edited_weights(model, hparams)
     chain = _chain_of(model, weights)
-    files = [_statistics(model, hparams, name) for name in weights]
+    files = [_statistics(hparams, name) for name in weights]
     AlphaEdit_main.P = torch.stack([load_projection(file, hparams.nullspace_threshold) for file in files])
     AlphaEdit_main.P_loaded = True
     hparams = replace(hparams, P_loc=str(files[0]))  # it computes projections of its own unless this file exists
@@ -201,10 +201,10 @@ def _chain_of(model: Any, weights: Mapping[str, torch.Tensor]) -> EditChain:
     return chain if chain is not None and chain.continues(weights) else EditChain()
 
 
-def _statistics(model: Any, hparams: Any, parameter: str) -> Path:
-    model_name = model.config._name_or_path.rstrip("/").rsplit("/", 1)[-1]
+def _statistics(hparams: Any, parameter: str) -> Path:
     module = parameter.removesuffix(".weight")
-    return statistics_file(Path(hparams.stats_dir), model_name, hparams.mom2_dataset, module, hparams.mom2_n_samples)
+    folder = model_folder_name(hparams.model_name)
+    return statistics_file(Path(hparams.stats_dir), folder, hparams.mom2_dataset, module, hparams.mom2_n_samples)
 
 
 def _as_template(request: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class CaKEHyperParams(FromYaml):
     Args:
         lr: of the LoRA.
         num_steps: passes over the texts of a case.
+        train_batch_size: texts in one update; ``batch_size``, which EasyEdit's ``edit`` wants to be 1, counts requests.
         learn_prompts: put the loss on prompts and padding as well, as the published code does.
     """
 
@@ -35,10 +36,11 @@ class CaKEHyperParams(FromYaml):
     lora_dropout: float = 0.05
     lr: float = 1e-4
     num_steps: int = 40
-    batch_size: int = 4
+    train_batch_size: int = 4
     max_length: int = 256
     learn_prompts: bool = False
     seed: int = 0
+    batch_size: int = 1
     model_parallel: bool = False
 
     def __post_init__(self) -> None:
@@ -54,7 +56,7 @@ class CaKEHyperParams(FromYaml):
             lora_dropout=self.lora_dropout,
             learning_rate=self.lr,
             num_epochs=self.num_steps,
-            batch_size=self.batch_size,
+            batch_size=self.train_batch_size,
             max_length=self.max_length,
             learn_prompts=self.learn_prompts,
             seed=self.seed,

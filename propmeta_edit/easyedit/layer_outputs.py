@@ -1,7 +1,7 @@
-"""Layers that answer as EasyEdit's PyPI form expects.
+"""What EasyEdit's algorithms expect of a model and today's transformers no longer give.
 
-Its MEMIT takes a layer's output for a tuple whose first part is the hidden state, as transformers gave it once; now a layer answers
-with the hidden state itself.
+The PyPI form's MEMIT takes a layer's output for a tuple whose first part is the hidden state, as transformers gave it once; now a
+layer answers with the hidden state itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from propmeta_edit.baselines.second_moments import model_folder_name
 from propmeta_edit.models.layers import get_blocks, get_final_norm
 
 
@@ -27,6 +28,21 @@ def layers_answer_with_tuples(model: Any) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def named_after(model: Any, model_name: str) -> Iterator[None]:
+    """Inside, the model goes by the last part of ``model_name``, under which its statistics are kept.
+
+    The forms read that folder's name off the model's own name, one after its whole path, the other after its last part, which is a
+    commit's hash for a model from the hub.
+    """
+    before = model.config._name_or_path
+    model.config._name_or_path = model_folder_name(model_name)
+    try:
+        yield
+    finally:
+        model.config._name_or_path = before
 
 
 def _wrap(module: Any, inputs: Any, output: Any) -> Any:

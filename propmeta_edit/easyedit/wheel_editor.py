@@ -14,6 +14,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples, named_after
 from propmeta_edit.errors import EasyEditError
 
 LOG = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ def supply_missing() -> None:
     """Replace what is missing in the imported PyPI form, which today's peft and its own editor keep from running LoRA too."""
     from easyeditor.editors.editor import BaseEditor
     from easyeditor.models.lora import lora_main
+    from easyeditor.util.alg_dict import ALG_DICT
     from easyeditor.util.hparams import HyperParams
 
     original = BaseEditor.edit_requests
@@ -41,6 +43,13 @@ def supply_missing() -> None:
     if not hasattr(HyperParams, "model_parallel"):
         HyperParams.model_parallel = False  # the editor reads it of LoRA's, which have none
     _fit_lora_to_peft(lora_main)
+    ALG_DICT["MEMIT"] = partial(_apply_memit, ALG_DICT["MEMIT"])
+
+
+def _apply_memit(apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+    """The wheel's MEMIT on layers that answer as it expects, with statistics under the name the repository looks for too."""
+    with layers_answer_with_tuples(model), named_after(model, hparams.model_name):
+        return apply(model, tok, requests, hparams, **kwargs)
 
 
 def _fit_lora_to_peft(lora_main: Any) -> None:

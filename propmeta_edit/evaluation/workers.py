@@ -59,6 +59,8 @@ class RayWorkers:
                 ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False, **own)
             except (ConnectionError, ValueError) as error:
                 raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
+        if ray.cluster_resources().get("GPU", 0) < num_gpus:
+            raise ConfigError(f"a worker needs {num_gpus} GPUs, but Ray has {ray.cluster_resources().get('GPU', 0):g}; lower it")
 
     def __call__(self, method: MethodSpec, work: Sequence[Work], seed: int, versions: Mapping[str, str]) -> Iterator[list[Row]]:
         """The rows of each group as they are finished, in no particular order.
@@ -84,7 +86,9 @@ class RayWorkers:
             worker, item = busy.pop(finished)
             try:
                 rows = ray.get(finished)
-            except ray.exceptions.RayActorError as error:
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
+                if getattr(error, "actor_init_failed", False):
+                    raise PropMetaError(f"{method.name} cannot be set up on a worker: {error}") from error
                 deaths[id(item)] = deaths.get(id(item), 0) + 1
                 names = ", ".join(case.case_id for case in item.group)
                 if deaths[id(item)] >= MAX_DEATHS:

@@ -28,6 +28,7 @@ from propmeta_edit.evaluation.runner import TIMED_CASES, DataSet, Method, Method
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
+from propmeta_edit.recipes.data_check import FORMATS, find_format
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.recipes.worlds import ensure_world
@@ -43,14 +44,12 @@ class RowKind:
         edit: MetaFT for the inner loop, an algorithm of EasyEdit's, "in-context", or "" for none.
         adapt: makes the row's cases from the data set's.
         settings: in which folder of hparams/ its YAML is.
-        variant: at the end of that YAML's name.
     """
 
     checkpoint: str
     edit: str
     adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
     settings: str = "MetaFT"
-    variant: str = ""
 
 
 CORE = {  # the base's rows together: it is loaded once
@@ -69,9 +68,6 @@ CONTROLS = {
     "shuffled-FT": RowKind("shuffled", "MetaFT"),
     "MetaFT-seed1": RowKind("seed1", "MetaFT"),
     "MetaFT-seed2": RowKind("seed2", "MetaFT"),
-    "FT-all-layers": RowKind("", "MetaFT", variant="-all-layers"),
-    "MetaFT-all-layers": RowKind("all-layers", "MetaFT", variant="-all-layers"),
-    "MetaFT-all-layers-unedited": RowKind("all-layers", ""),
 }
 VARIANTS = {  # the other methods, and EasyEdit's own fine-tunings
     "MEMIT": RowKind("", "MEMIT", settings="MEMIT"),
@@ -105,8 +101,7 @@ NOTES = [
     "restoring and the one-time meta-training are outside. The other cases of FT and MetaFT are edited side by side.",
     "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",
     "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
-    "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks; all-layers: "
-    "every layer is meta-trained and edited.",
+    "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks.",
     "cre-* and mquake-standin* without a file are real facts put into those formats offline, not the released data.",
 ]
 
@@ -133,16 +128,43 @@ class Setup:
         return "float32" if kind.edit in BASELINES else self.dtype
 
 
+def load_datasets(item: str, seed: int) -> list[DataSet]:
+    """``NAME``, ``NAME=FILE``, ``FILE``, or all test files of CRE in a ``FOLDER`` or in ``hub:owner/name``.
+
+    Raises:
+        DataError: nothing of the kind, or a file that cannot be read.
+    """
+    folder = _download(item) if item.startswith("hub:") else Path(item)
+    if not folder.is_dir():
+        return [load_dataset(item, seed)]
+    found = [path for name in WORLD_FILES.values() for path in sorted(folder.rglob(name))]
+    if not found:
+        raise DataError(f"none of CRE's test files ({', '.join(WORLD_FILES.values())}) is in it", folder)
+    return [load_dataset(str(path), seed) for path in found]
+
+
+def _download(item: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(item.removeprefix("hub:"), repo_type="dataset", allow_patterns="*.jsonl"))
+    except Exception as error:  # whatever the hub's library raises: offline, no such data set, no access
+        raise DataError(f"{item} cannot be fetched: {error}") from error
+
+
 def load_dataset(item: str, seed: int) -> DataSet:
-    """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; a bare file is CRE if it ends in .jsonl and MQuAKE if in .json."""
+    """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; what a bare file is is read from it."""
     name, _, file = item.partition("=")
     load = LOADERS.get(name)
     if Path(item).is_file():
         path = Path(item)
-        known = {file: name for name, file in WORLD_FILES.items()}
-        name, load = known.get(path.name, path.stem), load_cre if path.suffix == ".jsonl" else load_mquake
+        name = {file: name for name, file in WORLD_FILES.items()}.get(path.name, path.stem)
+        load = FORMATS[find_format(path)]
     elif load is None:
-        raise DataError(f"unknown data set {name!r}; write an existing FILE, or NAME or NAME=FILE with one of {', '.join(LOADERS)}")
+        raise DataError(
+            f"unknown data set {name!r}; write an existing FILE or FOLDER, hub:owner/name, or NAME or NAME=FILE with one of "
+            f"{', '.join(LOADERS)}"
+        )
     elif file:
         path = Path(file)
     elif name in WORLD_FILES:
@@ -169,6 +191,9 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
         identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
         if kind.edit in BASELINES:
             identity["easyedit"] = find_form().kind
+            hparams = make_hparams(kind.edit, {**settings, "model_name": model, "device": setup.device})  # refused here, if at all
+            if kind.edit in NEEDS_STATISTICS:
+                settings["stats_dir"], identity["stats_dir"] = ensure_statistics(model, hparams, setup.device)
         specs.append(
             MethodSpec(
                 name=name,
@@ -188,17 +213,15 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
 def read_settings(kind: RowKind, setup: Setup, hparams_name: str) -> dict[str, Any]:
     """A row's YAML.
 
-    Without a YAML all rows edit as the meta-tuned checkpoint says it was trained (that of all layers, for the rows on those).
+    Without a YAML all rows edit as the meta-tuned checkpoint says it was trained.
     """
     if kind.edit not in ("MetaFT", *BASELINES):
         return {}
-    name, hparams_name = kind.settings, hparams_name + kind.variant
-    if kind.edit == "MetaFT" and not has_hparams(name, hparams_name):
-        trained_as = METHODS["MetaFT-all-layers" if kind.variant else "MetaFT"]
-        trained = read_checkpoint_card(resolve_model_folder(setup.model_of(trained_as)))["settings"]
+    if kind.edit == "MetaFT" and not has_hparams(kind.settings, hparams_name):
+        trained = read_checkpoint_card(resolve_model_folder(setup.model_of(METHODS["MetaFT"])))["settings"]
         same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
         return {**same, "alg_name": "MetaFT", "lr": trained["inner_lr"], "num_steps": trained["num_inner_steps"]}
-    return read_yaml(hparams_file(name, hparams_name))
+    return read_yaml(hparams_file(kind.settings, hparams_name))
 
 
 def require_same_base(setup: Setup, kind: RowKind) -> None:
@@ -226,8 +249,6 @@ def build_method(kind: RowKind, settings: dict[str, Any], model: str, setup: Set
         return FineTuning(*loaded, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules, hparams.batch_size)
     if kind.edit in BASELINES:
         hparams = make_hparams(kind.edit, {**settings, "model_name": model, "device": setup.device})
-        if kind.edit in NEEDS_STATISTICS:
-            hparams.stats_dir = ensure_statistics(model, hparams)
         loaded = _loaded(model, None, setup, setup.dtype_of(kind))
         make_contexts(kind.edit, *loaded, hparams, setup.seed)
         return Editing(*loaded, find_algorithm(kind.edit), hparams, one_by_one=kind.edit == "ROME", padding_side="right")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from propmeta_edit.data.cre import load_cre
@@ -12,6 +12,13 @@ from propmeta_edit.data.mquake import SUBSET_SIZE, is_two_hop_first_edited, load
 from propmeta_edit.errors import DataError
 from propmeta_edit.records import Case
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
+
+FORMATS: dict[str, Callable[..., list[Case]]] = {
+    "CRE": load_cre,
+    "MQuAKE": load_mquake,
+    "CaKE": load_mquake,
+    "EasyEdit": load_easyedit_file,
+}
 
 
 def find_format(path: Path) -> str:
@@ -37,14 +44,6 @@ def find_format(path: Path) -> str:
     )
 
 
-def load_any(path: Path, seed: int = 0) -> tuple[str, list[Case]]:
-    """A file's format and its cases."""
-    kind = find_format(path)
-    if kind == "CRE":
-        return kind, load_cre(path, seed=seed)
-    return kind, load_mquake(path) if kind in ("MQuAKE", "CaKE") else load_easyedit_file(path)
-
-
 def describe_file(path: str | Path) -> str:
     """Several lines for a person: format, counts, oddities, and one case as the model will see it.
 
@@ -52,7 +51,8 @@ def describe_file(path: str | Path) -> str:
         DataError: as ``find_format``, or a broken record (with its line or index).
     """
     path = Path(path)
-    kind, cases = load_any(path)
+    kind = find_format(path)
+    cases = FORMATS[kind](path)
     lines = [f"{path.name}: {kind}, {len(cases)} cases"]
     for tag in ("edits", "hops", "entity_type", "probe"):
         counts = Counter(case.tags[tag] for case in cases if tag in case.tags)

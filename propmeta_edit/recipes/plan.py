@@ -1,4 +1,4 @@
-"""What a comparison would run and cost, said before anything is loaded, prepared or downloaded."""
+"""What a comparison would run and cost, said before any model is loaded, prepared or downloaded."""
 
 from __future__ import annotations
 
@@ -50,9 +50,8 @@ def describe_plan(
         kind = METHODS[name]
         model = setup.model_of(kind)
         shape = _read_shape(model) or _read_shape(setup.model)
-        chosen = [
-            (data.name, case.case_id) for data in datasets for case in choose_cases(data.cases, limits.get(name, limit), setup.seed)
-        ]
+        picked = {data.name: kind.adapt(choose_cases(data.cases, limits.get(name, limit), setup.seed)) for data in datasets}
+        chosen = [(data, case.case_id) for data, cases in picked.items() for case in cases]
         finished = {(row.dataset, row.case_id): row for row in rows.rows if row.method == name}
         left = sum(key not in finished for key in chosen)
         seconds = [row.seconds for row in finished.values() if row.seconds is not None]
@@ -65,7 +64,7 @@ def describe_plan(
         )
     free = shutil.disk_usage(rows.path.parent).free / GIB
     lines += ["", f"on {setup.device}; {free:.0f} GiB of disk are free; {total / 60:.0f} min where it is known."]
-    lines.append("Time comes from finished rows: run with --limit 2 first where it is not known yet. Nothing was started.")
+    lines.append("Time comes from finished rows: run with --limit 2 first where it is not known yet. No model was touched.")
     return "\n".join(lines)
 
 
@@ -95,8 +94,8 @@ def _estimate(kind: RowKind, dtype: str, shape: _Shape, hparams_name: str) -> tu
     """(memory, disk) in GiB."""
     weights: float = shape.num_parameters * BYTES[dtype]
     per_layer = shape.num_parameters / shape.num_layers  # embeddings counted in: an upper bound
-    name = hparams_name + kind.variant
-    layers = read_yaml(hparams_file(kind.settings, name)).get("layers") if has_hparams(kind.settings, name) else None
+    has_own = has_hparams(kind.settings, hparams_name)
+    layers = read_yaml(hparams_file(kind.settings, hparams_name)).get("layers") if has_own else None
     num_layers = len(layers) if isinstance(layers, list) and layers else shape.num_layers if layers == "all" else 1
     moment = 4 * shape.key_width**2 * num_layers
     disk = 0.0

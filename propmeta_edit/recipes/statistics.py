@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
-from propmeta_edit.baselines.second_moments import collect_second_moments, statistics_file, write_statistics
+from propmeta_edit.baselines.second_moments import (
+    collect_second_moments,
+    model_folder_name,
+    statistics_file,
+    write_statistics,
+)
 from propmeta_edit.data.corpora import read_texts
 from propmeta_edit.data.world import single_hop_questions
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.files import sha256_of_json, write_text_atomically
+from propmeta_edit.files import sha256_of_file, sha256_of_json, write_text_atomically
 from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import key_module_name, resolve_layers
@@ -55,11 +61,18 @@ def make_statistics(
     device = resolve_device(device)
     model, tokenizer = load_model(base, device=device, dtype=resolve_dtype(dtype, device))
     texts = sample_corpus(model, tokenizer, num_texts, seed) if corpus == SAMPLED else read_texts(corpus, num_texts, seed)
-    name = Path(base).name
+    name = model_folder_name(model_name)
     state = folder / name / "unfinished.safetensors"
     state.parent.mkdir(parents=True, exist_ok=True)
     moments = collect_second_moments(
-        model, tokenizer, texts, layers, max_length=max_length, batch_tokens=batch_tokens, state_file=state
+        model,
+        tokenizer,
+        texts,
+        layers,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        state_file=state,
+        model_id=model_sha256(base),
     )
     files = write_statistics(moments, folder, name, dataset)
     made_from = {
@@ -76,11 +89,14 @@ def make_statistics(
     return files
 
 
-def ensure_statistics(model_name: str, hparams: Any) -> str:
+def ensure_statistics(model_name: str, hparams: Any, device: str = "auto") -> tuple[str, str]:
     """The ``stats_dir`` that holds what an algorithm's settings ask for, made from the sampled corpus first if it is ours.
 
     Args:
         hparams: with ``stats_dir``, ``layers``, ``mom2_dataset`` and ``mom2_n_samples``.
+
+    Returns:
+        (folder, hash of the files).
 
     Raises:
         ConfigError: the files are missing from a folder of the user's own.
@@ -92,21 +108,23 @@ def ensure_statistics(model_name: str, hparams: Any) -> str:
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     layers = resolve_layers(hparams.layers, config.get("num_hidden_layers", config.get("n_layer")))
     modules = [key_module_name(config["model_type"], layer) for layer in layers]
-    missing = [
-        file
-        for module in modules
-        if not (file := statistics_file(folder, base.name, hparams.mom2_dataset, module, hparams.mom2_n_samples)).is_file()
-    ]
+    named = model_folder_name(model_name)
+    dataset, num_texts = hparams.mom2_dataset, hparams.mom2_n_samples
+    files = [statistics_file(folder, named, dataset, module, num_texts) for module in modules]
+    missing = [file for file in files if not file.is_file()]
     if missing and not is_ours:
         raise ConfigError(
-            f"no second moments at {missing[0]}; make them with: propmeta-edit statistics {model_name} "
-            f"--layers {hparams.layers} --output {folder} --num-texts {hparams.mom2_n_samples} --dataset {hparams.mom2_dataset}"
+            f"no second moments at {missing[0]}; make them with: propmeta-edit statistics {model_name} --layers '{layers}' "
+            f"--corpus <the {dataset} texts> --dataset {dataset} --num-texts {num_texts} --output {folder}"
         )
     if missing:
-        make_statistics(
-            model_name, layers, SAMPLED, folder, num_texts=hparams.mom2_n_samples, dataset=hparams.mom2_dataset, max_length=256
-        )
-    return str(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "making.lock"):  # workers that start together take turns, and the second finds them there
+            if not all(file.is_file() for file in files):
+                make_statistics(
+                    model_name, layers, SAMPLED, folder, num_texts=num_texts, dataset=dataset, max_length=256, device=device
+                )
+    return str(folder), sha256_of_json([sha256_of_file(file) for file in files])
 
 
 def sample_corpus(model: Any, tokenizer: Any, num_texts: int, seed: int) -> list[str]:

@@ -118,8 +118,46 @@ def try_family(family):
     report["CaKE"], _ = edit(model, tokenizer, find_algorithm("CaKE"), cake, REQUESTS)
     report["LoRA"], _ = edit(model, tokenizer, find_algorithm("LoRA"), make_hparams("LoRA", lora_settings(family)), REQUESTS)
     report["LoRA"]["adapter"] = hasattr(model, "peft_config") or model.is_gradient_checkpointing
+    report["failed"] = try_failures(family, model, tokenizer)
     report["editor"] = try_editor(family, model, tokenizer)
     report["chain"] = try_chain(model, tokenizer, ours)
+    return report
+
+
+def try_failures(family, model, tokenizer):
+    """Edits that break off after weights were written, or adapters put in; what differs from before, and what is left behind."""
+    fail = {"count": 0}
+    solve = torch.linalg.solve
+
+    def solve_once(*arguments, **kwargs):
+        fail["count"] += 1
+        if fail["count"] == 2:  # in the second layer, when the first is written
+            raise RuntimeError("out of memory")
+        return solve(*arguments, **kwargs)
+
+    def step(*_, **__):
+        raise RuntimeError("out of memory")
+
+    broken = {
+        "MEMIT": (torch.linalg, "solve", solve_once, settings(family, "MEMIT")),
+        "AlphaEdit": (torch.linalg, "solve", solve_once, settings(family, "AlphaEdit")),
+        "LoRA": (torch.optim.Adam, "step", step, lora_settings(family)),
+    }
+    report = {}
+    for name, (owner, attribute, replacement, values) in broken.items():
+        everything = {key: p.detach().clone() for key, p in model.named_parameters()}
+        original, fail["count"] = getattr(owner, attribute), 0
+        setattr(owner, attribute, replacement)
+        try:
+            find_algorithm(name)(model, tokenizer, REQUESTS, make_hparams(name, values), return_orig_weights=True)
+            said = "no error"
+        except RuntimeError as error:
+            said = str(error)
+        finally:
+            setattr(owner, attribute, original)
+        now = dict(model.named_parameters())
+        same = now.keys() == everything.keys() and all(torch.equal(now[key], value) for key, value in everything.items())
+        report[name] = [said, same, model.training]
     return report
 
 
@@ -133,7 +171,6 @@ def try_editor(family, model, tokenizer):
     alphaedit = {**settings(family, "AlphaEdit"), "model_name": folder, "v_num_grad_steps": 3}
     write_statistics(collect_second_moments(model, tokenizer, TEXTS, LAYERS), Path("stats"), folder, "sampled")
     cake = {"alg_name": "CaKE", "model_name": folder, "device": "cpu", "num_steps": 2, "lr": 1e-2, "max_length": 100}
-    cake["batch_size"] = 1  # which ``edit`` insists on
     left = {}
     for name, values in (("CaKE", cake), ("AlphaEdit", alphaedit)):
         try:

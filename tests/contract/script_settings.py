@@ -30,7 +30,7 @@ def check(method, name, model, depth):
     path = hparams_file(method, name)
     if not path.read_text(encoding="utf-8").startswith("# "):
         return "its first line does not say where the values come from"
-    values = read_yaml(path)
+    values = {**read_yaml(path), "device": "cpu"}
     try:
         hparams = make_hparams(values["alg_name"], values)
     except PropMetaError as error:

@@ -26,6 +26,11 @@ def test_cake_is_an_algorithm_of_either_form(report, family):
     assert sum(result["after"]) < 0.9 * sum(result["before"]), result
 
 
+@pytest.mark.parametrize("name", ["MEMIT", "AlphaEdit", "LoRA"])
+def test_an_edit_that_fails_half_way_leaves_the_model_as_it_was(report, family, name):
+    assert report[family]["failed"][name] == ["out of memory", True, False]
+
+
 @pytest.mark.parametrize("name", ["CaKE", "AlphaEdit"])
 def test_through_base_editor_the_weights_come_back(report, family, name):
     if (report["kind"], family) == ("pypi", "qwen2"):

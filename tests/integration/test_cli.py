@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from propmeta_edit.cli import main
 from propmeta_edit.data.world import generate_world
+from propmeta_edit.errors import DataError
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import comparison
@@ -251,6 +252,17 @@ def test_table2_refuses_with_2(run_table2, arguments, message):
     assert code == 2 and message in error and "Traceback" not in error
 
 
+def test_a_folder_stands_for_all_of_cres_test_files_in_it(tmp_path):
+    records = generate_world(0, {"test-id": 2, "test-ood": 3})
+    for split, name in (("test-id", "test_data_id.jsonl"), ("test-ood", "test_data_ood.jsonl")):
+        (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in records[split]), encoding="utf-8")
+    found = comparison.load_datasets(str(tmp_path), seed=0)
+    assert [(data.name, len(data.cases)) for data in found] == [("cre-id", 2), ("cre-ood", 3)]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="none of CRE's test files"):
+        comparison.load_datasets(str(tmp_path / "empty"), seed=0)
+
+
 def test_missing_easyedit_is_said_before_anything_runs(run_table2, tmp_path, monkeypatch):
     monkeypatch.setenv("EASYEDIT_HOME", str(tmp_path))
     code, error = run_table2("--methods", "ROME")
@@ -289,7 +301,7 @@ def test_a_plan_says_what_is_left_and_starts_nothing(run_table2, base, tmp_path,
     assert comparison_plan == 0
     assert "0 of 4" in lines["FT"] and lines["FT"].endswith("none")
     assert "4 of 4" in lines["MetaFT"] and lines["MetaFT"].endswith("not known yet") and "(to fetch)" in lines["K0-FT"]
-    assert "Nothing was started." in said
+    assert "No model was touched." in said
     rows = (tmp_path / "results" / "rows.jsonl").read_text().splitlines()
     assert len(rows) == 4 and all(json.loads(row)["seconds"] > 0 for row in rows)
 

@@ -64,6 +64,7 @@ def test_records_without_a_new_object_are_left_out_and_broken_ones_named(tmp_pat
         ({**COUNTERFACT, "target_new": " "}, "record 1: target_new"),
         ({**ZSRE, "alt": []}, "record 1: in none"),
         (5, "record 1"),
+        ({"prompt": "Ann is"}, "record 1: missing key 'target_new or alt or labels'"),
     ):
         with pytest.raises(DataError, match=message):
             load_easyedit_file(write(tmp_path, [COUNTERFACT, broken]))

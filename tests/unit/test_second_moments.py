@@ -56,8 +56,10 @@ def test_a_run_that_was_stopped_continues_to_the_same_bits(tokenizer, tmp_path, 
     monkeypatch.setattr(second_moments, "_batches", stop_in_the_last_window)
     with pytest.raises(KeyboardInterrupt):
         collect_second_moments(model, tokenizer, TEXTS, [0, 1], state_file=state, save_every=100)
-    with pytest.raises(ModelError, match="other texts or settings"):
+    with pytest.raises(ModelError, match="another model, other texts or settings"):
         collect_second_moments(model, tokenizer, TEXTS[:-1], [0, 1], state_file=state)
+    with pytest.raises(ModelError, match="another model, other texts or settings"):
+        collect_second_moments(model, tokenizer, TEXTS, [0, 1], state_file=state, model_id="another")
     calls.clear()
     continued = collect_second_moments(model, tokenizer, TEXTS, [0, 1], state_file=state, save_every=100)
     assert len(calls) == 1, "two of three windows came from the state"
