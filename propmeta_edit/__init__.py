@@ -6,6 +6,7 @@ Importing this package makes EasyEdit importable and lets it know ``MetaFT``; no
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from propmeta_edit.easyedit import install, register_algorithm
@@ -23,6 +24,7 @@ _EXPORTS = {
     "PropMetaError": "propmeta_edit.errors",
     "Question": "propmeta_edit.records",
     "apply_alphaedit_to_model": "propmeta_edit.easyedit.alphaedit",
+    "apply_cake_to_model": "propmeta_edit.easyedit.cake",
     "apply_metaft_to_model": "propmeta_edit.easyedit.plugin",
     "load_model": "propmeta_edit.models.loading",
     "meta_train": "propmeta_edit.metatrain.trainer",
@@ -36,28 +38,16 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(_EXPORTS[name]), name)
 
 
-def _apply_metaft(*args: Any, **kwargs: Any) -> Any:
-    """``apply_metaft_to_model``, imported when EasyEdit first calls it."""
-    from propmeta_edit.easyedit.plugin import apply_metaft_to_model
+def _when_called(name: str) -> Callable[..., Any]:
+    """One of the exported functions, imported when EasyEdit first calls it."""
 
-    return apply_metaft_to_model(*args, **kwargs)
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        return __getattr__(name)(*args, **kwargs)
 
-
-def _apply_alphaedit(*args: Any, **kwargs: Any) -> Any:
-    """``apply_alphaedit_to_model``, imported when EasyEdit first calls it."""
-    from propmeta_edit.easyedit.alphaedit import apply_alphaedit_to_model
-
-    return apply_alphaedit_to_model(*args, **kwargs)
+    return apply
 
 
-def _apply_cake(*args: Any, **kwargs: Any) -> Any:
-    """``apply_cake_to_model``, imported when EasyEdit first calls it."""
-    from propmeta_edit.easyedit.cake import apply_cake_to_model
-
-    return apply_cake_to_model(*args, **kwargs)
-
-
-register_algorithm("MetaFT", _apply_metaft)
-register_algorithm("CaKE", _apply_cake)
-register_algorithm("AlphaEdit", _apply_alphaedit, only_where_missing=True)
+register_algorithm("MetaFT", _when_called("apply_metaft_to_model"))
+register_algorithm("CaKE", _when_called("apply_cake_to_model"))
+register_algorithm("AlphaEdit", _when_called("apply_alphaedit_to_model"), only_where_missing=True)
 install()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from propmeta_edit.errors import ConfigError
+from propmeta_edit.models.layers import weights_of
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import encode_answer
 
@@ -119,8 +120,7 @@ def train_cake_adapter(model: Any, tokenizer: Any, edits: Sequence[EditRequest],
 
 def target_weights(model: Any) -> dict[str, torch.nn.Parameter]:
     """The weights a LoRA of CaKE's is put on, by name."""
-    leaves = _target_modules(model)
-    return {f"{name}.weight": m.weight for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in leaves}
+    return weights_of(model, _target_modules(model))
 
 
 def _target_modules(model: Any) -> list[str]:

@@ -21,6 +21,8 @@ from propmeta_edit.easyedit.forms import find_form, load_easyedit
 from propmeta_edit.easyedit.layer_outputs import named_after
 from propmeta_edit.errors import ConfigError, EasyEditError
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
+from propmeta_edit.models.layers import weights_of
+from propmeta_edit.text.encoding import padded_on
 
 LOG = logging.getLogger(__name__)
 
@@ -79,10 +81,10 @@ def _call(name: str, apply: Any, model: Any, tok: Any, requests: Any, hparams: A
     """An edit without EasyEdit's printing, which would tear a progress bar apart; one that fails leaves the model as it was."""
     if name == "AlphaEdit" and name in find_form().algorithms:
         apply = partial(apply_easyedits_own, apply)
-    if name == "LoRA":
-        apply = partial(_merge_lora, apply)
     written = written_weights(model, hparams)
     before = snapshot(written)
+    if name == "LoRA":
+        apply = partial(_merge_lora, apply, before)
     try:
         with redirect_stdout(io.StringIO()), named_after(model, hparams.model_name):
             return apply(model, tok, requests, hparams, **kwargs)
@@ -97,8 +99,7 @@ def written_weights(model: Any, hparams: Any) -> dict[str, torch.nn.Parameter]:
     if hasattr(hparams, "rewrite_module_tmp"):
         modules = tuple(f"{hparams.rewrite_module_tmp.format(layer)}." for layer in hparams.layers)
         return {name: p for name, p in model.named_parameters() if name.startswith(modules)}
-    targets = set(getattr(hparams, "target_modules", ()))
-    return {f"{name}.weight": m.weight for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in targets}
+    return weights_of(model, getattr(hparams, "target_modules", ()))
 
 
 def remove_adapters(model: Any) -> None:
@@ -112,10 +113,9 @@ def remove_adapters(model: Any) -> None:
 
 
 def _merge_lora(
-    apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any
+    apply: Any, original: dict[str, torch.Tensor], model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """EasyEdit's LoRA gives an adapter around the model; merged, the weights of before put everything back as for the others."""
-    original = snapshot(written_weights(model, hparams))
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     use_cache = model.config.use_cache
     main: Any = importlib.import_module("easyeditor.models.lora.lora_main")
@@ -189,9 +189,5 @@ def make_contexts(name: str, model: Any, tokenizer: Any, hparams: Any, seed: int
     main.CONTEXT_TEMPLATES_CACHE = None
     getattr(main, "COV_CACHE", {}).clear()
     lengths: Sequence[Any] = [hparams.context_template_length_params] if name == "ROME" else []
-    padding_side, tokenizer.padding_side = tokenizer.padding_side, "right"
-    try:
-        with redirect_stdout(io.StringIO()):
-            main.get_context_templates(model, tokenizer, *lengths)
-    finally:
-        tokenizer.padding_side = padding_side
+    with redirect_stdout(io.StringIO()), padded_on(tokenizer, "right"):
+        main.get_context_templates(model, tokenizer, *lengths)

@@ -6,8 +6,7 @@ residual's share, and the projected update.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from propmeta_edit.easyedit.hparams import FromYaml, request_fields
 from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples
 from propmeta_edit.errors import RequestError
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
+from propmeta_edit.text.encoding import padded_on
 
 
 @dataclass
@@ -119,7 +119,7 @@ def apply_alphaedit_to_model(
     chain = _chain_of(model, weights)
     original = snapshot(weights)
     try:
-        with torch.no_grad(), layers_answer_with_tuples(model), padded_on_the_right(tok):
+        with torch.no_grad(), layers_answer_with_tuples(model), padded_on(tok, "right"):  # positions from the left
             contexts = memit_main.get_context_templates(model, tok)
             _write(model, tok, templates, hparams, weights, chain, contexts)
     except BaseException:
@@ -213,13 +213,3 @@ def _as_template(request: Mapping[str, Any], number: int) -> dict[str, Any]:
     if not subject or subject not in prompt:
         raise RequestError(f"request {number}: AlphaEdit needs a subject that is in the prompt, got {subject!r} and {prompt!r}")
     return {**request, "prompt": prompt.replace(subject, "{}", 1), "subject": subject, "target_new": " " + target.lstrip()}
-
-
-@contextmanager
-def padded_on_the_right(tok: Any) -> Iterator[None]:
-    """EasyEdit's MEMIT finds tokens by their place from the left."""
-    before, tok.padding_side = tok.padding_side, "right"
-    try:
-        yield
-    finally:
-        tok.padding_side = before

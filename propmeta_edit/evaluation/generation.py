@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from propmeta_edit.text.encoding import padded_on
+
 MAX_NEW_TOKENS = 10  # the paper's, after CaKE
 
 
@@ -26,16 +28,16 @@ def generate_greedily(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
     )
-    padding_side, own_settings = tokenizer.padding_side, model.generation_config
+    own_settings = model.generation_config
     texts: list[str] = []
     try:
-        tokenizer.padding_side, model.generation_config = "left", GenerationConfig()
-        for start in range(0, len(prompts), batch_size):
-            inputs = tokenizer(list(prompts[start : start + batch_size]), return_tensors="pt", padding=True)
-            inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
-            with torch.no_grad():
+        model.generation_config = GenerationConfig()
+        with padded_on(tokenizer, "left"), torch.no_grad():
+            for start in range(0, len(prompts), batch_size):
+                inputs = tokenizer(list(prompts[start : start + batch_size]), return_tensors="pt", padding=True)
+                inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
                 output = model.generate(**inputs, generation_config=generation)
-            texts += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+                texts += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     finally:
-        tokenizer.padding_side, model.generation_config = padding_side, own_settings
+        model.generation_config = own_settings
     return texts

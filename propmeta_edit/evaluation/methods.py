@@ -19,6 +19,7 @@ from propmeta_edit.finetune.inner_loop import InnerLoopSettings
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.records import Case, EditRequest
+from propmeta_edit.text.encoding import padded_on
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
 
 
@@ -91,9 +92,7 @@ class Editing:
             apply_snapshot(dict(self.model.named_parameters()), original)
 
     def _edit(self, requests: Sequence[Mapping[str, Any]]) -> Mapping[str, torch.Tensor]:
-        padding_side = self.tokenizer.padding_side
-        self.tokenizer.padding_side = self.padding_side
-        try:
+        with padded_on(self.tokenizer, self.padding_side):
             _, original = self.apply(
                 self.model,
                 self.tokenizer,
@@ -103,8 +102,6 @@ class Editing:
                 return_orig_weights=True,
                 keep_original_weight=True,
             )
-        finally:
-            self.tokenizer.padding_side = padding_side
         return original
 
     def _clock(self) -> float:

@@ -57,6 +57,7 @@ class MethodSpec:
     """A row of the comparison before anything is loaded: ``build`` is called only if there are cases left to run.
 
     Args:
+        check: called for every row with cases left before the first of them runs; raises what would stop ``build``.
         adapt: makes the row's own cases from those of the data set, for controls that edit something else.
         cases_at_once: how many are given to the method together, after the first ``TIMED_CASES``, which it gets one by one.
     """
@@ -70,6 +71,7 @@ class MethodSpec:
     device: str = "cpu"
     adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
     cases_at_once: int = 1
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def run_methods(
             settings = (method.model_sha256, data.sha256, method.hparams_sha256, seed, PROTOCOL)
             rows.require_same_settings(method.name, data.name, settings)
     asked: set[tuple[str, str, str]] = set()
+    left: list[tuple[MethodSpec, list[Work]]] = []
     for method in methods:
         own_limit = (limits or {}).get(method.name, limit)
         chosen = {data.name: method.adapt(choose_cases(data.cases, own_limit, seed)) for data in datasets}
@@ -138,8 +141,11 @@ def run_methods(
             for data in datasets
             for group in _unfinished_groups(method, chosen[data.name], rows, data.name)
         ]
-        if not work:
-            continue
+        if work:
+            left.append((method, work))
+    for method, _ in left:
+        method.check()
+    for method, work in left:
         with tqdm(total=sum(len(item.group) for item in work), desc=method.name, unit="case") as bar:
             for done in (execute or run_here)(method, work, seed, versions):
                 for row in done:

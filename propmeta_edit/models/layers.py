@@ -5,7 +5,7 @@ Layers are 0-based, as EasyEdit's ``layers`` are: layer 9 is ``model.layers.9``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +107,11 @@ def get_final_norm(model: Any) -> nn.Module:
     """The norm after the last layer."""
     norm: nn.Module = model.get_submodule(get_architecture(model.config.model_type).final_norm)
     return norm
+
+
+def weights_of(model: nn.Module, leaves: Collection[str]) -> dict[str, nn.Parameter]:
+    """The weights of all modules whose own name, the last part of the path, is among ``leaves``."""
+    return {f"{name}.weight": m.weight for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in leaves}  # type: ignore[misc]
 
 
 def key_module_name(model_type: str, layer: int) -> str:

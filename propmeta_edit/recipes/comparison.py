@@ -43,20 +43,24 @@ class RowKind:
         checkpoint: which model it starts from: ``""`` for the base, else ``<base>-<checkpoint>`` or what --checkpoints says.
         edit: MetaFT for the inner loop, an algorithm of EasyEdit's, "in-context", or "" for none.
         adapt: makes the row's cases from the data set's.
-        settings: in which folder of hparams/ its YAML is.
+        settings: in which folder of hparams/ its YAML is; "" for the one named as ``edit``.
     """
 
     checkpoint: str
     edit: str
     adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
-    settings: str = "MetaFT"
+    settings: str = ""
+
+    @property
+    def hparams_folder(self) -> str:
+        return self.settings or self.edit
 
 
 CORE = {  # the base's rows together: it is loaded once
     "unedited": RowKind("", ""),
     "in-context": RowKind("", "in-context"),
     "FT": RowKind("", "MetaFT", settings="FT"),
-    "ROME": RowKind("", "ROME", settings="ROME"),
+    "ROME": RowKind("", "ROME"),
     "MetaFT": RowKind("metaft", "MetaFT"),
 }
 CONTROLS = {
@@ -70,12 +74,12 @@ CONTROLS = {
     "MetaFT-seed2": RowKind("seed2", "MetaFT"),
 }
 VARIANTS = {  # the other methods, and EasyEdit's own fine-tunings
-    "MEMIT": RowKind("", "MEMIT", settings="MEMIT"),
-    "AlphaEdit": RowKind("", "AlphaEdit", settings="AlphaEdit"),
-    "CaKE": RowKind("", "CaKE", settings="CaKE"),
+    "MEMIT": RowKind("", "MEMIT"),
+    "AlphaEdit": RowKind("", "AlphaEdit"),
+    "CaKE": RowKind("", "CaKE"),
     "FT-L": RowKind("", "FT", settings="FT-L"),
     "FT-M": RowKind("", "FT", settings="FT-M"),
-    "LoRA": RowKind("", "LoRA", settings="LoRA"),
+    "LoRA": RowKind("", "LoRA"),
 }
 METHODS = {**CORE, **VARIANTS, **CONTROLS}
 WORLD_FILES = {
@@ -191,9 +195,8 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
         identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
         if kind.edit in BASELINES:
             identity["easyedit"] = find_form().kind
-            hparams = make_hparams(kind.edit, {**settings, "model_name": model, "device": setup.device})  # refused here, if at all
             if kind.edit in NEEDS_STATISTICS:
-                settings["stats_dir"], identity["stats_dir"] = ensure_statistics(model, hparams, setup.device)
+                settings["stats_dir"], identity["stats_dir"] = ensure_statistics(model, settings, setup.device)
         specs.append(
             MethodSpec(
                 name=name,
@@ -201,6 +204,7 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
                 model_sha256=_hash_of(model),
                 hparams_sha256=sha256_of_json(identity),
                 build=partial(build_method, kind, settings, model, setup),
+                check=partial(check_settings, kind, settings, model, setup),
                 dtype=setup.dtype_of(kind),
                 device=setup.device,
                 adapt=kind.adapt,
@@ -217,11 +221,11 @@ def read_settings(kind: RowKind, setup: Setup, hparams_name: str) -> dict[str, A
     """
     if kind.edit not in ("MetaFT", *BASELINES):
         return {}
-    if kind.edit == "MetaFT" and not has_hparams(kind.settings, hparams_name):
+    if kind.edit == "MetaFT" and not has_hparams(kind.hparams_folder, hparams_name):
         trained = read_checkpoint_card(resolve_model_folder(setup.model_of(METHODS["MetaFT"])))["settings"]
         same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
         return {**same, "alg_name": "MetaFT", "lr": trained["inner_lr"], "num_steps": trained["num_inner_steps"]}
-    return read_yaml(hparams_file(kind.settings, hparams_name))
+    return read_yaml(hparams_file(kind.hparams_folder, hparams_name))
 
 
 def require_same_base(setup: Setup, kind: RowKind) -> None:
@@ -237,6 +241,16 @@ def require_same_base(setup: Setup, kind: RowKind) -> None:
             f"{model} was meta-trained from other weights ({card['base_model']}) than {setup.model} has; "
             "meta-train it anew from this base (a bundled one is rebuilt after removing its folder in the cache)"
         )
+
+
+def check_settings(kind: RowKind, settings: dict[str, Any], model: str, setup: Setup) -> None:
+    """Refuse what the form of EasyEdit at hand cannot do, before hours are spent on other rows.
+
+    Raises:
+        ConfigError, EasyEditError: as ``make_hparams``.
+    """
+    if kind.edit in BASELINES:
+        make_hparams(kind.edit, {**settings, "model_name": model, "device": setup.device})
 
 
 def build_method(kind: RowKind, settings: dict[str, Any], model: str, setup: Setup) -> Method:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from propmeta_edit.config import read_yaml
 from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS
@@ -74,6 +73,7 @@ def _state_of(model: str) -> str:
     return "" if Path(model).is_dir() else " (to fetch)"
 
 
+@cache
 def _read_shape(model: str) -> _Shape | None:
     """Sizes from a folder's own configuration; None if it is not on this machine."""
     folder = artefact_folder(model) if model in RECIPES else Path(model)
@@ -85,17 +85,15 @@ def _read_shape(model: str) -> _Shape | None:
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):  # shapes without memory
         count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-    plain: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    hidden = plain.get("hidden_size") or plain["n_embd"]
-    return _Shape(count, plain.get("num_hidden_layers") or plain["n_layer"], plain.get("intermediate_size") or 4 * hidden)
+    return _Shape(count, config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size))
 
 
 def _estimate(kind: RowKind, dtype: str, shape: _Shape, hparams_name: str) -> tuple[float, float]:
     """(memory, disk) in GiB."""
     weights: float = shape.num_parameters * BYTES[dtype]
     per_layer = shape.num_parameters / shape.num_layers  # embeddings counted in: an upper bound
-    has_own = has_hparams(kind.settings, hparams_name)
-    layers = read_yaml(hparams_file(kind.settings, hparams_name)).get("layers") if has_own else None
+    has_own = has_hparams(kind.hparams_folder, hparams_name)
+    layers = read_yaml(hparams_file(kind.hparams_folder, hparams_name)).get("layers") if has_own else None
     num_layers = len(layers) if isinstance(layers, list) and layers else shape.num_layers if layers == "all" else 1
     moment = 4 * shape.key_width**2 * num_layers
     disk = 0.0

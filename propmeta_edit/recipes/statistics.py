@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
 from tqdm import tqdm
+from transformers import AutoConfig
 
 from propmeta_edit.baselines.second_moments import (
     collect_second_moments,
@@ -58,6 +59,7 @@ def make_statistics(
         The files, one a layer; beside them ``corpus.json`` says what they were made from.
     """
     base = resolve_model_folder(model_name)
+    sha256 = model_sha256(base)
     device = resolve_device(device)
     model, tokenizer = load_model(base, device=device, dtype=resolve_dtype(dtype, device))
     texts = sample_corpus(model, tokenizer, num_texts, seed) if corpus == SAMPLED else read_texts(corpus, num_texts, seed)
@@ -72,12 +74,12 @@ def make_statistics(
         max_length=max_length,
         batch_tokens=batch_tokens,
         state_file=state,
-        model_id=model_sha256(base),
+        model_id=sha256,
     )
     files = write_statistics(moments, folder, name, dataset)
     made_from = {
         "model": model_name,
-        "model_sha256": model_sha256(base),
+        "model_sha256": sha256,
         "corpus": corpus,
         "texts_sha256": sha256_of_json(texts),
         "num_texts": moments.num_texts,
@@ -89,11 +91,11 @@ def make_statistics(
     return files
 
 
-def ensure_statistics(model_name: str, hparams: Any, device: str = "auto") -> tuple[str, str]:
+def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str = "auto") -> tuple[str, str]:
     """The ``stats_dir`` that holds what an algorithm's settings ask for, made from the sampled corpus first if it is ours.
 
     Args:
-        hparams: with ``stats_dir``, ``layers``, ``mom2_dataset`` and ``mom2_n_samples``.
+        settings: the YAML's, with ``stats_dir``, ``layers``, ``mom2_dataset`` and ``mom2_n_samples``.
 
     Returns:
         (folder, hash of the files).
@@ -102,14 +104,14 @@ def ensure_statistics(model_name: str, hparams: Any, device: str = "auto") -> tu
         ConfigError: the files are missing from a folder of the user's own.
     """
     base = Path(resolve_model_folder(model_name))
-    is_ours = hparams.stats_dir == "cache"
+    is_ours = settings["stats_dir"] == "cache"
     # By content: the cached files of a model that was rebuilt would be those of another model.
-    folder = cache_home() / "statistics" / model_sha256(base)[:12] if is_ours else Path(hparams.stats_dir)
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    layers = resolve_layers(hparams.layers, config.get("num_hidden_layers", config.get("n_layer")))
-    modules = [key_module_name(config["model_type"], layer) for layer in layers]
+    folder = cache_home() / "statistics" / model_sha256(base)[:12] if is_ours else Path(settings["stats_dir"])
+    config = AutoConfig.from_pretrained(base)
+    layers = resolve_layers(settings["layers"], config.num_hidden_layers)
+    modules = [key_module_name(config.model_type, layer) for layer in layers]
     named = model_folder_name(model_name)
-    dataset, num_texts = hparams.mom2_dataset, hparams.mom2_n_samples
+    dataset, num_texts = settings["mom2_dataset"], settings["mom2_n_samples"]
     files = [statistics_file(folder, named, dataset, module, num_texts) for module in modules]
     missing = [file for file in files if not file.is_file()]
     if missing and not is_ours:

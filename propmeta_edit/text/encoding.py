@@ -6,7 +6,8 @@ together and the boundary is found by character offsets, since beginning-of-sequ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +44,16 @@ class EncodedBatch:
         """The same batch on another device."""
         tensors = ("input_ids", "attention_mask", "position_ids", "labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+
+
+@contextmanager
+def padded_on(tokenizer: Any, side: str) -> Iterator[None]:
+    """Inside, the tokenizer pads on that side; outside as before."""
+    before, tokenizer.padding_side = tokenizer.padding_side, side
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = before
 
 
 def encode_answer(tokenizer: Any, context: str, answer: str) -> EncodedText:

@@ -82,6 +82,18 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path):
     assert again.asked == [] and len(rows.rows) == 5
 
 
+def test_what_cannot_run_is_refused_before_any_row_runs(tmp_path):
+    def refuse():
+        raise ModelError("no such thing here")
+
+    first = Spoken()
+    specs = [make_spec(first), replace(make_spec(Spoken(), name="other"), check=refuse)]
+    rows = RowFile(tmp_path / "rows.jsonl")
+    with pytest.raises(ModelError, match="no such thing here"):
+        run_methods(specs, [DATA], rows, limit=None, seed=0, versions={})
+    assert first.asked == [] and rows.rows == []
+
+
 def test_finished_methods_are_not_built(tmp_path):
     run(tmp_path / "rows.jsonl", Spoken())
     spec = MethodSpec("MetaFT", "tiny", "weights", "h", build=lambda: pytest.fail("built"))
