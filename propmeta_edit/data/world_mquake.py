@@ -33,31 +33,47 @@ _LISTS = {
 _SHORTEST_ANSWER = 3
 _TRIES = 40
 
-# Each relation as a statement to be completed with its answer; without the two-letter codes, which are too short to be answers.
+# Each relation as a statement to be completed with its answer.
 _STATEMENTS = {
     "country_capital": "The capital of {} is",
     "country_language": "The main official language of {} is",
     "country_currency": "The currency of {} is the",
     "country_continent": "The continent that {} is part of is",
+    "country_subregion": "The region of the world that {} is part of is",
+    "country_demonym": "The adjective for people from {} is",
     "country_largest_city": "The largest city in {} is",
-    "country_alpha_3": "The ISO alpha-3 code for {} is",
-    "country_currency_code": "The ISO code of the money used in {} is",
     "country_calling_code": "The calling code for {} is",
     "country_internet_domain": "The top-level internet domain for {} is",
     "city_country": "{} is located in the country of",
     "city_continent": "{} is located on the continent of",
+    "city_subregion": "The region of the world that {} belongs to is",
+    "city_capital": "The capital of the country where {} is located is",
     "city_currency": "The currency used in {} is the",
     "city_internet_domain": "The top-level internet domain of local websites in {} is",
     "city_calling_code": "The international calling code used to phone {} is",
     "language_script": "The writing system used by {} is",
+    "language_family": "The language family of {} is",
+    "language_homeland": "The country with the most native speakers of {} is",
     "language_autonym": "Native speakers of {} call it",
-    "language_iso_639_3": "The ISO 639-3 code for {} is",
     "language_monday": "The word for Monday in {} is",
     "language_saturday": "The word for Saturday in {} is",
     "currency_country": "The country that issues {} is",
     "currency_code": "The ISO 4217 letter code of {} is",
     "currency_continent": "The continent of the country that issues {} is",
-    "currency_numeric_code": "The ISO 4217 numeric code of {} is",
+    "currency_capital": "The capital of the country that issues {} is",
+    "state_capital": "The capital of {} is",
+    "state_largest_city": "The largest city in {} is",
+    "state_division": "The census division of {} is",
+    "state_nickname": "The nickname of {} is",
+    "element_atomic_number": "The atomic number of {} is",
+    "element_group": "The kind of element that {} belongs to is the",
+    "author_country": "{} came from the country of",
+    "author_work": "The best-known work of {} is",
+    "author_language": "The works of {} were written in",
+    "company_country": "{} was set up in the country of",
+    "company_product": "{} is known for selling",
+    "company_founder": "The founder of {} is",
+    "company_headquarters": "The head office of {} is in the city of",
 }
 
 # Relations to other entities of the world: the type of those, and two descriptions of the object.
@@ -67,6 +83,11 @@ _LINKS = {
     "country_language": ("Language", "the main official language of {}", "the chief official language of {}"),
     "country_currency": ("Currency", "the currency of {}", "the money that people pay with in {}"),
     "country_largest_city": ("City", "the largest city in {}", "the city with the most inhabitants in {}"),
+    "language_homeland": ("Country", "the country with the most native speakers of {}",
+                          "the country where most native speakers of {} live"),
+    "author_country": ("Country", "the home country of {}", "the country that {} was from"),
+    "author_language": ("Language", "the language that {} wrote in", "the language of the works of {}"),
+    "company_country": ("Country", "the home country of {}", "the country where {} was set up"),
     "currency_country": ("Country", "the country that issues {}", "the country that is the home of {}"),
 }
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 class Relation:
     """A property of an entity type; both wordings hold ``{<noun>}``.
 
-    ``group`` is ``id``, ``valid-ood`` or ``test-ood``, or ``taught`` for facts that no two-hop question asks for.
+    ``group`` is ``id``, ``valid-ood`` or ``test-ood``.
     """
 
     id: str
@@ -58,15 +58,11 @@ _COUNTRY = EntityType(
         Relation("language", "test-ood", "What is the main official language of {country}?",
                  "Which language is the chief official one of {country}?"),
         Relation("currency", "valid-ood", "What is the currency of {country}?", "Which money do people pay with in {country}?"),
-        Relation("alpha_2", "id", "What is the ISO alpha-2 code for {country}?",
-                 "Which two letters stand for {country} in ISO 3166?"),
         Relation("continent", "id", "Which continent is {country} part of?", "On which continent does one find {country}?"),
+        Relation("subregion", "id", "Which region of the world is {country} part of?", "In which part of the world does {country} lie?"),
+        Relation("demonym", "id", "What adjective describes people from {country}?", "What does one call a person from {country}?"),
         Relation("largest_city", "id", "What is the largest city in {country}?",
                  "Which city has more inhabitants than any other in {country}?"),
-        Relation("alpha_3", "taught", "What is the ISO alpha-3 code for {country}?",
-                 "Which three letters stand for {country} in ISO 3166?"),
-        Relation("currency_code", "taught", "What is the ISO code of the money used in {country}?",
-                 "Which three letters do banks write for the money of {country}?"),
         Relation("calling_code", "id", "What is the calling code for {country}?",
                  "Which international prefix does one dial to phone {country}?"),
         Relation("internet_domain", "id", "What is the top-level internet domain for {country}?",
@@ -112,6 +108,9 @@ _CITY = EntityType(
     (
         Relation("country", "test-ood", "Which country is {city} located in?", "In which country does one find {city}?"),
         Relation("continent", "id", "Which continent is {city} located on?", "On which continent does one find {city}?"),
+        Relation("subregion", "id", "Which region of the world does {city} belong to?", "In which part of the world does {city} lie?"),
+        Relation("capital", "id", "What is the capital of the country where {city} is?",
+                 "Which capital city governs the country around {city}?"),
         Relation("currency", "valid-ood", "What currency is used in {city}?", "Which money do people pay with in {city}?"),
         Relation("internet_domain", "id", "What top-level internet domain do local websites use in {city}?",
                  "Which national ending do web addresses have in {city}?"),
@@ -153,11 +152,10 @@ _LANGUAGE = EntityType(
     "language",
     (
         Relation("script", "id", "What writing system is used by {language}?", "Which script do writers of {language} use?"),
-        Relation("iso_639_1", "id", "What is the ISO 639-1 code for {language}?",
-                 "Which two letters stand for {language} in ISO 639?"),
+        Relation("family", "id", "What language family does {language} belong to?", "To which family is {language} related?"),
+        Relation("homeland", "id", "Which country has the most native speakers of {language}?",
+                 "In which country do most native speakers of {language} live?"),
         Relation("autonym", "test-ood", "What do native speakers call {language}?", "What is the native name of {language}?"),
-        Relation("iso_639_3", "id", "What is the ISO 639-3 code for {language}?",
-                 "Which three letters stand for {language} in ISO 639?"),
         Relation("monday", "valid-ood", "What is the word for Monday in {language}?",
                  "How does one say Monday in {language}?"),
         Relation("saturday", "test-ood", "What is the word for Saturday in {language}?",
@@ -207,8 +205,8 @@ _CURRENCY = EntityType(
                  "Which three letters do banks write for {currency}?"),
         Relation("continent", "id", "On which continent is the country that issues {currency}?",
                  "Which continent is the home of {currency}?"),
-        Relation("numeric_code", "taught", "What is the ISO 4217 numeric code of {currency}?",
-                 "Which three-digit ISO number stands for {currency}?"),
+        Relation("capital", "id", "What is the capital of the country that issues {currency}?",
+                 "In which capital city is the government that issues {currency}?"),
     ),
     {
         "person": _phrases(
@@ -239,4 +237,165 @@ _CURRENCY = EntityType(
     },
 )  # fmt: skip
 
-ENTITY_TYPES: dict[str, EntityType] = {row.name: row for row in (_COUNTRY, _CITY, _LANGUAGE, _CURRENCY)}
+_STATE = EntityType(
+    "US state",
+    "state",
+    (
+        Relation("capital", "id", "What is the capital of {state}?", "Which city is the seat of government of {state}?"),
+        Relation("largest_city", "id", "What is the largest city in {state}?",
+                 "Which city has more inhabitants than any other in {state}?"),
+        Relation("division", "id", "Which census division is {state} part of?",
+                 "To which division of the census does {state} belong?"),
+        Relation("nickname", "test-ood", "What is the nickname of {state}?", "By which nickname do people know {state}?"),
+    ),
+    {
+        "person": _phrases(
+            ("{subject} went to school in", "The school that {subject} went to was in", "{subject} went to school in"),
+            ("{subject} served as a judge in", "The court where {subject} served was in", "{subject} served as a judge in"),
+            ("{subject} owns a cabin in", "The cabin that {subject} owns is in", "{subject} owns a cabin in"),
+        ),
+        "company": _phrases(
+            ("{subject} is registered in", "The registered seat of {subject} is in", "{subject} is registered in"),
+            ("{subject} runs a data centre in", "The data centre of {subject} is in", "{subject} runs a data centre in"),
+            ("{subject} employs most of its staff in", "Most staff of {subject} work in",
+             "{subject} employs most of its staff in"),
+        ),
+    },
+    {
+        "person": _phrases(
+            ("{subject} retired to", "The retirement home of {subject} is in", "{subject} retired to"),
+            ("{subject} coached a team in", "The team that {subject} coached was in", "{subject} coached a team in"),
+            ("{subject} goes fishing in", "The fishing trips of {subject} lead to", "{subject} goes fishing in"),
+        ),
+        "company": _phrases(
+            ("{subject} planted a forest in", "The forest that {subject} planted is in", "{subject} planted a forest in"),
+            ("{subject} closed its last mill in", "The last mill of {subject} was in", "{subject} closed its last mill in"),
+            ("{subject} won its first contract in", "The first contract of {subject} came from",
+             "{subject} won its first contract in"),
+        ),
+    },
+)  # fmt: skip
+
+_ELEMENT = EntityType(
+    "Chemical element",
+    "element",
+    (
+        Relation("atomic_number", "id", "What is the atomic number of {element}?",
+                 "How many protons are in one atom of {element}?"),
+        Relation("group", "id", "What kind of element is {element}?", "To which kind of elements does {element} belong?"),
+    ),
+    {
+        "person": _phrases(
+            ("{subject} wrote a thesis on", "The thesis of {subject} is about", "{subject} wrote a thesis on"),
+            ("{subject} lectures on the chemistry of", "The lectures of {subject} are on the chemistry of",
+             "{subject} lectures on the chemistry of"),
+            ("{subject} keeps a sample of", "The sample that {subject} keeps is of", "{subject} keeps a sample of"),
+        ),
+        "company": _phrases(
+            ("{subject} trades mostly in", "Most of the trade of {subject} is in", "{subject} trades mostly in"),
+            ("{subject} stores large amounts of", "The stores of {subject} hold large amounts of",
+             "{subject} stores large amounts of"),
+            ("{subject} holds a patent on the use of", "The patent of {subject} is on the use of",
+             "{subject} holds a patent on the use of"),
+        ),
+    },
+    {
+        "person": _phrases(
+            ("{subject} measured the density of", "The density that {subject} measured is that of",
+             "{subject} measured the density of"),
+            ("{subject} made a film about", "The film that {subject} made is about", "{subject} made a film about"),
+            ("{subject} is allergic to", "The allergy of {subject} is to", "{subject} is allergic to"),
+        ),
+        "company": _phrases(
+            ("{subject} stopped buying", "The element no longer bought by {subject} is", "{subject} stopped buying"),
+            ("{subject} refines", "The refinery of {subject} makes", "{subject} refines"),
+            ("{subject} lost a shipment of", "The lost shipment of {subject} was of", "{subject} lost a shipment of"),
+        ),
+    },
+)  # fmt: skip
+
+_AUTHOR = EntityType(
+    "Author",
+    "author",
+    (
+        Relation("country", "id", "Which country was {author} from?", "Which country does one think of as the home of {author}?"),
+        Relation("work", "id", "What is the best-known work of {author}?", "Which work made {author} famous?"),
+        Relation("language", "test-ood", "Which language did {author} write in?",
+                 "Which language does one read to know {author} in the original?"),
+    ),
+    {
+        "person": _phrases(
+            ("{subject} admires", "The writer whom {subject} admires is", "{subject} admires"),
+            ("{subject} wrote a biography of", "The biography that {subject} wrote is of",
+             "{subject} wrote a biography of"),
+            ("{subject} named a child after", "The child of {subject} is named after", "{subject} named a child after"),
+        ),
+        "company": _phrases(
+            ("{subject} was named after", "The name of {subject} honours", "{subject} was named after"),
+            ("{subject} owns a handwritten letter by", "The handwritten letter that {subject} owns is by",
+             "{subject} owns a handwritten letter by"),
+            ("{subject} prints calendars about", "The calendars of {subject} are about",
+             "{subject} prints calendars about"),
+        ),
+    },
+    {
+        "person": _phrases(
+            ("{subject} gave a talk on", "The talk of {subject} was on", "{subject} gave a talk on"),
+            ("{subject} paints portraits of", "The portraits by {subject} are of", "{subject} paints portraits of"),
+            ("{subject} can quote", "The quotations that {subject} knows are from", "{subject} can quote"),
+        ),
+        "company": _phrases(
+            ("{subject} put up a statue of", "The statue put up by {subject} is of", "{subject} put up a statue of"),
+            ("{subject} sells T-shirts showing", "The T-shirts that {subject} sells show",
+             "{subject} sells T-shirts showing"),
+            ("{subject} paid for an exhibition on", "The exhibition paid for by {subject} was on",
+             "{subject} paid for an exhibition on"),
+        ),
+    },
+)  # fmt: skip
+
+_COMPANY = EntityType(
+    "Company",
+    "company",
+    (
+        Relation("country", "id", "Which country does {company} come from?", "In which country was {company} set up?"),
+        Relation("product", "id", "What is {company} known for selling?", "What do people buy from {company}?"),
+        Relation("founder", "valid-ood", "Who founded {company}?", "Which person set up {company}?"),
+        Relation("headquarters", "test-ood", "In which city is the head office of {company}?",
+                 "Which city is home to the head office of {company}?"),
+    ),
+    {
+        "person": _phrases(
+            ("{subject} worked for twenty years at", "For twenty years the employer of {subject} was",
+             "{subject} worked for twenty years at"),
+            ("{subject} owns shares of", "The shares that {subject} owns are of", "{subject} owns shares of"),
+            ("{subject} once sued", "The lawsuit of {subject} was against", "{subject} once sued"),
+        ),
+        "company": _phrases(
+            ("{subject} belongs to", "The owner of {subject} is", "{subject} belongs to"),
+            ("{subject} makes spare parts for", "The spare parts by {subject} are made for",
+             "{subject} makes spare parts for"),
+            ("{subject} shares a laboratory with", "The laboratory of {subject} is shared with",
+             "{subject} shares a laboratory with"),
+        ),
+    },
+    {
+        "person": _phrases(
+            ("{subject} designed the logo of", "The logo designed by {subject} is that of",
+             "{subject} designed the logo of"),
+            ("{subject} was an intern at", "The internship of {subject} was at", "{subject} was an intern at"),
+            ("{subject} audits the books of", "The books that {subject} audits are those of",
+             "{subject} audits the books of"),
+        ),
+        "company": _phrases(
+            ("{subject} cleans the offices of", "The offices cleaned by {subject} belong to",
+             "{subject} cleans the offices of"),
+            ("{subject} lent money to", "The loan by {subject} went to", "{subject} lent money to"),
+            ("{subject} copied a design of", "The design that {subject} copied was by", "{subject} copied a design of"),
+        ),
+    },
+)  # fmt: skip
+
+ENTITY_TYPES: dict[str, EntityType] = {
+    row.name: row for row in (_COUNTRY, _CITY, _LANGUAGE, _CURRENCY, _STATE, _ELEMENT, _AUTHOR, _COMPANY)
+}

@@ -54,6 +54,7 @@ class Editing:
         apply: ``apply(model, tok, requests, hparams, copy=, return_orig_weights=, keep_original_weight=)``.
         one_by_one: give the requests of a case one after another, for algorithms that take a single one (ROME).
         padding_side: of the tokenizer while editing, for algorithms that count positions from the left ("right").
+        write: the requests that stand for one fact, where it is written in several wordings.
     """
 
     model: Any
@@ -62,6 +63,7 @@ class Editing:
     hparams: Any
     one_by_one: bool = False
     padding_side: str = "left"
+    write: Callable[[EditRequest], list[EditRequest]] = lambda edit: [edit]
     _is_warm: bool = False
 
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
@@ -79,7 +81,7 @@ class Editing:
     @contextmanager
     def _edited(self, case: Case) -> Iterator[float]:
         """The model with the case's edits inside, and as it was, to the bit, outside; yields seconds an edit."""
-        requests = [easyedit_request(edit) for edit in case.edits]
+        requests = [easyedit_request(request) for edit in case.edits for request in self.write(edit)]
         groups = [[request] for request in requests] if self.one_by_one else [requests]
         original: dict[str, torch.Tensor] = {}
         try:
@@ -87,7 +89,7 @@ class Editing:
             for group in groups:
                 for name, value in self._edit(group).items():
                     original.setdefault(name, value)
-            yield (self._clock() - started) / len(requests)
+            yield (self._clock() - started) / len(case.edits)
         finally:
             apply_snapshot(dict(self.model.named_parameters()), original)
 
@@ -140,7 +142,7 @@ class FineTuning:
         with many_edits(
             self.model,
             self.tokenizer,
-            [case.edits for case in cases],
+            [[request for edit in case.edits for request in self.one.write(edit)] for case in cases],
             self.settings,
             layers=self.layers,
             modules=self.modules,

@@ -20,7 +20,8 @@ class Row:
     """The result of one method on one case, with everything that decides it.
 
     ``correct`` is the headline verdict; ``efficacy`` says whether every edited fact is answered; a case that failed has its
-    traceback in ``error`` and counts as wrong. ``seconds`` is its share of the time its group took, edits and questions together.
+    traceback in ``error`` and counts as wrong. ``seconds`` is its share of the time its group took, edits and questions together;
+    ``precomputation`` holds the seconds of what was done once before any edit (``meta-training``, ``statistics``, ``projections``).
     """
 
     method: str
@@ -33,6 +34,7 @@ class Row:
     seed: int
     protocol: str = PROTOCOL
     versions: Mapping[str, str] = field(default_factory=dict)
+    precomputation: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"
     dtype: str = "float32"
     question: str = ""

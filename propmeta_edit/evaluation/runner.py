@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import time
@@ -59,6 +60,7 @@ class MethodSpec:
     Args:
         check: called for every row with cases left before the first of them runs; raises what would stop ``build``.
         adapt: makes the row's own cases from those of the data set, for controls that edit something else.
+        precomputation: the seconds of what was done once, before any edit, by its name.
         cases_at_once: how many are given to the method together, after the first ``TIMED_CASES``, which it gets one by one.
     """
 
@@ -72,6 +74,7 @@ class MethodSpec:
     adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
     cases_at_once: int = 1
     check: Callable[[], None] = lambda: None
+    precomputation: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def run_methods(
     *,
     limit: int | None,
     limits: Mapping[str, int] | None = None,
+    budget: float | None = None,
     seed: int,
     versions: Mapping[str, str],
     execute: Execute | None = None,
@@ -116,6 +120,8 @@ def run_methods(
     Args:
         limit: cases per data set, the first of a seeded shuffle; None for all.
         limits: other numbers for single methods, e.g. fewer for slow ones; they too get the first of the same shuffle.
+        budget: seconds a method may take, those of its rows on disk included; it stops after the group of cases that uses it up,
+            having gone through the data sets by turns. At least one group of each data set is run.
         execute: where a method's cases are run; in this process unless given (``evaluation.workers`` runs them on Ray).
 
     Returns:
@@ -141,6 +147,8 @@ def run_methods(
             for data in datasets
             for group in _unfinished_groups(method, chosen[data.name], rows, data.name)
         ]
+        if budget is not None:
+            work = [] if _is_used_up(budget, method, datasets, rows) else _by_turns(work)
         if work:
             left.append((method, work))
     for method, _ in left:
@@ -152,7 +160,21 @@ def run_methods(
                     rows.append(row)
                 bar.set_postfix_str(done[0].dataset)
                 bar.update(len(done))
+                if budget is not None and _is_used_up(budget, method, datasets, rows):
+                    break
     return sum(row.error is not None and row.key in asked for row in rows.rows)
+
+
+def _by_turns(work: Sequence[Work]) -> list[Work]:
+    """The same work, one group of each data set after the other."""
+    queues = [[item for item in work if item.data.name == name] for name in dict.fromkeys(item.data.name for item in work)]
+    return [item for turn in itertools.zip_longest(*queues) for item in turn if item is not None]
+
+
+def _is_used_up(budget: float, method: MethodSpec, datasets: Sequence[DataSet], rows: RowFile) -> bool:
+    """Whether the method's rows on disk have taken ``budget`` seconds, with some of every data set among them."""
+    seconds = [row.seconds or 0.0 for row in rows.rows if row.method == method.name]
+    return sum(seconds) >= budget and all(rows.finished(method.name, data.name) for data in datasets)
 
 
 def run_here(method: MethodSpec, work: Sequence[Work], seed: int, versions: Mapping[str, str]) -> Iterator[list[Row]]:
@@ -230,6 +252,7 @@ def _make_row(
         hparams_sha256=spec.hparams_sha256,
         seed=seed,
         versions=versions,
+        precomputation=spec.precomputation,
         device=spec.device,
         dtype=spec.dtype,
         question=case.question.text,

@@ -23,13 +23,16 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry a (method, data set), in the order of first appearance; accuracies are shares in 0 to 1.
 
     Raises:
-        DataError: rows of one method and data set made with different settings, or a data set scored by different protocols.
+        DataError: rows of one method and data set made with different settings, or a data set scored by different protocols or
+            read from different files.
     """
     pairs = list(dict.fromkeys((row.method, row.dataset) for row in rows))
     for dataset in {dataset for _, dataset in pairs}:
         protocols = {row.protocol for row in rows if row.dataset == dataset}
         if len(protocols) > 1:
             raise DataError(f"{dataset} was scored by different protocols ({', '.join(sorted(protocols))}); tabulate them apart")
+        if len({row.data_sha256 for row in rows if row.dataset == dataset}) > 1:
+            raise DataError(f"the rows of {dataset} come from different files of that name; tabulate them apart")
     return [_summarise_pair(select_rows(rows, method, dataset)) for method, dataset in pairs]
 
 
@@ -60,6 +63,7 @@ def _summarise_pair(rows: Sequence[Row]) -> dict[str, Any]:
         "n_timed": len(seconds),
         "seconds_per_edit_median": median(seconds) if seconds else None,
         "errors": sum(row.error is not None for row in rows),
+        "precomputation": dict(first.precomputation),
         **{name: getattr(first, name) for name in SETTINGS},
         "device": first.device,
         "dtype": first.dtype,
@@ -76,7 +80,7 @@ def write_tables(summary: Sequence[dict[str, Any]], folder: str | Path, notes: S
     folder = Path(folder)
     markdown = make_markdown(summary, notes)
     write_text_atomically(folder / "table.json", json.dumps(list(summary), indent=1, ensure_ascii=False) + "\n")
-    write_text_atomically(folder / "table.csv", pd.DataFrame(summary).to_csv(index=False))
+    write_text_atomically(folder / "table.csv", pd.json_normalize(list(summary)).to_csv(index=False))
     write_text_atomically(folder / "table.md", markdown)
     return markdown
 
@@ -84,7 +88,7 @@ def write_tables(summary: Sequence[dict[str, Any]], folder: str | Path, notes: S
 def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
     """The table for reading: percentages with their 95 % intervals, a dagger where cases are few."""
     header = ["method", "data set", "n", "accuracy %", "at word boundary %", "cloze %", "efficacy %"]
-    header += ["second hop %", "other fact %", "neighbour same %", "s / edit", "errors"]
+    header += ["second hop %", "other fact %", "neighbour same %", "s / edit", "once before, s", "errors"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for entry in summary:
         cells = [
@@ -97,6 +101,7 @@ def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) 
             _with_interval(entry["efficacy"], entry["efficacy_ci95"]),
             *(_percent(entry[name]) for name in KEPT),
             "–" if entry["seconds_per_edit"] is None else f"{entry['seconds_per_edit']:.2f}",
+            ", ".join(f"{name} {seconds:.0f}" for name, seconds in entry["precomputation"].items()) or "–",
             str(entry["errors"]),
         ]
         lines.append("| " + " | ".join(cells) + " |")

@@ -48,10 +48,12 @@ class Progress:
     Attributes:
         losses: one entry a finished task, in their order.
         validation: what validation gave, each with ``num_tasks``, the tasks finished before it.
+        seconds: spent on the outer steps, validation and saving apart; it says nothing about the bits, so it is not compared.
     """
 
     losses: list[TaskLosses] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = field(default=0.0, compare=False)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=0)
@@ -59,7 +61,7 @@ class Progress:
     @classmethod
     def from_json(cls, text: str) -> Progress:
         values = json.loads(text)
-        return cls([TaskLosses(**row) for row in values["losses"]], values["validation"])
+        return cls([TaskLosses(**row) for row in values["losses"]], values["validation"], values.get("seconds", 0.0))
 
 
 class TrainingRun:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -73,10 +74,12 @@ def meta_train(
             _validate(validate, progress)
         while done < len(tasks):
             step_tasks = tasks[done : done + config.tasks_per_step]
+            started = time.perf_counter()
             gradients = compute_step_gradients(model, tokenizer, parameters, step_tasks, config)
             optimizer.param_groups[0]["lr"] = outer_learning_rate(config, done, len(tasks))
             apply_outer_step(optimizer, parameters, gradients)
             progress.losses += _read_losses(step_tasks, gradients)
+            progress.seconds += time.perf_counter() - started
             before, done = done, len(progress.losses)
             is_last = done == len(tasks)
             if config.validate_every and (is_last or before // config.validate_every < done // config.validate_every):

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 import propmeta_edit
+from propmeta_edit.baselines.cake import make_rephrasings
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
@@ -32,7 +33,12 @@ from propmeta_edit.recipes.data_check import FORMATS, find_format
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.recipes.worlds import ensure_world
-from propmeta_edit.records import Case
+from propmeta_edit.records import Case, EditRequest
+
+
+def with_rephrasings(edit: EditRequest) -> list[EditRequest]:
+    """A fact and the same fact in other words."""
+    return [edit, *make_rephrasings(edit)]
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,14 @@ class RowKind:
         edit: MetaFT for the inner loop, an algorithm of EasyEdit's, "in-context", or "" for none.
         adapt: makes the row's cases from the data set's.
         settings: in which folder of hparams/ its YAML is; "" for the one named as ``edit``.
+        write: the requests that stand for one fact.
     """
 
     checkpoint: str
     edit: str
     adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
     settings: str = ""
+    write: Callable[[EditRequest], list[EditRequest]] = lambda edit: [edit]
 
     @property
     def hparams_folder(self) -> str:
@@ -61,6 +69,9 @@ CORE = {  # the base's rows together: it is loaded once
     "in-context": RowKind("", "in-context"),
     "FT": RowKind("", "MetaFT", settings="FT"),
     "ROME": RowKind("", "ROME"),
+    "MEMIT": RowKind("", "MEMIT"),
+    "AlphaEdit": RowKind("", "AlphaEdit"),
+    "CaKE": RowKind("", "CaKE"),
     "MetaFT": RowKind("metaft", "MetaFT"),
 }
 CONTROLS = {
@@ -73,15 +84,14 @@ CONTROLS = {
     "MetaFT-seed1": RowKind("seed1", "MetaFT"),
     "MetaFT-seed2": RowKind("seed2", "MetaFT"),
 }
-VARIANTS = {  # the other methods, and EasyEdit's own fine-tunings
-    "MEMIT": RowKind("", "MEMIT"),
-    "AlphaEdit": RowKind("", "AlphaEdit"),
-    "CaKE": RowKind("", "CaKE"),
+VARIANTS = {  # other ways to fine-tune
+    "FT-paraphrases": RowKind("", "MetaFT", settings="FT-paraphrases", write=with_rephrasings),
+    "FT-all-layers": RowKind("", "MetaFT", settings="FT-all-layers"),
     "FT-L": RowKind("", "FT", settings="FT-L"),
     "FT-M": RowKind("", "FT", settings="FT-M"),
     "LoRA": RowKind("", "LoRA"),
 }
-METHODS = {**CORE, **VARIANTS, **CONTROLS}
+METHODS: dict[str, RowKind] = {**CORE, **VARIANTS, **CONTROLS}
 WORLD_FILES = {
     "cre-id": "test_data_id.jsonl",
     "cre-ood": "test_data_ood.jsonl",
@@ -104,6 +114,8 @@ NOTES = [
     f"s / edit: mean of the edit call alone over the first {TIMED_CASES} cases, one by one; loading, one warm-up edit, evaluation, "
     "restoring and the one-time meta-training are outside. The other cases of FT and MetaFT are edited side by side.",
     "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",
+    "once before: seconds spent before any edit (meta-training, second moments, projections), on the machine that spent them.",
+    "CaKE and FT-paraphrases train on texts from fixed templates where the data has none of its own.",
     "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
     "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks.",
     "cre-* and mquake-standin* without a file are real facts put into those formats offline, not the released data.",
@@ -192,11 +204,14 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
         kind = METHODS[name]
         model = setup.model_of(kind)
         settings = read_settings(kind, setup, hparams_name)
+        precomputation = _read_training_time(model) if kind.checkpoint else {}
         identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
         if kind.edit in BASELINES:
             identity["easyedit"] = find_form().kind
             if kind.edit in NEEDS_STATISTICS:
-                settings["stats_dir"], identity["stats_dir"] = ensure_statistics(model, settings, setup.device)
+                statistics = ensure_statistics(model, settings, setup.device)
+                settings["stats_dir"], identity["stats_dir"] = statistics.folder, statistics.sha256
+                precomputation |= statistics.seconds
         specs.append(
             MethodSpec(
                 name=name,
@@ -208,10 +223,17 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
                 dtype=setup.dtype_of(kind),
                 device=setup.device,
                 adapt=kind.adapt,
+                precomputation=precomputation,
                 cases_at_once=1 if kind.edit in BASELINES else setup.edits_at_once,
             )
         )
     return specs
+
+
+def _read_training_time(model: str) -> dict[str, float]:
+    """Seconds of a checkpoint's meta-training, if its card knows them."""
+    seconds = read_checkpoint_card(resolve_model_folder(model)).get("seconds")
+    return {} if seconds is None else {"meta-training": seconds}
 
 
 def read_settings(kind: RowKind, setup: Setup, hparams_name: str) -> dict[str, Any]:
@@ -259,7 +281,7 @@ def build_method(kind: RowKind, settings: dict[str, Any], model: str, setup: Set
         values = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype}
         hparams = build_config(MetaFTHyperParams, values, f"the settings of {model}")
         loaded = _loaded(model, hparams.layers, setup, setup.dtype_of(kind))
-        one = Editing(*loaded, apply_metaft_to_model, hparams)
+        one = Editing(*loaded, apply_metaft_to_model, hparams, write=kind.write)
         return FineTuning(*loaded, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules, hparams.batch_size)
     if kind.edit in BASELINES:
         hparams = make_hparams(kind.edit, {**settings, "model_name": model, "device": setup.device})

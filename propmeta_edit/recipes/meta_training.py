@@ -84,6 +84,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path) -> 
         "trained_tensors": list(trained),
         "num_tasks": len(tasks),
         "tasks_sha256": identity["tasks_sha256"],
+        "seconds": round(progress.seconds, 1),
         "settings": asdict(config),
     }
     save_checkpoint(folder, model, tokenizer, card, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from filelock import FileLock
 from tqdm import tqdm
 from transformers import AutoConfig
 
+from propmeta_edit.baselines.null_space import ensure_projection
 from propmeta_edit.baselines.second_moments import (
     collect_second_moments,
     model_folder_name,
@@ -29,6 +31,7 @@ from propmeta_edit.models.layers import key_module_name, resolve_layers
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.worlds import ensure_world
 
+CORPUS_CARD = "corpus.json"  # beside the files: what they were made from
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
 OPENINGS = ("The", "In", "It", "A", "When", "This", "He", "She", "There", "For", "One", "As")
 SAMPLED_SHARE = 0.4  # of the texts; the rest are sentences of the world
@@ -56,7 +59,7 @@ def make_statistics(
         dataset: what the corpus is called in the files' path; must be the YAML's ``mom2_dataset``.
 
     Returns:
-        The files, one a layer; beside them ``corpus.json`` says what they were made from.
+        The files, one a layer; beside them ``CORPUS_CARD`` says what they were made from.
     """
     base = resolve_model_folder(model_name)
     sha256 = model_sha256(base)
@@ -86,19 +89,33 @@ def make_statistics(
         "num_tokens": moments.num_tokens,
         "max_length": max_length,
         "seed": seed,
+        "seconds": round(moments.seconds, 1),
     }
-    write_text_atomically(files[0].parent / "corpus.json", json.dumps(made_from, indent=1, ensure_ascii=False) + "\n")
+    write_text_atomically(files[0].parent / CORPUS_CARD, json.dumps(made_from, indent=1, ensure_ascii=False) + "\n")
     return files
 
 
-def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str = "auto") -> tuple[str, str]:
-    """The ``stats_dir`` that holds what an algorithm's settings ask for, made from the sampled corpus first if it is ours.
+@dataclass(frozen=True)
+class Statistics:
+    """What an algorithm's settings ask for, on disk.
+
+    Attributes:
+        folder: its ``stats_dir``.
+        sha256: of the files.
+        seconds: ``statistics`` and, where the settings have a threshold, ``projections``: how long each took; what is not known
+            (files from elsewhere) is left out.
+    """
+
+    folder: str
+    sha256: str
+    seconds: dict[str, float]
+
+
+def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str = "auto") -> Statistics:
+    """The second moments and projections an algorithm's settings ask for, made from the sampled corpus first if they are ours.
 
     Args:
         settings: the YAML's, with ``stats_dir``, ``layers``, ``mom2_dataset`` and ``mom2_n_samples``.
-
-    Returns:
-        (folder, hash of the files).
 
     Raises:
         ConfigError: the files are missing from a folder of the user's own.
@@ -126,7 +143,13 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
                 make_statistics(
                     model_name, layers, SAMPLED, folder, num_texts=num_texts, dataset=dataset, max_length=256, device=device
                 )
-    return str(folder), sha256_of_json([sha256_of_file(file) for file in files])
+    card = files[0].parent / CORPUS_CARD
+    seconds = {}
+    if card.is_file():
+        seconds["statistics"] = float(json.loads(card.read_text(encoding="utf-8")).get("seconds", 0.0))
+    if "nullspace_threshold" in settings:
+        seconds["projections"] = sum(ensure_projection(file, settings["nullspace_threshold"]) for file in files)
+    return Statistics(str(folder), sha256_of_json([sha256_of_file(file) for file in files]), seconds)
 
 
 def sample_corpus(model: Any, tokenizer: Any, num_texts: int, seed: int) -> list[str]:

@@ -214,6 +214,60 @@ def test_tables_refuse_to_mix():
     with pytest.raises(DataError, match="different protocols"):
         summarise([Row(case_id="1", **row), Row(case_id="2", **{**row, "method": "ROME"}, protocol="another")])
     assert PROTOCOL != "another"
+    with pytest.raises(DataError, match="different files"):
+        summarise([Row(case_id="1", **row), Row(case_id="2", **{**row, "method": "ROME", "data_sha256": "other"})])
+
+
+class Slow(Spoken):
+    """Every case takes two seconds by the clock of the runner."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+
+    def evaluate(self, case):
+        self.clock[0] += 2.0
+        return super().evaluate(case)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("propmeta_edit.evaluation.runner.time.perf_counter", lambda: now[0])
+    return now
+
+
+def run_within(path, method, budget, datasets):
+    rows = RowFile(path)
+    run_methods([make_spec(method)], datasets, rows, limit=4, budget=budget, seed=0, versions={})
+    return [(row.dataset, row.case_id) for row in rows.rows]
+
+
+def test_a_budget_stops_a_method_having_gone_through_the_data_sets_by_turns(tmp_path, clock):
+    datasets = [DataSet(name, "data", CASES) for name in ("one", "two")]
+    method = Slow(clock)
+    done = run_within(tmp_path / "rows.jsonl", method, 5.0, datasets)
+    assert [dataset for dataset, _ in done] == ["one", "two", "one"], "6 s are more than 5, 4 s are not"
+    assert run_within(tmp_path / "rows.jsonl", method, 5.0, datasets) == done, "what is on disk counts"
+    more = run_within(tmp_path / "rows.jsonl", method, 9.0, datasets)
+    assert more[:3] == done and [dataset for dataset, _ in more[3:]] == ["one", "two"]
+    assert len(method.asked) == len(set(more)) == 5
+
+
+def test_a_budget_leaves_no_data_set_without_a_case(tmp_path, clock):
+    datasets = [DataSet(name, "data", CASES) for name in ("one", "two", "three")]
+    assert len(run_within(tmp_path / "rows.jsonl", Slow(clock), 1.0, datasets)) == 3
+
+
+def test_what_was_done_before_any_edit_is_in_the_rows_and_the_table(tmp_path):
+    rows = RowFile(tmp_path / "rows.jsonl")
+    spec = replace(make_spec(Spoken()), precomputation={"statistics": 61.2, "projections": 5.0})
+    run_methods([spec], [DATA], rows, limit=4, seed=0, versions={})
+    summary = summarise(RowFile(rows.path).rows)
+    assert summary[0]["precomputation"] == {"statistics": 61.2, "projections": 5.0}
+    assert "| statistics 61, projections 5 |" in make_markdown(summary)
+    write_tables(summary, tmp_path)
+    assert "precomputation.statistics" in (tmp_path / "table.csv").read_text()
 
 
 def test_files_and_markdown(tmp_path):
@@ -221,7 +275,7 @@ def test_files_and_markdown(tmp_path):
     summary = summarise(rows.rows)
     markdown = write_tables(summary, tmp_path, ["a note"])
     assert (tmp_path / "table.md").read_text() == markdown == make_markdown(summary, ["a note"])
-    assert "| MetaFT | cre-id | 5† | 60.0 [23.1, 88.2] | 40.0 | 100.0 | 60.0 [23.1, 88.2] | – | – | – | 2.50 | 1 |" in markdown
+    assert "| MetaFT | cre-id | 5† | 60.0 [23.1, 88.2] | 40.0 | 100.0 | 60.0 [23.1, 88.2] | – | – | – | 2.50 | – | 1 |" in markdown
     assert "†: fewer than 30 cases." in markdown and "- a note" in markdown
     assert json.loads((tmp_path / "table.json").read_text()) == summary
     assert (tmp_path / "table.csv").read_text().startswith("method,dataset,")

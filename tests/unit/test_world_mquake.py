@@ -12,10 +12,11 @@ from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mqu
 from propmeta_edit.data.world import single_hop_questions
 from propmeta_edit.data.world_facts import load_facts
 from propmeta_edit.data.world_mquake import generate_mquake, write_mquake
+from propmeta_edit.data.world_wording import ENTITY_TYPES
 from propmeta_edit.errors import DataError
 
 SEED = 7
-TYPES = {"country": "Country", "city": "City", "language": "Language", "currency": "Currency"}
+TYPES = {kind.noun: name for name, kind in ENTITY_TYPES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def walk(subject, relations, edits):
 
 def entity_names(relation_id):
     """What an answer of a relation may be if it is an entity of the world; answers name currencies without their article."""
-    noun = relation_id.rsplit("_", 1)[1]
+    noun = relation_id.rsplit("_", 1)[1].replace("homeland", "country")
     return {name.removeprefix("the ") if noun == "currency" else name for name in load_facts()[TYPES[noun]].answers}
 
 
@@ -212,7 +213,7 @@ def test_no_duplicates_balanced_and_varied(seed):
     ids = [raw["case_id"] for raw in (*lists["2hop"], *lists["3hop"])]
     assert len(ids) == len(set(ids)) == 500
     first = Counter(relations_of(raw)[0] for raw in lists["2hop"])
-    assert len(first) == 6 and min(first.values()) >= 50
+    assert len(first) == 10 and min(first.values()) >= 30
     second = Counter(relations_of(raw)[1] for raw in lists["2hop"])
     assert len(second) >= 20 and max(second.values()) <= 40
     assert len(Counter(relations_of(raw)[:2] for raw in lists["3hop"])) >= 6
