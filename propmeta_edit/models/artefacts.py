@@ -26,6 +26,8 @@ RECIPES = {
     "smollm2-135m-shuffled": "propmeta_edit.recipes.bundled:build_smollm2_shuffled",
     "smollm2-135m-seed1": "propmeta_edit.recipes.bundled:build_smollm2_seed1",
     "smollm2-135m-seed2": "propmeta_edit.recipes.bundled:build_smollm2_seed2",
+    "gemma3-270m": "propmeta_edit.recipes.bundled:build_gemma3",
+    "gemma3-270m-metaft": "propmeta_edit.recipes.bundled:build_gemma3_metaft",
 }
 
 # EasyEdit picks a loader by the words it finds in the whole path, the first of a list that fits: "gpt" gives the byte-level BPE

