@@ -56,11 +56,18 @@ class Question:
 
 @dataclass(frozen=True)
 class MetaTask:
-    """A task τ of meta-training: the inner loop learns ``target``, the outer loop scores ``related``."""
+    """A task τ of meta-training: the inner loop learns ``target``, the outer loop scores ``related``.
+
+    Args:
+        more_related: further questions that follow from the target, for an outer loss over several.
+        unrelated: a question about another subject, for an outer loss with a locality term.
+    """
 
     task_id: str
     target: EditRequest
     related: Question
+    more_related: tuple[Question, ...] = ()
+    unrelated: Question | None = None
 
 
 @dataclass(frozen=True)

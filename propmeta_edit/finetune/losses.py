@@ -23,13 +23,21 @@ def compute_answer_loss(model: Any, batch: EncodedBatch, reduction: str = "mean"
     Returns:
         [N] in nats, fp32 or the logits' dtype if that is wider.
     """
-    labels = batch.labels[:, 1:]
-    is_scored = labels != IGNORED
-    hidden = compute_hidden_states(model, batch)
-    logits = model.get_output_embeddings()(hidden[:, :-1][is_scored])  # the head only where an answer token is predicted
-    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    token_nll = F.cross_entropy(wide, labels[is_scored], reduction="none")
+    logits, is_scored = compute_answer_logits(model, batch)
+    token_nll = F.cross_entropy(logits, batch.labels[:, 1:][is_scored], reduction="none")
     return reduce_answer_tokens(token_nll, is_scored, reduction).view(num_edits, -1).mean(dim=1)
+
+
+def compute_answer_logits(model: Any, batch: EncodedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits where an answer token is predicted, and nowhere else.
+
+    Returns:
+        (logits [M, vocabulary] of all M answer tokens, fp32 or wider; which tokens they are: [B, T - 1] with M times True).
+    """
+    is_scored = batch.labels[:, 1:] != IGNORED
+    hidden = compute_hidden_states(model, batch)
+    logits = model.get_output_embeddings()(hidden[:, :-1][is_scored])  # the head only there
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, is_scored
 
 
 def reduce_answer_tokens(token_nll: torch.Tensor, is_scored: torch.Tensor, reduction: str = "mean") -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
 
 PAIRINGS = ("matched", "shuffled")
+OUTER_TERMS = ("related", "in-context", "locality", "efficacy")
 SCHEDULES = ("constant", "linear")
 
 
@@ -30,6 +31,9 @@ class MetaTrainConfig:
             null for all of a step.
         pairing: matched, or shuffled for the control in which every target has another task's question.
         num_tasks: how many tasks to train on, each once; null for all there are.
+        outer_terms: what the outer loss is the weighted sum of (``metatrain.outer_losses``): related (the paper's, alone),
+            in-context, locality, efficacy.
+        questions_per_task: related questions about a task's fact that its outer loss is averaged over; 1 in the paper.
         template: the prompt of the related question, qa (the evaluation prompt) or bare.
         loss_reduction: over answer tokens, mean or sum.
         question_choice: seeded for one related question an instance, all for every pair.
@@ -56,6 +60,8 @@ class MetaTrainConfig:
     tasks_at_once: int | None = None
     pairing: str = "matched"
     num_tasks: int | None = None
+    outer_terms: dict[str, float] = field(default_factory=lambda: {"related": 1.0})
+    questions_per_task: int = 1
     template: str = "qa"
     loss_reduction: str = "mean"
     question_choice: str = "seeded"
@@ -70,7 +76,7 @@ class MetaTrainConfig:
     def __post_init__(self) -> None:
         if self.outer_lr < 0:
             raise ConfigError(f"outer_lr must be 0 or more, got {self.outer_lr}")
-        for name in ("tasks_per_step", "save_every"):
+        for name in ("tasks_per_step", "save_every", "questions_per_task"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("tasks_at_once", "num_tasks", "validate_every", "validation_cases", "checkpoint_every"):
@@ -80,6 +86,9 @@ class MetaTrainConfig:
         for name, allowed in (("pairing", PAIRINGS), ("outer_schedule", SCHEDULES)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        unknown = sorted(set(self.outer_terms) - set(OUTER_TERMS))
+        if unknown or not self.outer_terms:
+            raise ConfigError(f"outer_terms must be weights of {', '.join(OUTER_TERMS)}, got {unknown or self.outer_terms}")
         _ = self.inner  # refuses values the loop would refuse
 
     @property

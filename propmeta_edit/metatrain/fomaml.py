@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop, set_gradients
-from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.stacking import stacked_weights
+from propmeta_edit.metatrain.outer_losses import OuterLoss
 from propmeta_edit.text.encoding import EncodedBatch
 
 
@@ -34,7 +34,7 @@ def compute_task_gradients(
     model: Any,
     parameters: Mapping[str, nn.Parameter],
     target: Sequence[EncodedBatch],
-    related: EncodedBatch,
+    outer_loss: OuterLoss,
     inner: InnerLoopSettings,
     num_tasks: int = 1,
 ) -> TaskGradients:
@@ -44,11 +44,11 @@ def compute_task_gradients(
 
     Args:
         target: batches of N target facts, task by task.
-        related: N related questions with their answers, in the same order.
+        outer_loss: L_related of the N tasks, [N], made at θ (``metatrain.outer_losses``) and called at θ_τ.
     """
     with stacked_weights(model, parameters, num_tasks) as adapted:
         losses = apply_inner_loop(model, adapted.parameters, target, inner, num_tasks)  # Eq. 2: θ -> θ_τ
-        related_losses = compute_answer_loss(model, related, inner.loss_reduction, num_tasks)
+        related_losses = outer_loss(model)
         gradients = torch.autograd.grad(related_losses.sum(), list(adapted.parameters.values()))  # Eq. 4
     return TaskGradients(adapted.sum_over_edits(gradients), losses[-1] if losses else None, related_losses.detach())
 

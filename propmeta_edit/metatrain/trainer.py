@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.curve import draw_learning_curve
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
+from propmeta_edit.metatrain.outer_losses import make_outer_loss
 from propmeta_edit.metatrain.run import Progress, TaskLosses, TrainingRun
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.records import MetaTask
-from propmeta_edit.text.encoding import encode_questions, encode_requests
+from propmeta_edit.text.encoding import encode_requests
 
 LOG = logging.getLogger(__name__)
 SMOOTHING = 0.98  # of the losses on the progress bar
@@ -33,15 +35,16 @@ def order_tasks(tasks: Sequence[MetaTask], seed: int, num_tasks: int | None, pai
     """Shuffle once with a fixed seed and take the first ``num_tasks``; each is used once.
 
     With ``pairing`` ``shuffled`` every target gets the question of the task after it: a control that keeps the form and
-    breaks the consequence.
+    breaks the consequence. The question of the task after it is also what an edit must leave alone (``MetaTask.unrelated``).
     """
     shuffled = random.Random(seed).sample(list(tasks), len(tasks))
     if num_tasks is not None and num_tasks > len(shuffled):
         raise ModelError(f"num_tasks is {num_tasks}, but the data has {len(shuffled)} tasks; lower it or generate more")
     chosen = shuffled[:num_tasks]
+    pairs = zip(chosen, [*chosen[1:], *chosen[:1]], strict=True)
     if pairing == "matched":
-        return chosen
-    return [MetaTask(t.task_id, t.target, other.related) for t, other in zip(chosen, [*chosen[1:], *chosen[:1]], strict=True)]
+        return [replace(task, unrelated=other.related) for task, other in pairs]
+    return [MetaTask(task.task_id, task.target, other.related) for task, other in pairs]
 
 
 def meta_train(
@@ -110,8 +113,8 @@ def compute_step_gradients(
     for start in range(0, len(tasks), at_once):
         some = tasks[start : start + at_once]
         target = [batch.to(model.device) for batch in encode_requests(tokenizer, [[task.target] for task in some])]
-        related = encode_questions(tokenizer, [task.related for task in some], config.template).to(model.device)
-        gradients.append(compute_task_gradients(model, parameters, target, related, config.inner, len(some)))
+        outer_loss = make_outer_loss(model, tokenizer, some, config)
+        gradients.append(compute_task_gradients(model, parameters, target, outer_loss, config.inner, len(some)))
     return gradients
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.worlds import WORLD, ensure_world
-from propmeta_edit.records import Case, MetaTask
+from propmeta_edit.records import Case, EditRequest, MetaTask
 from propmeta_edit.text.prompts import format_question
 
 EDITS_AT_ONCE = 8  # while validating; more are no faster on a CPU
@@ -42,18 +43,34 @@ def load_tasks(config: MetaTrainConfig) -> tuple[list[MetaTask], dict[str, list[
     ``config.validate_every`` asks for validation: the paper trains on all.
     """
     validation: dict[str, list[Case]] = {}
+    choice = "all" if config.questions_per_task > 1 else config.question_choice
     if config.data == WORLD:
         world = ensure_world()
-        cases = load_cre(world / "train_data_id.jsonl", question_choice=config.question_choice, seed=config.seed)
+        cases = load_cre(world / "train_data_id.jsonl", question_choice=choice, seed=config.seed)
         if config.validate_every:
             for split in ("id", "ood"):
                 validation[f"valid-{split}"] = load_cre(world / f"valid_data_{split}.jsonl", seed=config.seed)
     else:
-        cases = load_cre(config.data, question_choice=config.question_choice, seed=config.seed)
+        cases = load_cre(config.data, question_choice=choice, seed=config.seed)
         if config.validate_every:
             cases, validation = hold_out_validation(cases, config.validation_cases, config.seed)
     validation = {name: choose_cases(split, config.validation_cases, config.seed) for name, split in validation.items()}
-    return order_tasks([case.as_task() for case in cases], config.seed, config.num_tasks, config.pairing), validation
+    tasks = [case.as_task() for case in cases]
+    if config.questions_per_task > 1:
+        tasks = join_tasks(tasks, config.seed)
+    return order_tasks(tasks, config.seed, config.num_tasks, config.pairing), validation
+
+
+def join_tasks(tasks: Sequence[MetaTask], seed: int) -> list[MetaTask]:
+    """One task a fact, with all its related questions in seeded order."""
+    by_fact: dict[EditRequest, list[MetaTask]] = {}
+    for task in tasks:
+        by_fact.setdefault(task.target, []).append(task)
+    joined = []
+    for same in by_fact.values():
+        first, *others = random.Random(f"{seed}:{same[0].task_id}").sample(same, len(same))
+        joined.append(replace(first, more_related=tuple(task.related for task in others)))
+    return joined
 
 
 def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path) -> None:
@@ -162,7 +179,7 @@ def _resolve(config: MetaTrainConfig) -> MetaTrainConfig:
 
 
 def _hash_of_tasks(tasks: Sequence[MetaTask]) -> str:
-    return sha256_of_json([[t.task_id, t.target.prompt, t.target.target_new, t.related.text] for t in tasks])
+    return sha256_of_json([[t.task_id, t.target.prompt, t.target.target_new, t.related.text, *(q.text for q in t.more_related)] for t in tasks])
 
 
 @contextmanager

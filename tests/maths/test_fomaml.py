@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import tiny
 import torch
@@ -29,6 +31,11 @@ def setting(family, tokenizer):
     model = tiny.make_model(family)
     parameters = select_parameters(model, [1])
     return model, parameters, encode_requests(tokenizer, [[REQUEST]]), encode_questions(tokenizer, [QUESTION])
+
+
+def answer_loss(related, num_tasks=1):
+    """The paper's outer loss, as the outer loop calls it."""
+    return lambda model: compute_answer_loss(model, related, num_edits=num_tasks)
 
 
 def adamw_by_hand(value, gradients, lr, decay, beta1=0.9, beta2=0.999, eps=1e-8):
@@ -71,7 +78,7 @@ def test_task_gradient_is_the_plain_gradient_at_the_adapted_weights(setting):
     settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=2)
     before = snapshot(parameters)
     with only_trainable(model, parameters):
-        task = compute_task_gradients(model, parameters, target, related, settings)
+        task = compute_task_gradients(model, parameters, target, answer_loss(related), settings)
         assert all(torch.equal(p.data, before[name]) for name, p in parameters.items()), "θ must not be written, to the bit"
         at_theta = torch.autograd.grad(compute_answer_loss(model, related), list(parameters.values()))
         apply_inner_loop(model, parameters, target, settings)
@@ -90,11 +97,13 @@ def test_many_tasks_at_once_are_the_single_tasks(family, tokenizer):
     settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=3)
     with only_trainable(model, parameters):
         single = [
-            compute_task_gradients(model, parameters, encode_requests(tokenizer, [[r]]), encode_questions(tokenizer, [q]), settings)
+            compute_task_gradients(
+                model, parameters, encode_requests(tokenizer, [[r]]), answer_loss(encode_questions(tokenizer, [q])), settings
+            )
             for r, q in zip(requests, questions, strict=True)
         ]
         target, related = encode_requests(tokenizer, [[r] for r in requests]), encode_questions(tokenizer, questions)
-        together = compute_task_gradients(model, parameters, target, related, settings, num_tasks=3)
+        together = compute_task_gradients(model, parameters, target, answer_loss(related, 3), settings, num_tasks=3)
     torch.testing.assert_close(together.related_losses, torch.cat([s.related_losses for s in single]), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(together.target_losses, torch.cat([s.target_losses for s in single]), rtol=1e-6, atol=1e-7)
     for number, name in enumerate(parameters):
@@ -106,7 +115,7 @@ def test_many_tasks_at_once_are_the_single_tasks(family, tokenizer):
 def test_without_inner_learning_the_gradient_is_the_ordinary_one(setting, settings):
     model, parameters, target, related = setting
     with only_trainable(model, parameters):
-        task = compute_task_gradients(model, parameters, target, related, settings)
+        task = compute_task_gradients(model, parameters, target, answer_loss(related), settings)
         ordinary = torch.autograd.grad(compute_answer_loss(model, related), list(parameters.values()))
     for got, expected in zip(task.gradients, ordinary, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
@@ -161,11 +170,11 @@ def test_first_order_and_not_second_order_on_a_quadratic(monkeypatch):
             super().__init__(params, lr=lr)
 
     monkeypatch.setattr("propmeta_edit.finetune.inner_loop.compute_answer_loss", loss)
-    monkeypatch.setattr("propmeta_edit.metatrain.fomaml.compute_answer_loss", loss)
     monkeypatch.setattr(torch.optim, "AdamW", PlainSgd)
     settings = InnerLoopSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
     parameters = {"model.layers.0.0.weight": model.w}
-    task = compute_task_gradients(model, parameters, [(a, targets)], (b, relateds), settings, num_tasks=2)
+    related = partial(loss, batch=(b, relateds), num_edits=2)
+    task = compute_task_gradients(model, parameters, [(a, targets)], related, settings, num_tasks=2)
     adapted = [t + (1 - alpha * a) ** k * (3.0 - t) for t in targets]
     first_order = sum(b * (w - r) for w, r in zip(adapted, relateds, strict=True))
     assert task.gradients[0].item() == pytest.approx(first_order, rel=1e-12)

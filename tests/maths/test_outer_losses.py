@@ -1,0 +1,167 @@
+"""Every term of the outer loss by its definition, on whole-model logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+from torch.nn import functional as F
+
+from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.finetune.losses import compute_answer_loss
+from propmeta_edit.metatrain.config import OUTER_TERMS, MetaTrainConfig
+from propmeta_edit.metatrain.outer_losses import TERMS, make_outer_loss
+from propmeta_edit.metatrain.trainer import compute_step_gradients, order_tasks
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.recipes.meta_training import join_tasks
+from propmeta_edit.records import EditRequest, MetaTask, Question
+from propmeta_edit.text.encoding import encode_questions, encode_requests
+
+PERU = MetaTask(
+    "peru",
+    EditRequest("Ann Lee lives in", "Peru"),
+    Question("What does Ann Lee pay with?", ("sol",)),
+    (Question("What is the capital of the country that Ann Lee lives in?", ("Lima in Peru",)),),
+    Question("Where was Bob Day born?", ("Oslo",)),
+)
+GREECE = MetaTask(
+    "greece",
+    EditRequest("Smith Innovation PLC was founded in", "Greece"),
+    Question("What is the currency of the country that Smith Innovation PLC was founded in?", ("euro",)),
+    unrelated=Question("What does Ann Lee pay with?", ("sol",)),
+)
+TASKS = [PERU, GREECE]
+
+
+@pytest.fixture
+def model():
+    return tiny.make_model("llama")
+
+
+def moved(model):
+    """The same model elsewhere, as an inner loop leaves it."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in select_parameters(model, [1]).values():
+            p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    return model
+
+
+def config(**values):
+    return MetaTrainConfig(model="tiny", layers=[1], **values)
+
+
+def divergence_by_hand(before, after, tokenizer, given, asked, answer):
+    """KL(before after ``given`` ‖ after after ``asked``), token by token of the answer, the mean."""
+    tokens = tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+    total = 0.0
+    for position in range(len(tokens)):
+        log_p, log_q = (
+            F.log_softmax(m(torch.tensor([tokenizer(text)["input_ids"] + tokens[:position]])).logits[0, -1], dim=-1)
+            for m, text in ((before, given), (after, asked))
+        )
+        total += float((log_p.exp() * (log_p - log_q)).sum())
+    return total / len(tokens)
+
+
+def test_the_default_is_the_papers_loss(model, tokenizer):
+    outer_loss = make_outer_loss(model, tokenizer, TASKS, config())
+    related = encode_questions(tokenizer, [task.related for task in TASKS])
+    after = moved(model)
+    torch.testing.assert_close(outer_loss(after), compute_answer_loss(after, related, num_edits=2), rtol=0, atol=0)
+
+
+def test_several_questions_are_averaged_and_fewer_are_asked_again(model, tokenizer):
+    outer_loss = make_outer_loss(model, tokenizer, TASKS, config(questions_per_task=2))
+    [pay, capital, euro] = (
+        compute_answer_loss(model, encode_questions(tokenizer, [q]))[0] for q in (PERU.related, *PERU.more_related, GREECE.related)
+    )
+    torch.testing.assert_close(outer_loss(model), torch.stack([(pay + capital) / 2, euro]), rtol=1e-6, atol=1e-7)
+
+
+@torch.no_grad()
+def test_locality_is_the_divergence_from_theta_on_another_subject(model, tokenizer):
+    outer_loss = make_outer_loss(model, tokenizer, TASKS, config(outer_terms={"locality": 1.0}))
+    torch.testing.assert_close(outer_loss(model), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
+    before, after = tiny.make_model("llama"), moved(model)
+    prompts = [f"Question: {task.unrelated.text}\nAnswer: The answer is" for task in TASKS]
+    expected = [
+        divergence_by_hand(before, after, tokenizer, prompt, prompt, task.unrelated.answers[0])
+        for prompt, task in zip(prompts, TASKS, strict=True)
+    ]
+    assert outer_loss(after).tolist() == pytest.approx(expected, rel=1e-5)
+    assert min(expected) > 0.01
+
+
+@torch.no_grad()
+def test_in_context_term_compares_with_theta_given_the_fact(model, tokenizer):
+    outer_loss = make_outer_loss(model, tokenizer, TASKS, config(outer_terms={"in-context": 1.0}))
+    before, after = tiny.make_model("llama"), moved(model)
+    expected = []
+    for task in TASKS:
+        prompt = f"Question: {task.related.text}\nAnswer: The answer is"
+        fact = f"{task.target.prompt} {task.target.target_new}.\n"
+        expected.append(divergence_by_hand(before, after, tokenizer, fact + prompt, prompt, task.related.answers[0]))
+    assert outer_loss(after).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_terms_are_weighted_and_summed(model, tokenizer):
+    weights = {"related": 1.0, "efficacy": 0.5}
+    [facts] = encode_requests(tokenizer, [[task.target] for task in TASKS])
+    related = encode_questions(tokenizer, [task.related for task in TASKS])
+    expected = compute_answer_loss(model, related, num_edits=2) + 0.5 * compute_answer_loss(model, facts, num_edits=2)
+    torch.testing.assert_close(make_outer_loss(model, tokenizer, TASKS, config(outer_terms=weights))(model), expected)
+
+
+def test_every_term_has_a_gradient_that_agrees_with_differences(model, tokenizer):
+    parameters = select_parameters(model, [1])
+    outer_loss = make_outer_loss(model, tokenizer, TASKS, config(outer_terms=dict.fromkeys(OUTER_TERMS, 1.0)))
+    moved(model)
+    gradients = torch.autograd.grad(outer_loss(model).sum(), list(parameters.values()))
+    norm = sum(float(g.square().sum()) for g in gradients) ** 0.5
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, g in zip(parameters.values(), gradients, strict=True):
+                p.add_(g / norm, alpha=sign * 1e-3)
+            values.append(float(outer_loss(model).sum()))
+            for p, g in zip(parameters.values(), gradients, strict=True):
+                p.sub_(g / norm, alpha=sign * 1e-3)
+    assert (values[0] - values[1]) / 2e-3 == pytest.approx(norm, rel=5e-3)
+
+
+def test_a_step_with_all_terms_leaves_theta_alone_and_finds_other_gradients(model, tokenizer):
+    parameters = select_parameters(model, [1])
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    settings = {"inner_lr": 0.01, "num_inner_steps": 2}
+    [plain] = compute_step_gradients(model, tokenizer, parameters, TASKS, config(**settings))
+    everything = config(**settings, outer_terms=dict.fromkeys(OUTER_TERMS, 1.0))
+    [full] = compute_step_gradients(model, tokenizer, parameters, TASKS, everything)
+    assert all(torch.equal(p, before[name]) for name, p in parameters.items())
+    assert not torch.allclose(plain.gradients[0], full.gradients[0])
+
+
+def test_order_gives_every_task_the_question_of_the_next_as_unrelated():
+    tasks = [replace(PERU, task_id=str(n), related=Question(f"{n}?", ("a",)), unrelated=None) for n in range(5)]
+    ordered = order_tasks(tasks, seed=0, num_tasks=None)
+    assert [task.unrelated for task in ordered] == [task.related for task in (*ordered[1:], ordered[0])]
+
+
+def test_joined_tasks_have_all_questions_of_their_fact():
+    single = [MetaTask(str(n), PERU.target, Question(f"{n}?", ("a",))) for n in range(3)]
+    [joined] = join_tasks(single, seed=0)
+    assert {joined.related, *joined.more_related} == {task.related for task in single}
+    assert join_tasks(single, 0) == [joined]
+
+
+def test_bad_terms():
+    assert tuple(TERMS) == OUTER_TERMS
+    with pytest.raises(ConfigError, match="outer_terms must be weights of related, in-context, locality, efficacy, got"):
+        config(outer_terms={"relatd": 1.0})
+
+
+def test_locality_without_another_subject(model, tokenizer):
+    with pytest.raises(ModelError, match="task peru has none"):
+        make_outer_loss(model, tokenizer, [replace(PERU, unrelated=None)], config(outer_terms={"locality": 1.0}))
