@@ -9,6 +9,7 @@ from propmeta_edit.finetune.inner_loop import InnerLoopSettings
 
 PAIRINGS = ("matched", "shuffled")
 OUTER_TERMS = ("related", "in-context", "locality", "efficacy")
+ORDERS = ("first", "second")
 SCHEDULES = ("constant", "linear")
 
 
@@ -31,6 +32,7 @@ class MetaTrainConfig:
             null for all of a step.
         pairing: matched, or shuffled for the control in which every target has another task's question.
         num_tasks: how many tasks to train on, each once; null for all there are.
+        order: first, the paper's (Eq. 4), or second: the outer gradient through the inner loop; small models only.
         outer_terms: what the outer loss is the weighted sum of (``metatrain.outer_losses``): related (the paper's, alone),
             in-context, locality, efficacy.
         questions_per_task: related questions about a task's fact that its outer loss is averaged over; 1 in the paper.
@@ -60,6 +62,7 @@ class MetaTrainConfig:
     tasks_at_once: int | None = None
     pairing: str = "matched"
     num_tasks: int | None = None
+    order: str = "first"
     outer_terms: dict[str, float] = field(default_factory=lambda: {"related": 1.0})
     questions_per_task: int = 1
     template: str = "qa"
@@ -83,7 +86,7 @@ class MetaTrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, or null, got {value}")
-        for name, allowed in (("pairing", PAIRINGS), ("outer_schedule", SCHEDULES)):
+        for name, allowed in (("pairing", PAIRINGS), ("outer_schedule", SCHEDULES), ("order", ORDERS)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
         unknown = sorted(set(self.outer_terms) - set(OUTER_TERMS))

@@ -18,6 +18,7 @@ from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.curve import draw_learning_curve
+from propmeta_edit.metatrain.exact_maml import compute_exact_task_gradients
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
 from propmeta_edit.metatrain.outer_losses import make_outer_loss
 from propmeta_edit.metatrain.run import Progress, TaskLosses, TrainingRun
@@ -108,13 +109,16 @@ def compute_step_gradients(
     model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], tasks: Sequence[MetaTask], config: MetaTrainConfig
 ) -> list[TaskGradients]:
     """The gradients of one outer step's tasks, ``config.tasks_at_once`` of them side by side; no weight is changed."""
-    at_once = config.tasks_at_once or len(tasks)
+    at_once = 1 if config.order == "second" else config.tasks_at_once or len(tasks)
     gradients = []
     for start in range(0, len(tasks), at_once):
         some = tasks[start : start + at_once]
         target = [batch.to(model.device) for batch in encode_requests(tokenizer, [[task.target] for task in some])]
         outer_loss = make_outer_loss(model, tokenizer, some, config)
-        gradients.append(compute_task_gradients(model, parameters, target, outer_loss, config.inner, len(some)))
+        if config.order == "second":
+            gradients.append(compute_exact_task_gradients(model, parameters, target, outer_loss, config.inner))
+        else:
+            gradients.append(compute_task_gradients(model, parameters, target, outer_loss, config.inner, len(some)))
     return gradients
 
 

@@ -16,8 +16,9 @@ from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loo
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.exact_maml import compute_exact_task_gradients
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
-from propmeta_edit.metatrain.trainer import meta_train, outer_learning_rate
+from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, outer_learning_rate
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest, MetaTask, Question
 from propmeta_edit.text.encoding import encode_questions, encode_requests
@@ -179,6 +180,80 @@ def test_first_order_and_not_second_order_on_a_quadratic(monkeypatch):
     first_order = sum(b * (w - r) for w, r in zip(adapted, relateds, strict=True))
     assert task.gradients[0].item() == pytest.approx(first_order, rel=1e-12)
     assert task.gradients[0].item() != pytest.approx(first_order * (1 - alpha * a) ** k, rel=1e-3)
+
+
+def test_exact_maml_carries_the_factor_on_a_quadratic(monkeypatch):
+    """K SGD steps on the quadratic above: the exact gradient is (1 - αa)^K times the first-order one."""
+    a, target, b, related, alpha, k = 0.7, 1.0, 1.3, -2.0, 0.1, 4
+    model = Quadratic()
+
+    def loss(model, centre, scale):
+        w = model.model.layers[0](torch.ones(1, 1, dtype=torch.float64)).flatten()
+        return 0.5 * scale * (w - centre).square()
+
+    def plain_sgd(values, gradients, first, second, step, settings):
+        return [v - settings.inner_lr * g for v, g in zip(values, gradients, strict=True)], first, second
+
+    monkeypatch.setattr("propmeta_edit.metatrain.exact_maml._adamw", plain_sgd)
+    monkeypatch.setattr("propmeta_edit.metatrain.exact_maml.compute_answer_loss", lambda m, batch, reduction: loss(m, batch, a))
+    settings = InnerLoopSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
+    parameters = {"model.layers.0.0.weight": model.w}
+    task = compute_exact_task_gradients(model, parameters, [target], lambda m: loss(m, related, b), settings)
+    adapted = target + (1 - alpha * a) ** k * (3.0 - target)
+    assert task.gradients[0].item() == pytest.approx(b * (adapted - related) * (1 - alpha * a) ** k, rel=1e-12)
+    assert task.related_losses.item() == pytest.approx(0.5 * b * (adapted - related) ** 2, rel=1e-12)
+
+
+def test_exact_maml_is_the_derivative_of_the_whole_inner_loop(tokenizer):
+    """Against central differences of L_related(θ_τ(θ)) by the engine's own inner loop, along the gradient and a random direction.
+
+    GPT-2 in float64 all through. AdamW's first step is the sign of the gradient, so numbers whose gradient is near 0 make the
+    function rough: eps is raised to smooth it.
+    """
+    model = tiny.make_model("gpt2")
+    parameters = select_parameters(model, [1])
+    target, related = encode_requests(tokenizer, [[REQUEST]]), encode_questions(tokenizer, [QUESTION])
+    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=3, eps=1e-2)
+    exact = compute_exact_task_gradients(model, parameters, target, answer_loss(related), settings)
+    with only_trainable(model, parameters):
+        first_order = compute_task_gradients(model, parameters, target, answer_loss(related), settings)
+    torch.testing.assert_close(exact.related_losses, first_order.related_losses, rtol=1e-9, atol=0)
+    torch.testing.assert_close(exact.target_losses, first_order.target_losses, rtol=1e-9, atol=0)
+
+    def related_loss():
+        with only_trainable(model, parameters):
+            return compute_task_gradients(model, parameters, target, answer_loss(related), settings).related_losses.item()
+
+    generator = torch.Generator().manual_seed(1)
+    noise = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters.values()]
+    differs = False
+    for direction in (exact.gradients, noise):
+        norm = sum(float(d.square().sum()) for d in direction) ** 0.5
+        values = []
+        for sign in (1, -1):
+            for p, d in zip(parameters.values(), direction, strict=True):
+                p.data.add_(d / norm, alpha=sign * 1e-4)
+            values.append(related_loss())
+            for p, d in zip(parameters.values(), direction, strict=True):
+                p.data.sub_(d / norm, alpha=sign * 1e-4)
+        slope = (values[0] - values[1]) / 2e-4
+        predicted = sum(float((g * d).sum()) for g, d in zip(exact.gradients, direction, strict=True)) / norm
+        approximate = sum(float((g * d).sum()) for g, d in zip(first_order.gradients, direction, strict=True)) / norm
+        assert slope == pytest.approx(predicted, rel=1e-4, abs=1e-7)
+        differs |= abs(slope - approximate) > 1e-2 * abs(slope)
+    assert differs, "the first-order gradient must be another one, or this shows nothing"
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_second_order_step_runs_and_leaves_theta_alone(name, tokenizer):
+    model = tiny.make_model(name)
+    parameters = select_parameters(model, [1])
+    before = snapshot(parameters)
+    config = MetaTrainConfig(model="tiny", layers=[1], order="second", inner_lr=0.01, num_inner_steps=2, num_tasks=1)
+    tasks = [MetaTask("a", REQUEST, QUESTION), MetaTask("b", EditRequest("Ann Lee lives in", "Peru"), QUESTION)]
+    gradients = compute_step_gradients(model, tokenizer, parameters, tasks, config)
+    assert len(gradients) == 2 and all(torch.isfinite(g).all() for task in gradients for g in task.gradients)
+    assert all(torch.equal(p, before[n]) for n, p in parameters.items())
 
 
 def test_outer_step_is_adamw_on_the_mean_task_gradient():
