@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -120,8 +121,12 @@ def _train_base(folder: Path) -> None:
     prepare_tokenizer(tokenizer)
     before = compute_single_hop_accuracy(model, tokenizer, sample)
     save_adapter(train_single_hop_adapter(model.to(resolve_device()), tokenizer, questions, settings), folder)
-    model, _ = load_smollm2_from_gguf()
+    model, tokenizer = load_smollm2_from_gguf()
     merge_adapter(model, folder)
+    with tempfile.TemporaryDirectory() as whole:
+        save_model(model, tokenizer, Path(whole))
+        merged_sha256 = model_sha256(Path(whole))
+    prepare_tokenizer(tokenizer)
     after = compute_single_hop_accuracy(model, tokenizer, sample)
     print(f"single-hop accuracy on {len(sample)} questions: {before:.2f} before, {after:.2f} after", flush=True)
     card = {
@@ -134,6 +139,7 @@ def _train_base(folder: Path) -> None:
         "single_hop_accuracy_before": before,
         "single_hop_accuracy_after": after,
         "sha256": sha256_of_file(folder / ADAPTER),
+        "model_sha256": merged_sha256,
     }
     _write_json(folder / CARD, card)
 
