@@ -27,7 +27,8 @@ class MetaTrainConfig:
         outer_lr: β of Eq. 3.
         outer_schedule: constant, as in the paper, or linear: β falls to zero over the run's tasks.
         weight_decay: AdamW's, in both loops.
-        tasks_per_step: tasks whose gradients are averaged into one outer step; 1 is the paper's algorithm.
+        tasks_per_step: tasks whose gradients are averaged into one outer step, of each process if there are several; 1 is the
+            paper's algorithm.
         tasks_at_once: how many of them are computed side by side (each takes about five times the trained tensors in fp32);
             null for all of a step.
         pairing: matched, or shuffled for the control in which every target has another task's question.
@@ -42,6 +43,7 @@ class MetaTrainConfig:
         dtype: of the frozen rest of the model while training: float32, bfloat16, float16, or fast for bfloat16 where
             the device has it in hardware and float32 elsewhere. The trained tensors are fp32 always.
         device: auto, cpu, mps, cuda or cuda:N.
+        shard: spread the frozen blocks over the run's processes (FSDP2), for a model that does not fit on one device.
         seed: of the task order and the choice of questions.
         save_every: tasks between two saves of the state that a killed run continues from.
         validate_every: tasks between two validations, which also happen before the first task and after the last; null for none.
@@ -70,6 +72,7 @@ class MetaTrainConfig:
     question_choice: str = "seeded"
     dtype: str = "float32"
     device: str = "auto"
+    shard: bool = False
     seed: int = 0
     save_every: int = 100
     validate_every: int | None = None

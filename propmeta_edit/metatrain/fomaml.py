@@ -12,6 +12,7 @@ from torch import nn
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop, set_gradients
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.metatrain.outer_losses import OuterLoss
+from propmeta_edit.metatrain.processes import ALONE, Processes
 from propmeta_edit.text.encoding import EncodedBatch
 
 
@@ -54,11 +55,20 @@ def compute_task_gradients(
 
 
 def apply_outer_step(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tasks: Sequence[TaskGradients]
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    tasks: Sequence[TaskGradients],
+    processes: Processes = ALONE,
 ) -> None:
-    """Eq. 3: ``θ ← θ − β ∇_θ L_related(f_{θ_τ})``, AdamW for SGD, the gradient averaged over all tasks of the step."""
-    num_tasks = sum(len(task.related_losses) for task in tasks)
-    columns = zip(*(task.gradients for task in tasks), strict=True)
-    set_gradients(parameters, [torch.stack(column).sum(dim=0) / num_tasks for column in columns])
+    """Eq. 3: ``θ ← θ − β ∇_θ L_related(f_{θ_τ})``, AdamW for SGD, the gradient averaged over all tasks of the step.
+
+    Args:
+        tasks: this process's own; none if the last step has fewer tasks than there are processes.
+    """
+    num_tasks = sum(processes.join([len(task.related_losses) for task in tasks]))
+    columns = zip(*(task.gradients for task in tasks), strict=True) if tasks else [(torch.zeros_like(p),) for p in parameters.values()]
+    sums = [torch.stack(column).sum(dim=0) for column in columns]
+    processes.add_up(sums)
+    set_gradients(parameters, [total / num_tasks for total in sums])
     optimizer.step()
     set_gradients(parameters, [None] * len(parameters))

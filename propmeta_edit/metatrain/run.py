@@ -70,13 +70,16 @@ class TrainingRun:
     Args:
         folder: created if missing.
         settings: everything that decides the run's bits, as plain JSON values.
+        is_writer: False for those processes of a run that only read it.
 
     Raises:
         ConfigError: the folder belongs to a run with other settings; the message names them.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], is_writer: bool = True) -> None:
         self.folder = folder
+        if not is_writer:
+            return
         path = folder / "settings.json"
         plain = json.loads(json.dumps(settings))
         if path.is_file():

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from propmeta_edit.errors import ModelError
+from propmeta_edit.errors import ConfigError, ModelError, PropMetaError
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.curve import draw_learning_curve
 from propmeta_edit.metatrain.exact_maml import compute_exact_task_gradients
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
 from propmeta_edit.metatrain.outer_losses import make_outer_loss
+from propmeta_edit.metatrain.processes import ALONE, Processes
 from propmeta_edit.metatrain.run import Progress, TaskLosses, TrainingRun
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.records import MetaTask
@@ -30,6 +31,13 @@ LOG = logging.getLogger(__name__)
 SMOOTHING = 0.98  # of the losses on the progress bar
 
 Validate = Callable[[], dict[str, float]]  # what the model as it stands scores, by name
+
+
+class Stopped(PropMetaError):
+    """A run that was asked to stop has saved its state."""
+
+    def __init__(self, num_done: int, num_tasks: int) -> None:
+        super().__init__(f"stopped after {num_done} of {num_tasks} tasks; everything is saved, and the same command continues")
 
 
 def order_tasks(tasks: Sequence[MetaTask], seed: int, num_tasks: int | None, pairing: str = "matched") -> list[MetaTask]:
@@ -55,6 +63,8 @@ def meta_train(
     config: MetaTrainConfig,
     run: TrainingRun | None = None,
     validate: Validate | None = None,
+    processes: Processes = ALONE,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Progress:
     """Meta-train ``model`` in place (Eq. 1-4): one pass over ``tasks`` in the order given.
 
@@ -63,8 +73,12 @@ def meta_train(
     Args:
         run: where the state is saved every ``config.save_every`` tasks; a state that is there is continued, to the same bits.
         validate: called on the model after every ``config.validate_every`` tasks, before the first and after the last.
+        processes: each takes ``config.tasks_per_step`` tasks of every outer step; the first of them writes the files.
+        should_stop: asked after every outer step; if any process says so, the state is saved and the run is over.
 
     Raises:
+        ConfigError: sharded blocks, and tasks that cannot be shared out evenly.
+        Stopped: ``should_stop`` said so.
         ModelError: a loss that is not finite (the task is named), or a layer outside the model.
     """
     parameters = select_parameters(model, config.layers, config.modules)
@@ -72,29 +86,42 @@ def meta_train(
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=config.outer_lr, weight_decay=config.weight_decay, fused=True)
     progress = run.load(parameters, optimizer) if run else Progress()
     done = len(progress.losses)
-    bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05)
+    if config.shard and len(tasks) % (config.tasks_per_step * processes.count):
+        raise ConfigError(
+            f"with shard every process needs as many tasks in every step: num_tasks must be a multiple of tasks_per_step times the "
+            f"processes ({config.tasks_per_step} x {processes.count}), got {len(tasks)}"
+        )
+    bar = tqdm(
+        total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main
+    )
+    tasks_per_step = config.tasks_per_step * processes.count
+    writes = run if processes.is_main else None
     with only_trainable(model, parameters), bar:
         if done == 0 and config.validate_every:
             _validate(validate, progress)
         while done < len(tasks):
-            step_tasks = tasks[done : done + config.tasks_per_step]
+            start = done + config.tasks_per_step * processes.rank
+            own_tasks = tasks[start : min(start + config.tasks_per_step, done + tasks_per_step)]
             started = time.perf_counter()
-            gradients = compute_step_gradients(model, tokenizer, parameters, step_tasks, config)
+            gradients = compute_step_gradients(model, tokenizer, parameters, own_tasks, config)
             optimizer.param_groups[0]["lr"] = outer_learning_rate(config, done, len(tasks))
-            apply_outer_step(optimizer, parameters, gradients)
-            progress.losses += _read_losses(step_tasks, gradients)
+            apply_outer_step(optimizer, parameters, gradients, processes)
+            progress.losses += processes.join(_read_losses(own_tasks, gradients))
             progress.seconds += time.perf_counter() - started
             before, done = done, len(progress.losses)
             is_last = done == len(tasks)
             if config.validate_every and (is_last or before // config.validate_every < done // config.validate_every):
                 _validate(validate, progress)
-            if run and config.checkpoint_every and before // config.checkpoint_every < done // config.checkpoint_every:
-                run.write_checkpoint(parameters, done)
-            if run and (is_last or before // config.save_every < done // config.save_every):
-                run.save(parameters, optimizer, progress)
-                draw_learning_curve(progress, run.folder / "learning_curve.png")
+            if writes and config.checkpoint_every and before // config.checkpoint_every < done // config.checkpoint_every:
+                writes.write_checkpoint(parameters, done)
+            is_stopped = any(processes.join([should_stop()]))
+            if writes and (is_last or is_stopped or before // config.save_every < done // config.save_every):
+                writes.save(parameters, optimizer, progress)
+                draw_learning_curve(progress, writes.folder / "learning_curve.png")
             bar.set_postfix(_smoothed(progress.losses))
-            bar.update(len(step_tasks))
+            bar.update(done - before)
+            if is_stopped and not is_last:
+                raise Stopped(done, len(tasks))
     return progress
 
 
@@ -108,18 +135,34 @@ def outer_learning_rate(config: MetaTrainConfig, num_done: int, num_tasks: int) 
 def compute_step_gradients(
     model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], tasks: Sequence[MetaTask], config: MetaTrainConfig
 ) -> list[TaskGradients]:
-    """The gradients of one outer step's tasks, ``config.tasks_at_once`` of them side by side; no weight is changed."""
-    at_once = 1 if config.order == "second" else config.tasks_at_once or len(tasks)
+    """The gradients of one outer step's tasks, ``config.tasks_at_once`` of them side by side; no weight is changed.
+
+    Raises:
+        ModelError: they do not fit in memory.
+    """
+    at_once = 1 if config.order == "second" else config.tasks_at_once or len(tasks) or 1
     gradients = []
     for start in range(0, len(tasks), at_once):
         some = tasks[start : start + at_once]
-        target = [batch.to(model.device) for batch in encode_requests(tokenizer, [[task.target] for task in some])]
-        outer_loss = make_outer_loss(model, tokenizer, some, config)
-        if config.order == "second":
-            gradients.append(compute_exact_task_gradients(model, parameters, target, outer_loss, config.inner))
-        else:
-            gradients.append(compute_task_gradients(model, parameters, target, outer_loss, config.inner, len(some)))
+        try:
+            gradients.append(_compute_gradients(model, tokenizer, parameters, some, config))
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"out of memory with {len(some)} tasks at once, the first of them {some[0].task_id} ({some[0].target.prompt!r}); "
+                f"set tasks_at_once to less than {len(some)}"
+                + (" (the model itself is too large for this device: dtype bfloat16, or shard)" if len(some) == 1 else "")
+            ) from error
     return gradients
+
+
+def _compute_gradients(
+    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], some: Sequence[MetaTask], config: MetaTrainConfig
+) -> TaskGradients:
+    target = [batch.to(model.device) for batch in encode_requests(tokenizer, [[task.target] for task in some])]
+    outer_loss = make_outer_loss(model, tokenizer, some, config)
+    if config.order == "second":
+        return compute_exact_task_gradients(model, parameters, target, outer_loss, config.inner)
+    return compute_task_gradients(model, parameters, target, outer_loss, config.inner, len(some))
 
 
 def _validate(validate: Validate | None, progress: Progress) -> None:
@@ -131,6 +174,8 @@ def _validate(validate: Validate | None, progress: Progress) -> None:
 
 
 def _read_losses(tasks: Sequence[MetaTask], gradients: Sequence[TaskGradients]) -> list[TaskLosses]:
+    if not tasks:
+        return []
     related = torch.cat([some.related_losses for some in gradients]).tolist()
     seen = [some.target_losses for some in gradients if some.target_losses is not None]
     target = torch.cat(seen).tolist() if seen else [None] * len(tasks)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import random
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,6 +25,7 @@ from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.weights import apply_snapshot, only_trainable, snapshot
 from propmeta_edit.metatrain.checkpoint import save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
 from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, order_tasks
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
@@ -73,34 +76,41 @@ def join_tasks(tasks: Sequence[MetaTask], seed: int) -> list[MetaTask]:
     return joined
 
 
-def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path) -> None:
+def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, processes: Processes = ALONE) -> None:
     """Meta-train as ``config`` says and write the checkpoint into ``folder`` (use ``build_whole`` around it).
 
+    SIGTERM saves the state and ends the run with ``Stopped``.
+
     Args:
+        folder: written by the first process alone.
         training: the folder of the run while it goes on; a run that was killed there is continued. At the end its curve, log
             and scheduled checkpoints are in ``folder/training``.
     """
-    config = _resolve(config)
+    config = _resolve(config, processes)
     tasks, validation = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
-    identity = {**asdict(config), "base_sha256": model_sha256(base_folder), "tasks_sha256": _hash_of_tasks(tasks)}
-    run = TrainingRun(training, identity)
-    with logged_to(training / "log.txt"):
-        model, tokenizer = load_model(
-            base_folder, device=config.device, dtype=config.dtype, layers=config.layers, modules=config.modules
-        )
+    kept = {key: value for key, value in asdict(config).items() if key != "device"}
+    sums = {"base_sha256": model_sha256(base_folder), "tasks_sha256": _hash_of_tasks(tasks)}
+    run = TrainingRun(training, {**kept, **sums, "processes": processes.count}, is_writer=processes.is_main)
+    processes.wait()
+    with logged_to(training / "log.txt" if processes.is_main else None), stopped_by_sigterm() as should_stop:
+        model, tokenizer = _load_for_training(config, base_folder, processes)
         validate = partial(compute_edited_accuracy, model, tokenizer, config, validation)
-        progress = meta_train(model, tokenizer, tasks, config, run, validate)
+        progress = meta_train(model, tokenizer, tasks, config, run, validate, processes, should_stop)
+    if not processes.is_main:
+        return
     trained = snapshot(select_parameters(model, config.layers, config.modules))
-    if config.dtype != "float32":  # the frozen rest was rounded for speed; what is stored must be the base's own
+    # The frozen rest was rounded for speed, or is spread over the processes; what is stored must be the base's own.
+    if config.dtype != "float32" or config.shard:
         model, _ = load_model(base_folder, dtype="auto", layers=config.layers, modules=config.modules)
         apply_snapshot(dict(model.named_parameters()), trained)
     card = {
         "base_model": config.model,
-        "base_sha256": identity["base_sha256"],
+        "base_sha256": sums["base_sha256"],
         "trained_tensors": list(trained),
         "num_tasks": len(tasks),
-        "tasks_sha256": identity["tasks_sha256"],
+        "tasks_sha256": sums["tasks_sha256"],
+        "processes": processes.count,
         "seconds": round(progress.seconds, 1),
         "settings": asdict(config),
     }
@@ -111,8 +121,36 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path) -> 
 def train_to_folder(config: MetaTrainConfig, output: Path) -> None:
     """``run_meta_training`` into a new folder, beside which ``<output>.training`` is kept until the checkpoint is whole."""
     training = training_folder(output)
-    build_whole(output, lambda partial: run_meta_training(config, partial, training))
+    processes = find_processes(config.device)
+    if not processes.is_main:
+        run_meta_training(config, output, training, processes)
+        return
+    build_whole(output, lambda partial: run_meta_training(config, partial, training, processes))
     shutil.rmtree(training, ignore_errors=True)
+
+
+def _load_for_training(config: MetaTrainConfig, folder: str, processes: Processes) -> tuple[Any, Any]:
+    """The model where this process computes, its frozen blocks sharded if the settings say so."""
+    chosen: dict[str, Any] = {"layers": config.layers, "modules": config.modules}
+    if not config.shard or processes.count == 1:
+        return load_model(folder, device=config.device, dtype=config.dtype, **chosen)
+    model, tokenizer = load_model(folder, dtype=config.dtype, **chosen)
+    shard_frozen_blocks(model, select_parameters(model, **chosen), processes)
+    return model.to(config.device), tokenizer
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM (a scheduler's time limit) only sets what the yielded function tells; outside it does what it did."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def training_folder(output: Path) -> Path:
@@ -122,7 +160,7 @@ def training_folder(output: Path) -> Path:
 
 def plan_meta_training(config: MetaTrainConfig, steps: int = 3) -> str:
     """What a run would do and cost, from a few timed steps that change nothing."""
-    config = _resolve(config)
+    config = _resolve(config, processes)
     tasks, validation = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
     model, tokenizer = load_model(
@@ -172,19 +210,24 @@ def compute_edited_accuracy(
     return scores
 
 
-def _resolve(config: MetaTrainConfig) -> MetaTrainConfig:
+def _resolve(config: MetaTrainConfig, processes: Processes = ALONE) -> MetaTrainConfig:
     """The settings with the device and dtype they mean on this machine."""
-    device = resolve_device(config.device)
+    device = processes.device or resolve_device(config.device)
     return replace(config, device=device, dtype=resolve_dtype(config.dtype, device))
 
 
 def _hash_of_tasks(tasks: Sequence[MetaTask]) -> str:
-    return sha256_of_json([[t.task_id, t.target.prompt, t.target.target_new, t.related.text, *(q.text for q in t.more_related)] for t in tasks])
+    return sha256_of_json(
+        [[t.task_id, t.target.prompt, t.target.target_new, t.related.text, *(q.text for q in t.more_related)] for t in tasks]
+    )
 
 
 @contextmanager
-def logged_to(path: Path) -> Iterator[None]:
-    """Inside, the package's log lines go to a file too, after those that are there."""
+def logged_to(path: Path | None) -> Iterator[None]:
+    """Inside, the package's log lines go to a file too, after those that are there; None for no file."""
+    if path is None:
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

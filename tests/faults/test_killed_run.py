@@ -126,3 +126,31 @@ def test_kill_9_ten_times_gives_the_same_bits(tokenizer, tmp_path):
     first, second = (json.loads((tmp_path / name / "progress.json").read_text()) for name in ("whole", "killed"))
     assert first["seconds"] > 0 and second["seconds"] > 0
     assert first["losses"] == second["losses"] and len(first["losses"]) == 240 and first["validation"] == second["validation"]
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_goes_on(tokenizer, tmp_path):
+    """A scheduler's time limit: the state of the step that was under way is on disk, and the final bits are the same."""
+    base = tmp_path / "base"
+    tiny.make_model("llama", dtype=torch.float32).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    records = generate_world(0, {"train": 120})["train"]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    def start(output):
+        command = [sys.executable, "-m", "propmeta_edit.cli", "meta-train", "--model", str(base), "--data"]
+        command += [str(tmp_path / "train.jsonl"), "--output", str(tmp_path / output), "--layers", "[1]", "--device", "cpu"]
+        command += ["--inner_lr", "0.01", "--outer_lr", "0.01", "--save_every", "10"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    process = start("stopped")
+    state = tmp_path / "stopped.training" / STATE
+    deadline = time.time() + 60
+    while not state.exists() and time.time() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "everything is saved, and the same command continues" in errors
+    assert start("stopped").wait(timeout=300) == 0 and start("whole").wait(timeout=300) == 0
+    first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
+    assert sha256_of_file(first) == sha256_of_file(second)
