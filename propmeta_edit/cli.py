@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -22,6 +23,7 @@ def make_parser() -> ArgumentParser:
     verbs = parser.add_subcommands(dest="verb", required=True)
     verbs.add_subcommand("prepare", _prepare_parser(), help="build the bundled models in the cache folder")
     verbs.add_subcommand("meta-train", _meta_train_parser(), help="meta-train a model (once, offline)")
+    verbs.add_subcommand("choose-layer", _choose_layer_parser(), help="find the layer to meta-train, on validation")
     verbs.add_subcommand("rebuild", _rebuild_parser(), help="train the bundled models' compact files anew")
     data = ArgumentParser(description="Look into data files: CRE, MQuAKE and its kin, CaKE's, and EasyEdit's own.")
     verbs.add_subcommand("data", data, help="look into a data file before running on it: data check FILE")
@@ -59,6 +61,23 @@ def _meta_train_parser() -> ArgumentParser:
     parser.add_argument(
         "--dry-run", action="store_true", help="time a few tasks, say what the run would take in memory and time, and stop"
     )
+    parser.add_class_arguments(MetaTrainConfig)
+    return parser
+
+
+def _choose_layer_parser() -> ArgumentParser:
+    from propmeta_edit.metatrain.config import MetaTrainConfig
+    from propmeta_edit.models.layers import MODULE_CHOICES
+
+    parser = ArgumentParser(
+        description="Choose the layer (and modules) to meta-train by successive halving on validation cases: each candidate gets a "
+        "few tasks, the better half twice as many, until one is left. Settings as for meta-train. A stopped search continues.",
+    )
+    parser.add_argument("--config", action="config", help="a YAML file, e.g. hparams/MetaTrain/smollm2-135m.yaml")
+    parser.add_argument("--candidates", type=list[int], required=True, help="0-based layers, e.g. [2,5,8,11]")
+    parser.add_argument("--module-choices", type=list[str], default=["attention+mlp"], help=f"of {', '.join(MODULE_CHOICES)}")
+    parser.add_argument("--first-tasks", type=int, default=80, help="tasks of each candidate in the first round")
+    parser.add_argument("--output", type=str, required=True, help="folder of the search")
     parser.add_class_arguments(MetaTrainConfig)
     return parser
 
@@ -110,14 +129,30 @@ def _run_prepare(options: Namespace) -> None:
         print(f"{name}: {ensure_artefact(name)}", flush=True)
 
 
-def _run_meta_train(options: Namespace) -> None:
+def _read_config(options: Namespace, verb: str) -> Any:
     from propmeta_edit.config import build_config
-    from propmeta_edit.errors import ModelError
     from propmeta_edit.metatrain.config import MetaTrainConfig
-    from propmeta_edit.recipes.meta_training import plan_meta_training, train_to_folder
 
     names = [field.name for field in dataclasses.fields(MetaTrainConfig)]
-    config = build_config(MetaTrainConfig, {name: options[name] for name in names}, "meta-train")
+    return build_config(MetaTrainConfig, {name: options[name] for name in names}, verb)
+
+
+def _run_choose_layer(options: Namespace) -> None:
+    from propmeta_edit.recipes.layer_choice import PICTURE, choose_layer
+
+    config, folder = _read_config(options, "choose-layer"), Path(options.output)
+    scores = choose_layer(config, options.candidates, options.module_choices, options.first_tasks, folder)
+    for score in scores:
+        splits = ", ".join(f"{name} {100 * value:.1f}" for name, value in score.splits.items())
+        print(f"{score.num_tasks:>6} tasks  layer {score.layer:>2} {score.modules:<14} {100 * score.accuracy:5.1f} %  ({splits})")
+    print(f"chosen: layers: [{scores[-1].layer}], modules: {scores[-1].modules}; picture: {folder / PICTURE}", flush=True)
+
+
+def _run_meta_train(options: Namespace) -> None:
+    from propmeta_edit.errors import ModelError
+    from propmeta_edit.recipes.meta_training import plan_meta_training, train_to_folder
+
+    config = _read_config(options, "meta-train")
     output = Path(options.output or f"checkpoints/{Path(config.model).name}-metaft")
     if options.dry_run:
         print(plan_meta_training(config), flush=True)
@@ -173,6 +208,7 @@ def _run_export(options: Namespace) -> None:
 RUNNERS = {
     "prepare": _run_prepare,
     "meta-train": _run_meta_train,
+    "choose-layer": _run_choose_layer,
     "rebuild": _run_rebuild,
     "data": _run_data,
     "statistics": _run_statistics,

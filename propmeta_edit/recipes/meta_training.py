@@ -86,7 +86,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
         training: the folder of the run while it goes on; a run that was killed there is continued. At the end its curve, log
             and scheduled checkpoints are in ``folder/training``.
     """
-    config = _resolve(config, processes)
+    config = resolve(config, processes)
     tasks, validation = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
     kept = {key: value for key, value in asdict(config).items() if key != "device"}
@@ -160,7 +160,7 @@ def training_folder(output: Path) -> Path:
 
 def plan_meta_training(config: MetaTrainConfig, steps: int = 3) -> str:
     """What a run would do and cost, from a few timed steps that change nothing."""
-    config = _resolve(config, processes)
+    config = resolve(config, processes)
     tasks, validation = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
     model, tokenizer = load_model(
@@ -210,7 +210,7 @@ def compute_edited_accuracy(
     return scores
 
 
-def _resolve(config: MetaTrainConfig, processes: Processes = ALONE) -> MetaTrainConfig:
+def resolve(config: MetaTrainConfig, processes: Processes = ALONE) -> MetaTrainConfig:
     """The settings with the device and dtype they mean on this machine."""
     device = processes.device or resolve_device(config.device)
     return replace(config, device=device, dtype=resolve_dtype(config.dtype, device))

@@ -1,0 +1,118 @@
+"""Which layer to meta-train, chosen on validation by successive halving: the test splits are never read.
+
+Every candidate is meta-trained on a few tasks; the better half goes on to twice as many, from where it stopped, until one is left.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.files import write_text_atomically, written_whole
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.run import TrainingRun
+from propmeta_edit.metatrain.trainer import meta_train
+from propmeta_edit.models.artefacts import resolve_model_folder
+from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.recipes.meta_training import compute_edited_accuracy, load_tasks, logged_to, resolve
+
+RESULTS, PICTURE = "results.json", "layers.png"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A candidate after ``num_tasks`` tasks: ``accuracy`` is the mean over the validation splits, ``splits`` each of them."""
+
+    layer: int
+    modules: str
+    num_tasks: int
+    accuracy: float
+    splits: dict[str, float]
+
+    @property
+    def candidate(self) -> tuple[int, str]:
+        return self.layer, self.modules
+
+
+def choose_layer(
+    config: MetaTrainConfig, layers: Sequence[int], modules: Sequence[str], first_tasks: int, folder: Path
+) -> list[Score]:
+    """Run the halving in ``folder`` and draw it; a stopped one continues there.
+
+    Args:
+        config: of the meta-training; its ``layers``, ``modules`` and ``num_tasks`` are set here. The outer rate is held constant,
+            since a schedule that ends with the run would favour short ones.
+        layers, modules: every combination is a candidate.
+        first_tasks: of each candidate in the first round, at least one outer step.
+
+    Returns:
+        All scores, round by round; the last one is the choice.
+
+    Raises:
+        ConfigError: no candidates, or settings with which nothing can be told apart.
+    """
+    candidates = [(layer, choice) for layer in layers for choice in modules]
+    if not candidates or first_tasks < config.tasks_per_step:
+        raise ConfigError(
+            f"choosing needs candidates and at least one outer step ({config.tasks_per_step} tasks) of each, got layers "
+            f"{list(layers)}, modules {list(modules)} and {first_tasks} tasks"
+        )
+    config = resolve(replace(config, outer_schedule="constant", validate_every=config.validate_every or first_tasks))
+    scores: list[Score] = []
+    num_tasks = first_tasks
+    while candidates:
+        this_round = [_score(config, candidate, num_tasks, folder) for candidate in candidates]
+        scores += this_round
+        _write(scores, folder)
+        ranked = sorted(this_round, key=lambda score: score.accuracy, reverse=True)
+        candidates = [score.candidate for score in ranked[: len(ranked) // 2]] if len(ranked) > 1 else []
+        num_tasks *= 2
+    return scores
+
+
+def _score(config: MetaTrainConfig, candidate: tuple[int, str], num_tasks: int, folder: Path) -> Score:
+    """Meta-train a candidate up to ``num_tasks``, going on from where it is, and validate; what is on disk is not done again."""
+    layer, modules = candidate
+    own = folder / f"layer-{layer:02d}-{modules}"
+    result = own / f"tasks-{num_tasks}.json"
+    if result.is_file():
+        return Score(**json.loads(result.read_text(encoding="utf-8")))
+    config = replace(config, layers=[layer], modules=modules, num_tasks=num_tasks, save_every=num_tasks)
+    tasks, validation = load_tasks(config)
+    base = resolve_model_folder(config.model)
+    # How far a candidate has got is not among the settings that decide its bits up to there.
+    settings = {**asdict(replace(config, num_tasks=None, save_every=1, device="auto")), "base_sha256": model_sha256(base)}
+    run = TrainingRun(own, settings)
+    with logged_to(own / "log.txt"):
+        model, tokenizer = load_model(base, device=config.device, dtype=config.dtype, layers=[layer], modules=modules)
+        meta_train(model, tokenizer, tasks, replace(config, validate_every=None), run)
+        splits = compute_edited_accuracy(model, tokenizer, config, validation)
+    score = Score(layer, modules, num_tasks, sum(splits.values()) / len(splits), splits)
+    write_text_atomically(result, json.dumps(asdict(score)) + "\n")
+    return score
+
+
+def _write(scores: Sequence[Score], folder: Path) -> None:
+    write_text_atomically(folder / RESULTS, json.dumps([asdict(score) for score in scores], indent=1) + "\n")
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes: Any = figure.subplots()
+    rounds = sorted({score.num_tasks for score in scores})
+    markers = dict(zip(dict.fromkeys(score.modules for score in scores), "osD", strict=False))
+    for number, num_tasks in enumerate(rounds):
+        shade = str(0.75 * (1 - (number + 1) / len(rounds)))
+        for modules, marker in markers.items():
+            own = sorted((s for s in scores if (s.num_tasks, s.modules) == (num_tasks, modules)), key=lambda s: s.layer)
+            if own:
+                line = "-" if len(own) > 1 else ""
+                label = f"{modules}, {num_tasks} tasks"
+                axes.plot([s.layer for s in own], [100 * s.accuracy for s in own], line, marker=marker, color=shade, label=label)
+    axes.set(xlabel="layer", ylabel="validation accuracy after an edit, %")
+    axes.legend(fontsize="small")
+    with written_whole(folder / PICTURE) as file:
+        figure.savefig(file, format="png", dpi=150)

@@ -1,0 +1,65 @@
+"""Successive halving over layers: who goes on, what is not done twice, and that the test splits stay unread."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny
+import torch
+
+from propmeta_edit.cli import main
+from propmeta_edit.data.world import generate_world
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.recipes import layer_choice
+from propmeta_edit.recipes.layer_choice import choose_layer
+
+ACCURACIES = {0: 0.2, 1: 0.5}
+
+
+@pytest.fixture
+def config(tmp_path, tokenizer):
+    base = tmp_path / "base"
+    tiny.make_model("llama", dtype=torch.float32).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    records = generate_world(0, {"train": 40})["train"]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = str(tmp_path / "train.jsonl")
+    return MetaTrainConfig(
+        model=str(base), data=data, inner_lr=0.01, num_inner_steps=1, tasks_per_step=2, device="cpu", validation_cases=4
+    )
+
+
+def test_the_better_half_goes_on_and_what_is_done_stays_done(config, tmp_path, monkeypatch):
+    """The scores are made up, the meta-training is not."""
+    asked = []
+
+    def compute(model, tokenizer, own, validation):
+        asked.append((own.layers[0], own.num_tasks))
+        return {"valid-id": ACCURACIES[own.layers[0]], "valid-ood": ACCURACIES[own.layers[0]]}
+
+    monkeypatch.setattr(layer_choice, "compute_edited_accuracy", compute)
+    scores = choose_layer(config, [0, 1], ["attention", "mlp"], 2, tmp_path / "search")
+    assert [(s.layer, s.num_tasks) for s in scores] == [(0, 2), (0, 2), (1, 2), (1, 2), (1, 4), (1, 4), (1, 8)]
+    assert scores[-1].accuracy == 0.5
+    assert len(asked) == 7
+    assert choose_layer(config, [0, 1], ["attention", "mlp"], 2, tmp_path / "search") == scores
+    assert len(asked) == 7, "a finished search does nothing"
+    assert json.loads((tmp_path / "search" / "results.json").read_text())[0]["num_tasks"] == 2
+    assert (tmp_path / "search" / "layers.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_command(config, tmp_path, capsys):
+    options = ["--model", config.model, "--data", config.data, "--device", "cpu", "--validation_cases", "4"]
+    options += ["--inner_lr", "0.01", "--num_inner_steps", "1"]
+    assert main(["choose-layer", *options, "--candidates", "[0,1]", "--first-tasks", "2", "--output", str(tmp_path / "s")]) == 0
+    printed = capsys.readouterr().out
+    assert "chosen: layers: [" in printed and printed.count(" tasks  layer ") == 3
+
+
+def test_bad_searches(config, tmp_path):
+    with pytest.raises(ConfigError, match="at least one outer step \\(2 tasks\\)"):
+        choose_layer(config, [0], ["mlp"], 1, tmp_path)
+    with pytest.raises(ConfigError, match="needs candidates"):
+        choose_layer(config, [], ["mlp"], 4, tmp_path)
