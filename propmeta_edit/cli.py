@@ -29,6 +29,7 @@ def make_parser() -> ArgumentParser:
     verbs.add_subcommand("data", data, help="look into a data file before running on it: data check FILE")
     verbs.add_subcommand("statistics", _statistics_parser(), help="gather the second moments that MEMIT and AlphaEdit need")
     verbs.add_subcommand("export", _export_parser(), help="write a meta-tuned checkpoint in another dtype and say what it costs")
+    verbs.add_subcommand("expand", _expand_parser(), help="put a compact checkpoint and its base together")
     _add_data_actions(data)  # a level is complete before the next begins
     return parser
 
@@ -119,6 +120,17 @@ def _export_parser() -> ArgumentParser:
     parser.add_argument("checkpoint", type=str, help="a meta-tuned folder or bundled name")
     parser.add_argument("--output", type=str, required=True, help="folder for the copy; must not exist yet")
     parser.add_argument("--dtype", type=str, default="bfloat16", help="bfloat16, float16 or float32")
+    parser.add_argument(
+        "--compact", action="store_true", help="only the trained tensors, unrounded, with the base's name and hash: what to upload"
+    )
+    return parser
+
+
+def _expand_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Turn a compact checkpoint back into an ordinary model folder, with its base's weights.")
+    parser.add_argument("compact", type=str, help="a folder that export --compact wrote")
+    parser.add_argument("--output", type=str, required=True, help="folder for the checkpoint; must not exist yet")
+    parser.add_argument("--base", type=str, help="the base model, if not where the card says")
     return parser
 
 
@@ -196,13 +208,24 @@ def _run_statistics(options: Namespace) -> None:
 
 
 def _run_export(options: Namespace) -> None:
-    from propmeta_edit.metatrain.checkpoint import export_checkpoint
+    from propmeta_edit.metatrain.checkpoint import export_checkpoint, export_compact
 
+    if options.compact:
+        size = export_compact(options.checkpoint, Path(options.output))
+        print(f"wrote {options.output}: {size / 2**20:.1f} MiB of trained tensors", flush=True)
+        return
     cost = export_checkpoint(options.checkpoint, Path(options.output), options.dtype)
     print(
         f"wrote {options.output} in {options.dtype}: trained tensors are off by at most {cost['max_abs_error']:.2e} "
         f"({100 * cost['relative_error']:.3f} % of their norm); for further edits use the fp32 checkpoint"
     )
+
+
+def _run_expand(options: Namespace) -> None:
+    from propmeta_edit.metatrain.checkpoint import expand_compact
+
+    expand_compact(Path(options.compact), Path(options.output), options.base)
+    print(f"wrote {options.output}", flush=True)
 
 
 RUNNERS = {
@@ -213,6 +236,7 @@ RUNNERS = {
     "data": _run_data,
     "statistics": _run_statistics,
     "export": _run_export,
+    "expand": _run_expand,
 }
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.run import Progress
@@ -15,6 +18,7 @@ from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
 from propmeta_edit.models.loading import CHECKPOINT_CARD, DTYPES, load_model, model_sha256, read_checkpoint_card, save_model
 
 PROGRESS = "progress.json"  # losses and validation, task by task
+TRAINED = "trained.safetensors"  # of a compact folder
 
 
 def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str, Any], progress: Progress) -> None:
@@ -81,6 +85,69 @@ def export_checkpoint(source: str, destination: Path, dtype: str) -> dict[str, f
 
     build_whole(destination, build)
     return cost
+
+
+def export_compact(source: str, destination: Path) -> int:
+    """Write what meta-training moved and nothing else, in a new folder: what one uploads. Returns its bytes of tensors.
+
+    Beside ``TRAINED`` there are the card, with the base and its hash, the losses and the model card.
+
+    Raises:
+        ModelError: no meta-tuned checkpoint, or ``destination`` exists.
+    """
+    if destination.exists():
+        raise ModelError(f"{destination} exists; choose another folder")
+    folder = Path(resolve_model_folder(source))
+    card = read_checkpoint_card(folder)
+    model, _ = load_model(str(folder))
+    parameters = dict(model.named_parameters())
+    trained = {name: parameters[name].detach().contiguous() for name in card["trained_tensors"]}
+
+    def build(partial: Path) -> None:
+        save_file(trained, partial / TRAINED)
+        (partial / CHECKPOINT_CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for name in (PROGRESS, "README.md"):
+            shutil.copy(folder / name, partial / name)
+
+    build_whole(destination, build)
+    return sum(value.numel() * value.element_size() for value in trained.values())
+
+
+def expand_compact(source: Path, destination: Path, base: str | None = None) -> None:
+    """The whole checkpoint again, from its compact folder and its base; the same bits as before.
+
+    Args:
+        base: the base model if it is to be had elsewhere than the card says.
+
+    Raises:
+        ModelError: no compact folder, a base with other weights, or ``destination`` exists.
+    """
+    if destination.exists():
+        raise ModelError(f"{destination} exists; choose another folder")
+    card = read_checkpoint_card(source)
+    base_folder = resolve_model_folder(base or card["base_model"])
+    if model_sha256(base_folder) != card["base_sha256"]:
+        raise ModelError(
+            f"{base or card['base_model']} has other weights than the base of {source} (sha256 {card['base_sha256'][:12]}...); "
+            "name the right one with --base"
+        )
+    try:
+        trained = load_file(source / TRAINED)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{source / TRAINED} is missing or damaged ({error}); it is what propmeta-edit export --compact writes") from error
+    model, tokenizer = load_model(base_folder, dtype="auto")
+    parameters = dict(model.named_parameters())
+    if set(trained) != set(card["trained_tensors"]) or not set(trained) <= set(parameters):
+        raise ModelError(f"{source / TRAINED} does not hold the tensors its card names; export it again")
+    with torch.no_grad():
+        for name, value in trained.items():
+            parameters[name].data = value
+
+    def build(partial: Path) -> None:
+        progress = Progress.from_json((source / PROGRESS).read_text(encoding="utf-8"))
+        save_checkpoint(partial, model, tokenizer, card, progress)
+
+    build_whole(destination, build)
 
 
 def _rounding_cost(exact: Mapping[str, torch.Tensor], rounded: Mapping[str, torch.Tensor]) -> dict[str, float]:

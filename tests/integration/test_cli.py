@@ -330,3 +330,28 @@ def test_a_sampled_corpus_holds_the_models_own_text_and_the_worlds(base):
     from_model = [text for text in texts if text.startswith(OPENINGS) and "Answer" not in text]
     assert len(from_model) >= 8
     assert any(text.startswith("Question: ") for text in texts)
+
+
+def test_compact_export_and_back_gives_the_same_bits(base, tmp_path, capsys):
+    assert meta_train(base, tmp_path) == 0
+    out, compact, again = tmp_path / "out", tmp_path / "compact", tmp_path / "again"
+    assert main(["export", str(out), "--compact", "--output", str(compact)]) == 0
+    assert sorted(p.name for p in compact.iterdir()) == ["README.md", "metaft.json", "progress.json", "trained.safetensors"]
+    trained = load_file(compact / "trained.safetensors")
+    assert set(trained) == set(json.loads((out / "metaft.json").read_text())["trained_tensors"])
+    assert main(["expand", str(compact), "--output", str(again)]) == 0
+    assert (out / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert json.loads((out / "metaft.json").read_text()) == json.loads((again / "metaft.json").read_text())
+    assert load_model(str(again))[0].dtype == torch.float32
+    capsys.readouterr()
+    other = tmp_path / "other"
+    tiny.make_model("llama", dtype=torch.float32, seed=5).save_pretrained(other)
+    load_model(str(base))[1].save_pretrained(other)
+    assert main(["expand", str(compact), "--output", str(tmp_path / "wrong"), "--base", str(other)]) == 2
+    assert "has other weights than the base of" in capsys.readouterr().err
+    assert main(["expand", str(base), "--output", str(tmp_path / "wrong")]) == 2
+    assert "is not a meta-tuned checkpoint" in capsys.readouterr().err
+    (compact / "trained.safetensors").write_bytes(b"half")
+    assert main(["expand", str(compact), "--output", str(tmp_path / "wrong")]) == 2
+    assert "is missing or damaged" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()
