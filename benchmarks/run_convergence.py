@@ -41,7 +41,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--layers", default="5", help="comma-separated (default %(default)s)")
     parser.add_argument("--corpus", default=SAMPLED, help="sampled, a file, or hub:owner/name (default %(default)s)")
-    parser.add_argument("--num-texts", type=int, default=4096, help="the largest number; twice as many are read (default %(default)s)")
+    parser.add_argument(
+        "--num-texts", type=int, default=4096, help="the largest number; twice as many are read (default %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=6, help="how often that is halved (default %(default)s)")
     parser.add_argument("--update-weight", type=float, default=15000, help="MEMIT's mom2_update_weight (default %(default)s)")
     parser.add_argument("--threshold", type=float, default=2e-2, help="AlphaEdit's nullspace_threshold (default %(default)s)")
@@ -57,7 +59,9 @@ def compute_update(moment: torch.Tensor, keys: torch.Tensor, weight: float) -> t
     return torch.linalg.solve(system, keys)
 
 
-def compare_moments(some: torch.Tensor, reference: torch.Tensor, keys: torch.Tensor, weight: float, threshold: float) -> dict[str, float]:
+def compare_moments(
+    some: torch.Tensor, reference: torch.Tensor, keys: torch.Tensor, weight: float, threshold: float
+) -> dict[str, float]:
     """How far ``some`` [in, in] is from ``reference``, the names as in ``COLUMNS``."""
     update, expected = compute_update(some, keys, weight), compute_update(reference, keys, weight)
     own, other = compute_projection(some, threshold).double(), compute_projection(reference, threshold).double()
@@ -102,9 +106,7 @@ def run(options: argparse.Namespace) -> None:
         factor = torch.linalg.cholesky(reference.moment(module).double() + 1e-6 * torch.eye(width))
         keys = factor @ torch.randn(width, NUM_KEYS, generator=generator, dtype=torch.double)  # keys as this layer has them
         for some in moments:
-            errors = compare_moments(
-                some.moment(module), reference.moment(module), keys, options.update_weight, options.threshold
-            )
+            errors = compare_moments(some.moment(module), reference.moment(module), keys, options.update_weight, options.threshold)
             rows.append({"layer": layer, "texts": some.num_texts, "tokens": some.num_tokens, **errors})
     table = pd.DataFrame(rows)
     output = Path(options.output)
@@ -120,7 +122,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(COLUMNS), figsize=(11, 3.4), layout="constrained")
     for axis, (column, title) in zip(axes, COLUMNS.items(), strict=True):
         for number, (layer, rows) in enumerate(table.groupby("layer")):
-            axis.plot(rows["tokens"], rows[column], marker="osv^D"[number % 5], color=str(0.15 * (number % 5)), label=f"layer {layer}")
+            axis.plot(
+                rows["tokens"], rows[column], marker="osv^D"[number % 5], color=str(0.15 * (number % 5)), label=f"layer {layer}"
+            )
         axis.set(xscale="log", yscale="log", xlabel="tokens", title=title)
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)

@@ -70,8 +70,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--minutes-per-row",
         type=float,
-        help="stop a method once its cases, all data sets together, have taken so long: slower methods get fewer cases; loading and "
-        "preparation are not counted, cases on disk are (default: no bound)",
+        help="stop a method once its cases, all data sets together, have taken so long: slower methods get fewer cases; loading "
+        "and preparation are not counted, cases on disk are (default: no bound)",
     )
     parser.add_argument("--output", default="results/table2", help="folder for rows.jsonl and the tables (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, mps, cuda or cuda:N")

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_mquake(path: str | Path) -> list[Case]:
-    """Read a file of the MQuAKE family, CaKE's augmented copies included.
+    """Read a file of the MQuAKE family, CaKE's augmented copies and both shapes of MQuAKE-Remastered included.
 
     Args:
         path: a JSON list of cases.
@@ -135,7 +135,9 @@ def _make_edit(rewrite: Mapping[str, Any]) -> EditRequest:
         raise DataError(f"an edit's prompt must hold exactly one {{}} for the subject, got {prompt!r}")
     # Not str.format: other braces in a prompt are plain text.
     text = prompt.replace("{}", subject).strip()
-    return EditRequest(text, str(rewrite["target_new"]["str"]), subject, _read_augmentation(rewrite))
+    # MQuAKE-Remastered's copy on the hub is flat.
+    target = rewrite["target_new_str"] if "target_new_str" in rewrite else rewrite["target_new"]["str"]
+    return EditRequest(text, str(target), subject, _read_augmentation(rewrite))
 
 
 def _read_augmentation(rewrite: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

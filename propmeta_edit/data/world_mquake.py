@@ -83,8 +83,11 @@ _LINKS = {
     "country_language": ("Language", "the main official language of {}", "the chief official language of {}"),
     "country_currency": ("Currency", "the currency of {}", "the money that people pay with in {}"),
     "country_largest_city": ("City", "the largest city in {}", "the city with the most inhabitants in {}"),
-    "language_homeland": ("Country", "the country with the most native speakers of {}",
-                          "the country where most native speakers of {} live"),
+    "language_homeland": (
+        "Country",
+        "the country with the most native speakers of {}",
+        "the country where most native speakers of {} live",
+    ),
     "author_country": ("Country", "the home country of {}", "the country that {} was from"),
     "author_language": ("Language", "the language that {} wrote in", "the language of the works of {}"),
     "company_country": ("Country", "the home country of {}", "the country where {} was set up"),

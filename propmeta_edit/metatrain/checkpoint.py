@@ -134,7 +134,9 @@ def expand_compact(source: Path, destination: Path, base: str | None = None) -> 
     try:
         trained = load_file(source / TRAINED)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{source / TRAINED} is missing or damaged ({error}); it is what propmeta-edit export --compact writes") from error
+        raise ModelError(
+            f"{source / TRAINED} is missing or damaged ({error}); it is what propmeta-edit export --compact writes"
+        ) from error
     model, tokenizer = load_model(base_folder, dtype="auto")
     parameters = dict(model.named_parameters())
     if set(trained) != set(card["trained_tensors"]) or not set(trained) <= set(parameters):

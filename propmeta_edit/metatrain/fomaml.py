@@ -66,7 +66,9 @@ def apply_outer_step(
         tasks: this process's own; none if the last step has fewer tasks than there are processes.
     """
     num_tasks = sum(processes.join([len(task.related_losses) for task in tasks]))
-    columns = zip(*(task.gradients for task in tasks), strict=True) if tasks else [(torch.zeros_like(p),) for p in parameters.values()]
+    columns = (
+        zip(*(task.gradients for task in tasks), strict=True) if tasks else [(torch.zeros_like(p),) for p in parameters.values()]
+    )
     sums = [torch.stack(column).sum(dim=0) for column in columns]
     processes.add_up(sums)
     set_gradients(parameters, [total / num_tasks for total in sums])

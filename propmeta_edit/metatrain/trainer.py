@@ -91,9 +91,7 @@ def meta_train(
             f"with shard every process needs as many tasks in every step: num_tasks must be a multiple of tasks_per_step times the "
             f"processes ({config.tasks_per_step} x {processes.count}), got {len(tasks)}"
         )
-    bar = tqdm(
-        total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main
-    )
+    bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main)
     tasks_per_step = config.tasks_per_step * processes.count
     writes = run if processes.is_main else None
     with only_trainable(model, parameters), bar:

@@ -160,7 +160,7 @@ def training_folder(output: Path) -> Path:
 
 def plan_meta_training(config: MetaTrainConfig, steps: int = 3) -> str:
     """What a run would do and cost, from a few timed steps that change nothing."""
-    config = resolve(config, processes)
+    config = resolve(config)
     tasks, validation = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
     model, tokenizer = load_model(

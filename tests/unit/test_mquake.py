@@ -108,3 +108,16 @@ def test_bundled_cases():
 
 def test_bundled_cases_have_no_two_hop_case():
     assert load_mquake_subset(bundled_mquake_path()) == []
+
+
+def test_remastered_copy_on_the_hub_is_flat(tmp_path):
+    """MQuAKE-Remastered: nested as MQuAKE in its repository's files, flat in the copy on the hub, both with a ``split``."""
+    flat = {key: value for key, value in REWRITE_1.items() if key != "target_new"} | {
+        "target_new_str": "Peru",
+        "target_new_id": "Q1",
+    }
+    split = {"split": {"3000": ["edited"]}}
+    raws = [{**make_case(rewrites=(flat,)), **split}, {**KEPT, **split}]
+    first, second = load_mquake(write(tmp_path / "m.json", raws))
+    assert first.edits == second.edits and first.edits[0].target_new == "Peru"
+    assert len(load_mquake_subset(write(tmp_path / "m.json", raws))) == 2

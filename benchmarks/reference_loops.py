@@ -1,0 +1,68 @@
+"""The two loops as plainly as they can be written: torch's optimiser, the whole model's forward pass, one text at a time.
+
+The engine is measured against these, and the tests hold it to the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.records import EditRequest, MetaTask
+from propmeta_edit.text.encoding import encode_answer
+from propmeta_edit.text.prompts import format_question
+
+
+def text_loss(model: Any, tokenizer: Any, context: str, answer: str) -> torch.Tensor:
+    """Mean cross-entropy on the answer's tokens."""
+    input_ids, labels = (torch.tensor([row], device=model.device) for row in encode_answer(tokenizer, context, answer))
+    logits = model(input_ids=input_ids).logits[0, :-1]
+    wide = logits.float() if logits.dtype == torch.bfloat16 else logits
+    return F.cross_entropy(wide, labels[0, 1:], ignore_index=-100)
+
+
+def edit(
+    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], requests: Sequence[EditRequest], settings: InnerLoopSettings
+) -> None:
+    """K passes over the facts, in place."""
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.inner_lr, weight_decay=settings.weight_decay)
+    for _ in range(settings.num_inner_steps):
+        for request in requests:
+            optimizer.zero_grad()
+            text_loss(model, tokenizer, request.prompt, request.target_new).backward()
+            optimizer.step()
+    optimizer.zero_grad()
+
+
+def task_gradients(
+    model: Any,
+    tokenizer: Any,
+    parameters: Mapping[str, nn.Parameter],
+    task: MetaTask,
+    settings: InnerLoopSettings,
+    template: str = "qa",
+) -> tuple[list[torch.Tensor], float]:
+    """First-order MAML's gradient of one task and its related loss; the parameters are put back."""
+    before = [p.detach().clone() for p in parameters.values()]
+    edit(model, tokenizer, parameters, [task.target], settings)
+    loss = text_loss(model, tokenizer, format_question(task.related.text, template), task.related.answers[0])
+    gradients = list(torch.autograd.grad(loss, list(parameters.values())))
+    with torch.no_grad():
+        for parameter, value in zip(parameters.values(), before, strict=True):
+            parameter.copy_(value)
+    return gradients, loss.item()
+
+
+def outer_step(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], gradients: Sequence[Sequence[torch.Tensor]]
+) -> None:
+    """The mean of the tasks' gradients to the outer optimiser."""
+    for number, parameter in enumerate(parameters.values()):
+        parameter.grad = sum(own[number] for own in gradients) / len(gradients)
+    optimizer.step()
+    optimizer.zero_grad()
