@@ -9,12 +9,9 @@ from typing import Any
 import torch
 
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams, request_fields
-from propmeta_edit.errors import ModelError, RequestError
-from propmeta_edit.finetune.inner_loop import apply_inner_loop
-from propmeta_edit.finetune.weights import apply_snapshot, only_trainable, snapshot
-from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.errors import RequestError
+from propmeta_edit.finetune.single_edit import write_facts
 from propmeta_edit.records import EditRequest
-from propmeta_edit.text.encoding import encode_requests
 
 
 def apply_metaft_to_model(
@@ -46,16 +43,15 @@ def apply_metaft_to_model(
     edits = to_edit_requests(requests)
     if copy:
         model = deepcopy(model)
-    parameters = select_parameters(model, hparams.layers, hparams.modules)
-    _require_full_precision(parameters)
-    target = [batch.to(model.device) for batch in encode_requests(tok, [edits], hparams.batch_size)]
-    original = snapshot(parameters)
-    try:
-        with only_trainable(model, parameters):
-            apply_inner_loop(model, parameters, target, hparams.inner_loop_settings())
-    except BaseException:
-        apply_snapshot(parameters, original)
-        raise
+    original = write_facts(
+        model,
+        tok,
+        edits,
+        hparams.inner_loop_settings(),
+        layers=hparams.layers,
+        modules=hparams.modules,
+        batch_size=hparams.batch_size,
+    )
     return model, original if return_orig_weights else {}
 
 
@@ -75,12 +71,3 @@ def to_edit_requests(requests: Sequence[Mapping[str, Any]] | Mapping[str, Any]) 
         except RequestError as error:
             raise RequestError(f"request {number}: {error}") from error
     return edits
-
-
-def _require_full_precision(parameters: Mapping[str, torch.Tensor]) -> None:
-    narrow = [name for name, parameter in parameters.items() if parameter.dtype not in (torch.float32, torch.float64)]
-    if narrow:
-        raise ModelError(
-            f"the tensors to edit must be fp32, but {narrow[0]} is {parameters[narrow[0]].dtype}: small updates would vanish. Let "
-            "MetaFTHyperParams load the model (dtype: bfloat16 keeps the edited layer in fp32), or load it in fp32"
-        )

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from propmeta_edit.evaluation.generation import generate_greedily
 from propmeta_edit.evaluation.runner import CaseOutcome
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.weights import apply_snapshot
+from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.records import Case, EditRequest
 from propmeta_edit.text.encoding import padded_on
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question

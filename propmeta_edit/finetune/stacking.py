@@ -39,6 +39,16 @@ class StackedWeights:
         """One tensor a parameter, in the model's own shape, from one stacked tensor each."""
         return tuple(self._oriented(name, g.sum(dim=0)) for name, g in zip(self.parameters, gradients, strict=True))
 
+    def take(self, number: int) -> dict[str, torch.Tensor]:
+        """The parameters of one edit, in the model's own shapes and strides."""
+        return {name: self._oriented(name, value.detach()[number]).contiguous() for name, value in self.parameters.items()}
+
+    def put(self, number: int, values: Mapping[str, torch.Tensor]) -> None:
+        """Give one edit other values, in the model's own shapes."""
+        with torch.no_grad():
+            for name, value in values.items():
+                self.parameters[name][number].copy_(self._oriented(name, value))
+
     def _oriented(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Between a parameter's own shape and that of its copies; its own inverse."""
         return value.T if self._is_transposed[name] else value

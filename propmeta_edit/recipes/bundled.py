@@ -20,7 +20,6 @@ from typing import Any
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.data.world import single_hop_questions
 from propmeta_edit.errors import ConfigError, ModelError
-from propmeta_edit.evaluation.generation import generate_greedily
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_file, sha256_of_json, write_text_atomically
 from propmeta_edit.finetune.single_hop import SingleHopSettings, train_single_hop_adapter
@@ -31,6 +30,7 @@ from propmeta_edit.models.artefacts import artefact_folder, build_whole, resolve
 from propmeta_edit.models.bundled import GGUF_NAME, load_gemma3_from_gguf, load_smollm2_from_gguf
 from propmeta_edit.models.compact import ADAPTER, DIFFERENCE, apply_difference, merge_adapter, save_adapter, save_difference
 from propmeta_edit.models.devices import resolve_device
+from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256, prepare_tokenizer, read_checkpoint_card, save_model
 from propmeta_edit.recipes.meta_training import run_meta_training, training_folder
 from propmeta_edit.recipes.settings import hparams_file

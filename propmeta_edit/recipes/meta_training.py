@@ -17,7 +17,6 @@ from typing import Any
 
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.holdout import hold_out_validation
-from propmeta_edit.evaluation.generation import generate_greedily
 from propmeta_edit.evaluation.runner import batches_of, choose_cases
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
@@ -30,6 +29,7 @@ from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, order_tasks
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
+from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.worlds import WORLD, ensure_world

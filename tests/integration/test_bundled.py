@@ -21,7 +21,6 @@ from propmeta_edit.cli import main
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.world import single_hop_questions
 from propmeta_edit.errors import ModelError
-from propmeta_edit.evaluation.generation import generate_greedily
 from propmeta_edit.evaluation.methods import easyedit_request
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
@@ -29,6 +28,7 @@ from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.artefacts import ensure_artefact
 from propmeta_edit.models.bundled import load_smollm2_from_gguf
 from propmeta_edit.models.compact import ADAPTER, DIFFERENCE
+from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.bundled import build_smollm2, build_smollm2_metaft, compute_single_hop_accuracy, shipped_folder
 from propmeta_edit.recipes.settings import hparams_file

@@ -12,7 +12,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "propmeta_edit"
-ORDER = ["base", "data", "text", "models", "finetune", "metatrain", "baselines", "easyedit", "evaluation", "recipes", "cli"]
+ORDER = [
+    "base",
+    "data",
+    "text",
+    "models",
+    "finetune",
+    "edits",
+    "metatrain",
+    "baselines",
+    "easyedit",
+    "evaluation",
+    "recipes",
+    "cli",
+]
 BASE = {"errors", "records", "files", "config", "__init__"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

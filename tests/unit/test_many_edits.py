@@ -6,13 +6,13 @@ import pytest
 import tiny
 import torch
 
-from propmeta_edit.evaluation.generation import generate_greedily
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import only_trainable, restored_on_exit
+from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import cast_around, select_parameters
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import encode_requests

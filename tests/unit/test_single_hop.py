@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from propmeta_edit.errors import ModelError
-from propmeta_edit.evaluation.generation import generate_greedily
 from propmeta_edit.finetune.single_hop import SingleHopSettings, make_batches, train_single_hop_adapter
 from propmeta_edit.models.compact import ADAPTER, apply_difference, merge_adapter, save_adapter, save_difference
+from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import Question
 from propmeta_edit.text.prompts import format_question

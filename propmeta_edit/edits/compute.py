@@ -1,0 +1,111 @@
+"""An ``Edit`` from a request, by the inner loop; the model is left as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from propmeta_edit.edits.edit import Edit
+from propmeta_edit.errors import RequestError
+from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.single_edit import put_in_place, write_facts
+from propmeta_edit.finetune.stacking import stacked_weights
+from propmeta_edit.finetune.weights import only_trainable
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.records import EditRequest
+from propmeta_edit.text.encoding import encode_requests
+
+
+class EditSettings(Protocol):
+    """What an edit needs of ``MetaFTHyperParams``."""
+
+    layers: Any
+    modules: str
+    batch_size: int
+    model_name: Any
+
+    def inner_loop_settings(self) -> InnerLoopSettings: ...
+
+
+def compute_edit(
+    model: Any,
+    tokenizer: Any,
+    request: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
+    hparams: EditSettings,
+) -> Edit:
+    """Edit by plain fine-tuning (Eq. 2) and give back what it did; several requests are learnt together, as one edit.
+
+    Args:
+        model: with the tensors to edit in fp32; the same to the bit on return.
+        request: an ``EditRequest``, or a mapping with ``prompt``, ``target_new`` perhaps ``subject``, as EasyEdit's requests are.
+        hparams: ``MetaFTHyperParams``, or anything with its ``layers``, ``modules``, ``batch_size`` and ``inner_loop_settings()``.
+
+    Raises:
+        RequestError: an empty target, or a subject that is not in its prompt.
+        ModelError: a layer outside the model, or tensors to edit that are not fp32.
+    """
+    requests = as_requests(request)
+    original = write_facts(
+        model,
+        tokenizer,
+        requests,
+        hparams.inner_loop_settings(),
+        layers=hparams.layers,
+        modules=hparams.modules,
+        batch_size=hparams.batch_size,
+    )
+    parameters = dict(model.named_parameters())
+    weights = {name: parameters[name].data for name in original}
+    put_in_place(parameters, original)
+    return Edit(tuple(requests), weights, original, str(hparams.model_name), "MetaFT", describe_settings(hparams))
+
+
+def compute_edits(
+    model: Any, tokenizer: Any, requests: Sequence[EditRequest | Mapping[str, Any]], hparams: EditSettings, at_once: int = 8
+) -> list[Edit]:
+    """One independent edit a request, ``at_once`` of them side by side; up to rounding the same as one by one.
+
+    Args:
+        at_once: each takes about four times the edited tensors in memory while it is computed.
+    """
+    several = [as_requests(request) for request in requests]
+    edits: list[Edit] = []
+    parameters = select_parameters(model, hparams.layers, hparams.modules)
+    before = {name: parameter.data for name, parameter in parameters.items()}
+    for start in range(0, len(several), at_once):
+        some = several[start : start + at_once]
+        target = [batch.to(model.device) for batch in encode_requests(tokenizer, some, hparams.batch_size)]
+        with stacked_weights(model, parameters, len(some)) as stack:
+            with only_trainable(model, stack.parameters):
+                apply_inner_loop(model, stack.parameters, target, hparams.inner_loop_settings(), len(some))
+            weights = [stack.take(number) for number in range(len(some))]
+        edits += [
+            Edit(tuple(own), value, before, str(hparams.model_name), "MetaFT", describe_settings(hparams))
+            for own, value in zip(some, weights, strict=True)
+        ]
+    return edits
+
+
+def as_requests(request: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]]) -> list[EditRequest]:
+    """One request or several, ours or EasyEdit's, as ours.
+
+    Raises:
+        RequestError: none, or one that cannot be carried out.
+    """
+    several = [request] if isinstance(request, EditRequest | Mapping) else list(request)
+    if not several:
+        raise RequestError("there is no request to edit; give at least one prompt and target_new")
+    return [one if isinstance(one, EditRequest) else _from_mapping(one) for one in several]
+
+
+def _from_mapping(request: Mapping[str, Any]) -> EditRequest:
+    missing = [key for key in ("prompt", "target_new") if key not in request]
+    if missing:
+        raise RequestError(f"a request needs prompt and target_new; {missing[0]} is missing from {dict(request)!r}")
+    return EditRequest(request["prompt"], request["target_new"], request.get("subject"))
+
+
+def describe_settings(hparams: EditSettings) -> dict[str, Any]:
+    """Layer, modules and the inner loop's settings, as plain values."""
+    return {"layers": hparams.layers, "modules": hparams.modules, **asdict(hparams.inner_loop_settings())}

@@ -1,0 +1,66 @@
+"""One edit of one model, in place: what EasyEdit's editor and ``Edit`` objects share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from propmeta_edit.errors import ModelError
+from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.weights import only_trainable
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.records import EditRequest
+from propmeta_edit.text.encoding import encode_requests
+
+
+def write_facts(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    settings: InnerLoopSettings,
+    *,
+    layers: Sequence[int] | str | None,
+    modules: str = "attention+mlp",
+    batch_size: int = 1,
+) -> dict[str, torch.Tensor]:
+    """Write facts into the model by the inner loop (Eq. 2): all of them with one optimiser, K passes.
+
+    Args:
+        batch_size: facts of one update.
+
+    Returns:
+        The tensors that stood in the edited parameters before; they were put aside, not copied. A failed edit puts them back.
+
+    Raises:
+        ModelError: a layer outside the model, or tensors to edit that are not fp32 or wider.
+    """
+    parameters = select_parameters(model, layers, modules)
+    _require_full_precision(parameters)
+    target = [batch.to(model.device) for batch in encode_requests(tokenizer, [requests], batch_size)]
+    original = {name: parameter.data for name, parameter in parameters.items()}
+    put_in_place(parameters, {name: value.clone() for name, value in original.items()})
+    try:
+        with only_trainable(model, parameters):
+            apply_inner_loop(model, parameters, target, settings)
+    except BaseException:
+        put_in_place(parameters, original)
+        raise
+    return original
+
+
+def put_in_place(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    """Let parameters hold other tensors, without copying a number."""
+    for name, value in values.items():
+        parameters[name].data = value
+
+
+def _require_full_precision(parameters: Mapping[str, torch.Tensor]) -> None:
+    narrow = [name for name, parameter in parameters.items() if parameter.dtype not in (torch.float32, torch.float64)]
+    if narrow:
+        raise ModelError(
+            f"the tensors to edit must be fp32, but {narrow[0]} is {parameters[narrow[0]].dtype}: small updates would vanish. Let "
+            "MetaFTHyperParams load the model (dtype: bfloat16 keeps the edited layer in fp32), or load it in fp32"
+        )

@@ -1,0 +1,326 @@
+"""Edit objects: exact application, undoing in any order, files, LoRAs, views, and many edits answering in one batch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+
+from propmeta_edit.edits.compute import compute_edit, compute_edits
+from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, hash_tensors, standing_edits, take_fingerprint
+from propmeta_edit.edits.views import EditedModel, generate_with_edits
+from propmeta_edit.errors import ModelError, RequestError
+from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.weights import snapshot
+from propmeta_edit.models.generation import generate_greedily
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.records import EditRequest
+
+REQUESTS = [
+    EditRequest("Ann Lee lives in", "Peru", "Ann Lee"),
+    EditRequest("Smith PLC was founded in", "Greece"),
+    EditRequest("The capital is", "Lima in Peru"),
+]
+
+
+def hparams(layers=(1,), **values):
+    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=3)
+    return SimpleNamespace(
+        layers=list(layers),
+        modules="attention+mlp",
+        batch_size=1,
+        model_name="tiny",
+        inner_loop_settings=lambda: settings,
+        **values,
+    )
+
+
+@pytest.fixture
+def model(family):
+    return tiny.make_model(family)
+
+
+@pytest.fixture
+def edits(model, tokenizer):
+    """Three edits of layer 1, and one of layer 2."""
+    found = [compute_edit(model, tokenizer, request, hparams()) for request in REQUESTS]
+    return [*found, compute_edit(model, tokenizer, REQUESTS[0], hparams([2]))]
+
+
+def values_of(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def logits(model):
+    return model(torch.tensor([[5, 6, 7, 8]])).logits
+
+
+def test_computing_leaves_the_model_alone_and_applying_is_exact(model, tokenizer):
+    before = values_of(model)
+    pointers = {name: p.data_ptr() for name, p in model.named_parameters()}
+    edit = compute_edit(model, tokenizer, REQUESTS[0], hparams())
+    assert same(values_of(model), before) and pointers == {name: p.data_ptr() for name, p in model.named_parameters()}
+    assert set(edit.weights) == set(select_parameters(model, [1]))
+    with edit.applied(model):
+        assert standing_edits(model) == [edit]
+        inside = values_of(model)
+        assert all(torch.equal(inside[name], value) for name, value in edit.weights.items())
+        assert all(torch.equal(inside[name], before[name]) != (name in edit.weights) for name in before)
+    assert same(values_of(model), before) and standing_edits(model) == []
+
+
+def test_edits_are_undone_in_every_order(model, edits):
+    before = values_of(model)
+    alone = {}
+    for kept in itertools.chain.from_iterable(itertools.combinations(range(4), size) for size in range(5)):
+        for number in kept:
+            edits[number].apply(model)
+        alone[kept] = values_of(model)
+        for number in reversed(kept):
+            edits[number].undo(model)
+    for order in itertools.permutations(range(4)):
+        for edit in edits:
+            edit.apply(model)
+        left = list(range(4))
+        for number in order:
+            edits[number].undo(model)
+            left.remove(number)
+            assert same(values_of(model), alone[tuple(left)]), "as if it had never been there"
+        assert same(values_of(model), before)
+
+
+def test_changes_of_the_same_tensors_add_up(model, edits):
+    before = snapshot(select_parameters(model, [1]))
+    with edits[0].applied(model), edits[1].applied(model):
+        for name, parameter in select_parameters(model, [1]).items():
+            expected = before[name] + edits[0].change()[name] + edits[1].change()[name]
+            torch.testing.assert_close(parameter.data, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_an_edit_made_on_another_stands_only_with_it(model, tokenizer, edits):
+    edits[0].apply(model)
+    on_top = compute_edit(model, tokenizer, REQUESTS[1], hparams())
+    on_top.apply(model)
+    with_both = values_of(model)
+    with pytest.raises(ModelError, match="undo that one first"):
+        edits[0].undo(model)
+    assert same(values_of(model), with_both) and standing_edits(model) == [edits[0], on_top]
+    on_top.undo(model)
+    edits[0].undo(model)
+    with pytest.raises(ModelError, match="made on other weights"):
+        on_top.apply(model)
+    assert standing_edits(model) == []
+
+
+def test_wrong_uses(model, edits, family):
+    with pytest.raises(ModelError, match="does not stand"):
+        edits[0].undo(model)
+    edits[0].apply(model)
+    with pytest.raises(ModelError, match="stands in the model already"):
+        edits[0].apply(model)
+    edits[0].undo(model)
+    with pytest.raises(ModelError, match="made on other weights"):
+        edits[0].apply(tiny.make_model(family, seed=1))
+    other = "gpt2" if family != "gpt2" else "llama"
+    with pytest.raises(ModelError, match="does not fit this model"):
+        edits[0].apply(tiny.make_model(other))
+
+
+def test_writing_into_the_model_after_the_edit_is_noticed(model, tokenizer):
+    edit = compute_edit(model, tokenizer, REQUESTS[0], hparams())
+    name, parameter = next(iter(select_parameters(model, [1]).items()))
+    with torch.no_grad():
+        parameter[0] += 1.0
+    for use in (lambda: edit.apply(model), edit.change):
+        with pytest.raises(ModelError, match="were written to since"):
+            use()
+    assert name in edit.weights
+
+
+def test_a_saved_edit_gives_the_same_logits_in_a_fresh_process(tokenizer, tmp_path):
+    model = tiny.make_model("llama", dtype=torch.float32)
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    edit = compute_edit(model, tokenizer, REQUESTS[0], hparams())
+    edit.save(tmp_path / "edit")
+    with edit.applied(model):
+        torch.save(logits(model), tmp_path / "logits.pt")
+    code = f"""
+import torch
+from transformers import AutoModelForCausalLM
+from propmeta_edit import Edit
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "base")!r}).eval()
+edit = Edit.load({str(tmp_path / "edit")!r})
+plain = model(torch.tensor([[5, 6, 7, 8]])).logits
+with edit.applied(model):
+    edited = model(torch.tensor([[5, 6, 7, 8]])).logits
+assert torch.equal(edited, torch.load({str(tmp_path / "logits.pt")!r}))
+assert not torch.equal(edited, plain) and torch.equal(model(torch.tensor([[5, 6, 7, 8]])).logits, plain)
+assert edit.requests[0].target_new == "Peru" and edit.method == "MetaFT" and edit.settings["inner_lr"] == 0.02
+print("the same")
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout.strip().endswith("the same"), done.stderr
+
+
+@pytest.fixture
+def saved(model, edits, tmp_path):
+    edits[0].save(tmp_path / "edit")
+    return tmp_path / "edit"
+
+
+def test_loaded_edits_are_the_saved_ones(model, edits, saved):
+    loaded = Edit.load(saved)
+    assert loaded.requests == edits[0].requests and loaded.base_sha256 == edits[0].base_sha256
+    assert all(torch.equal(loaded.weights[name], value) for name, value in edits[0].weights.items())
+    with pytest.raises(ModelError, match="give the model it was made on"):
+        loaded.change()
+    change = loaded.change(model)
+    assert all(torch.equal(change[name], value) for name, value in edits[0].change().items())
+    with edits[1].applied(model), loaded.applied(model):
+        both = values_of(model)
+    with edits[1].applied(model), edits[0].applied(model):
+        assert same(values_of(model), both)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "no config", "no weights", "no edit"])
+def test_damaged_files(saved, damage):
+    content = (saved / WEIGHTS).read_bytes()
+    if damage == "truncated":
+        (saved / WEIGHTS).write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        (saved / WEIGHTS).write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+    elif damage == "no config":
+        (saved / CONFIG).unlink()
+    elif damage == "no weights":
+        (saved / WEIGHTS).unlink()
+    else:
+        config = json.loads((saved / CONFIG).read_text())
+        del config["requests"]
+        (saved / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"damaged|holds no whole edit"):
+        Edit.load(saved)
+
+
+def test_folders_that_cannot_be_written(edits, saved, tmp_path):
+    with pytest.raises(ModelError, match="exists; choose another folder"):
+        edits[0].save(saved)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        edits[0].save(tmp_path / "file" / "edit")
+
+
+def test_low_rank_export_is_a_peft_adapter_and_says_what_it_loses(tokenizer, tmp_path):
+    from peft import PeftModel
+
+    model = tiny.make_model("llama")
+    edit = compute_edit(model, tokenizer, REQUESTS[0], hparams())
+    with edit.applied(model):
+        exact = logits(model)
+    errors = [edit.save_lora(tmp_path / str(rank), rank) for rank in (1, 4, 16)]
+    assert errors[0] > errors[1] > errors[2] and errors[2] == pytest.approx(0, abs=1e-6)
+    adapted = PeftModel.from_pretrained(tiny.make_model("llama"), str(tmp_path / "16")).eval()
+    torch.testing.assert_close(logits(adapted), exact, rtol=1e-4, atol=1e-5)
+    change = edit.change()
+    low = PeftModel.from_pretrained(tiny.make_model("llama"), str(tmp_path / "1")).merge_and_unload()
+    parameters, base = dict(low.named_parameters()), dict(model.named_parameters())
+    lost = sum(float((parameters[n] - base[n] - change[n]).square().sum()) for n in change)
+    assert (lost / sum(float(c.square().sum()) for c in change.values())) ** 0.5 == pytest.approx(errors[0], rel=1e-4)
+    with pytest.raises(ModelError, match="exists"):
+        edit.save_lora(tmp_path / "1", 1)
+
+
+def test_a_lora_cannot_hold_biases(tokenizer, tmp_path):
+    edit = compute_edit(tiny.make_model("gpt2"), tokenizer, REQUESTS[0], hparams())
+    with pytest.raises(ModelError, match=r"matrices alone, and this edit moves .*bias"):
+        edit.save_lora(tmp_path / "lora", 2)
+
+
+def test_views_answer_side_by_side(model, edits, tokenizer):
+    before = values_of(model)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    views = [EditedModel(model), EditedModel(model, edits[0]), EditedModel(model, edits[0], edits[3])]
+    outputs = [view(ids).logits for view in views]
+    assert torch.equal(outputs[0], logits(model))
+    assert not torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[1], outputs[2])
+    with edits[0].applied(model):
+        assert torch.equal(outputs[1], logits(model))
+    assert views[1].answer(tokenizer, ["Ann Lee lives in"]) != [] and same(values_of(model), before)
+    with pytest.raises(ModelError):
+        EditedModel(model, edits[0], edits[0])(ids)
+    assert same(values_of(model), before) and standing_edits(model) == []
+
+
+def test_each_row_of_a_batch_with_its_own_edit(model, edits, tokenizer):
+    """Edits of different layers, the same edit twice, and no edit: as one by one."""
+    prompts = ["Ann Lee lives in", "Where?", "Smith PLC was founded in the country of", "The", "Ann Lee", "Lima"]
+    own = [edits[0], edits[0], edits[1], None, edits[3], edits[2]]
+    expected = []
+    for prompt, edit in zip(prompts, own, strict=True):
+        if edit is None:
+            expected += generate_greedily(model, tokenizer, [prompt])
+        else:
+            with edit.applied(model):
+                expected += generate_greedily(model, tokenizer, [prompt])
+    before = values_of(model)
+    assert generate_with_edits(model, tokenizer, prompts, own) == expected
+    assert len(set(expected)) > 3 and same(values_of(model), before)
+    assert generate_with_edits(model, tokenizer, prompts[:2], [None, None]) == generate_greedily(model, tokenizer, prompts[:2])
+    with pytest.raises(ModelError, match="got 2 prompts and 1 edits"):
+        generate_with_edits(model, tokenizer, prompts[:2], [None])
+
+
+def test_many_at_once_are_the_single_ones(model, edits, tokenizer):
+    together = compute_edits(model, tokenizer, REQUESTS, hparams(), at_once=2)
+    for single, other in zip(edits, together, strict=False):
+        assert single.requests == other.requests
+        for name, value in single.weights.items():
+            torch.testing.assert_close(other.weights[name], value, rtol=1e-5, atol=1e-7)
+        with other.applied(model):
+            pass
+
+
+def test_an_edit_from_what_another_method_returned(model, tokenizer):
+    parameters = dict(model.named_parameters())
+    names = list(select_parameters(model, [0, 2], "mlp"))
+    original = {name: parameters[name].detach().clone() for name in names}
+    before = values_of(model)
+    with torch.no_grad():
+        for name in names[:2]:
+            parameters[name] += 0.1
+    edited = logits(model)
+    edit = edit_from_weights(model, original, REQUESTS[:1], method="ROME", base_model="tiny")
+    assert same(values_of(model), before) and set(edit.weights) == set(names[:2]), "what did not move is not part of it"
+    with edit.applied(model):
+        assert torch.equal(logits(model), edited)
+
+
+def test_several_requests_are_one_edit_and_mappings_serve(model, tokenizer):
+    rows = [{"prompt": r.prompt, "target_new": r.target_new} for r in REQUESTS]
+    edit = compute_edit(model, tokenizer, rows, hparams())
+    assert [request.target_new for request in edit.requests] == ["Peru", "Greece", "Lima in Peru"]
+    with pytest.raises(RequestError, match="target_new is missing"):
+        compute_edit(model, tokenizer, {"prompt": "x"}, hparams())
+    with pytest.raises(RequestError, match="no request"):
+        compute_edit(model, tokenizer, [], hparams())
+
+
+def test_fingerprints_and_hashes_tell_tensors_apart():
+    one = torch.randn(5, 7)
+    other = one.clone()
+    assert take_fingerprint(one) == take_fingerprint(other) and hash_tensors({"a": one}) == hash_tensors({"a": other})
+    other[2, 3] = torch.nextafter(other[2, 3], torch.tensor(10.0))
+    assert take_fingerprint(one) != take_fingerprint(other) and hash_tensors({"a": one}) != hash_tensors({"a": other})
+    assert take_fingerprint(one) != take_fingerprint(one.flip(0)) != take_fingerprint(one.bfloat16())
