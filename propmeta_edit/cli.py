@@ -22,6 +22,8 @@ def make_parser() -> ArgumentParser:
     )
     verbs = parser.add_subcommands(dest="verb", required=True)
     verbs.add_subcommand("prepare", _prepare_parser(), help="build the bundled models in the cache folder")
+    verbs.add_subcommand("edit", _edit_parser(), help="write facts into a model and see what it says before and after")
+    verbs.add_subcommand("ask", _ask_parser(), help="ask a model as it is and under saved edits")
     verbs.add_subcommand("meta-train", _meta_train_parser(), help="meta-train a model (once, offline)")
     verbs.add_subcommand("choose-layer", _choose_layer_parser(), help="find the layer to meta-train, on validation")
     verbs.add_subcommand("rebuild", _rebuild_parser(), help="train the bundled models' compact files anew")
@@ -39,6 +41,35 @@ def _prepare_parser() -> ArgumentParser:
 
     parser = ArgumentParser(description="Build bundled models that are not there yet (PROPMETA_HOME, or ~/.cache/propmeta_edit).")
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(RECIPES)} (default: the first two, which need no training)")
+    return parser
+
+
+def _edit_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        description="Write a fact into a model by plain fine-tuning and show, side by side, what it says before and after: about "
+        "the fact, about what follows from it, and about other things. Without arguments: an example on the bundled model."
+    )
+    parser.add_argument("prompt", type=str, nargs="?", help='the fact without its object: "Ann Lee lives in"')
+    parser.add_argument("target", type=str, nargs="?", help='the object: "Peru"')
+    parser.add_argument("--subject", type=str, help="who or what the fact is about, if methods that need it are to read the edit")
+    parser.add_argument("--requests", type=str, help="a file of requests instead (JSON list or lines: prompt, target_new, subject)")
+    parser.add_argument("--related", type=str, nargs="+", default=[], help="questions whose answers follow from it")
+    parser.add_argument("--unrelated", type=str, nargs="+", default=[], help="questions about other things")
+    parser.add_argument("--model", type=str, help="a meta-tuned folder or bundled name (default: the bundled one)")
+    parser.add_argument("--hparams", type=str, help="a MetaFT YAML (default: the bundled model's)")
+    parser.add_argument("--save", type=str, help="new folder for the edit, for propmeta-edit ask")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, mps, cuda or cuda:N")
+    return parser
+
+
+def _ask_parser() -> ArgumentParser:
+    parser = ArgumentParser(description="Ask questions of a model as it is and under saved edits, side by side.")
+    parser.add_argument("questions", type=str, nargs="+", help="in full sentences")
+    parser.add_argument("--edit", type=str, nargs="+", required=True, help="folders that edit --save wrote")
+    parser.add_argument("--model", type=str, help="the model they were made on, if not where they say")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, mps, cuda or cuda:N")
     return parser
 
 
@@ -141,6 +172,47 @@ def _run_prepare(options: Namespace) -> None:
         print(f"{name}: {ensure_artefact(name)}", flush=True)
 
 
+def _run_edit(options: Namespace) -> None:
+    from propmeta_edit.errors import ConfigError
+    from propmeta_edit.recipes import edit_facts
+    from propmeta_edit.records import EditRequest
+
+    if options.requests and options.prompt:
+        raise ConfigError("give a fact or --requests, not both")
+    if options.prompt and not options.target:
+        raise ConfigError(f"a fact needs its object as well: propmeta-edit edit {options.prompt!r} 'the object'")
+    related, unrelated = options.related, options.unrelated or list(edit_facts.UNRELATED)
+    if options.requests:
+        requests = edit_facts.read_requests(Path(options.requests))
+    elif options.prompt:
+        requests = [EditRequest(options.prompt, options.target, options.subject)]
+    else:
+        requests, related = [edit_facts.EXAMPLE], related or list(edit_facts.RELATED)
+    if options.save and Path(options.save).exists():
+        raise ConfigError(f"{options.save} exists; choose another folder for the edit")
+    hparams = edit_facts.read_hparams(options.model, options.hparams, options.device)
+    edit, answers = edit_facts.edit_and_ask(requests, related, unrelated, hparams)
+    if options.save:
+        edit.save(options.save)
+    names = ["before", "after"]
+    if options.json:
+        print(edit_facts.to_json(answers, names, edit))
+        return
+    for request in edit.requests:
+        print(f"edit: {request.prompt} -> {request.target_new}")
+    print(edit_facts.format_answers(answers, names))
+    if options.save:
+        print(f'saved in {options.save}; ask it: propmeta-edit ask "..." --edit {options.save}')
+
+
+def _run_ask(options: Namespace) -> None:
+    from propmeta_edit.recipes import edit_facts
+
+    names = ["unedited", *(Path(folder).name for folder in options.edit)]
+    answers = edit_facts.ask_with_edits([Path(folder) for folder in options.edit], options.questions, options.model, options.device)
+    print(edit_facts.to_json(answers, names) if options.json else edit_facts.format_answers(answers, names))
+
+
 def _read_config(options: Namespace, verb: str) -> Any:
     from propmeta_edit.config import build_config
     from propmeta_edit.metatrain.config import MetaTrainConfig
@@ -229,6 +301,8 @@ def _run_expand(options: Namespace) -> None:
 
 
 RUNNERS = {
+    "edit": _run_edit,
+    "ask": _run_ask,
     "prepare": _run_prepare,
     "meta-train": _run_meta_train,
     "choose-layer": _run_choose_layer,

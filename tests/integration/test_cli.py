@@ -236,7 +236,7 @@ def run_table2(tmp_path, monkeypatch, capsys):
         (["--model", "smollm9", "--methods", "unedited"], "unknown model 'smollm9'"),
         (
             ["--methods", "GRACE"],
-            "unknown methods GRACE; choose from unedited, in-context, FT, ROME, MetaFT, MEMIT, AlphaEdit, CaKE",
+            "unknown methods GRACE; choose from unedited, in-context, FT, ROME, MEMIT, AlphaEdit, CaKE, MetaFT",
         ),
         (["--datasets", "cre-xyz"], "unknown data set 'cre-xyz'"),
         (["--datasets", "mquake-subset"], "does not come with the package"),
@@ -355,3 +355,62 @@ def test_compact_export_and_back_gives_the_same_bits(base, tmp_path, capsys):
     assert main(["expand", str(compact), "--output", str(tmp_path / "wrong")]) == 2
     assert "is missing or damaged" in capsys.readouterr().err
     assert not (tmp_path / "wrong").exists()
+
+
+@pytest.fixture
+def own_hparams(base, tmp_path):
+    """Settings of an edit on the tiny model."""
+    path = tmp_path / "own.yaml"
+    path.write_text(f"alg_name: MetaFT\nmodel_name: {base}\ndevice: cpu\nlayers: [1]\nlr: 0.02\nnum_steps: 5\n")
+    return str(path)
+
+
+def test_edit_shows_before_and_after_and_a_saved_edit_can_be_asked(own_hparams, tmp_path, capsys):
+    folder = tmp_path / "edit"
+    fact = ["edit", "Ann Lee lives in", "Peru", "--hparams", own_hparams, "--save", str(folder)]
+    assert main([*fact, "--related", "What does Ann Lee pay with?", "Where?"]) == 0
+    printed = capsys.readouterr().out
+    assert "edit: Ann Lee lives in -> Peru" in printed and "before" in printed and "after" in printed
+    assert printed.index("-- fact") < printed.index("-- related") < printed.index("-- unrelated")
+    assert sorted(p.name for p in folder.iterdir()) == ["edit_config.json", "edit_model.safetensors"]
+    assert main([*fact[:-1], str(tmp_path / "again"), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["answers"]
+    assert rows[0]["kind"] == "fact" and rows[0]["answers"]["before"] != rows[0]["answers"]["after"]
+    assert main(["ask", "Where?", "Who lives there?", "--edit", str(folder), "--device", "cpu", "--json"]) == 0
+    asked = json.loads(capsys.readouterr().out)["answers"]
+    assert [row["prompt"][:16] for row in asked] == ["Question: Where?", "Question: Who li"] and "edit" in asked[0]["answers"]
+    assert main(["ask", "Where?", "--edit", str(folder), str(tmp_path / "again"), "--device", "cpu"]) == 0
+    assert "unedited" in capsys.readouterr().out
+
+
+def test_edit_from_a_file_of_requests(own_hparams, tmp_path, capsys):
+    file = tmp_path / "requests.jsonl"
+    file.write_text('{"prompt": "Ann Lee lives in", "target_new": "Peru"}\n{"prompt": "Bob Day works at", "target_new": "Lego"}\n')
+    assert main(["edit", "--requests", str(file), "--hparams", own_hparams, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [request["target_new"] for request in found["requests"]] == ["Peru", "Lego"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Ann Lee lives in"], "a fact needs its object as well"),
+        (["Ann Lee lives in", "Peru", "--requests", "x.json"], "give a fact or --requests, not both"),
+        (["--requests", "nowhere.json"], "cannot be read"),
+        (["Ann Lee lives in", "Peru", "--subject", "Bob"], "does not occur in its prompt"),
+        (["Ann Lee lives in", "Peru", "--save", "."], "exists; choose another folder"),
+    ],
+)
+def test_bad_edits(arguments, message, own_hparams, capsys):
+    assert main(["edit", *arguments, "--hparams", own_hparams]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_asking_under_another_model_is_refused(own_hparams, base, tmp_path, capsys):
+    assert main(["edit", "Ann Lee lives in", "Peru", "--hparams", own_hparams, "--save", str(tmp_path / "edit")]) == 0
+    other = tmp_path / "other"
+    tiny.make_model("llama", dtype=torch.float32, seed=5).save_pretrained(other)
+    load_model(str(base))[1].save_pretrained(other)
+    capsys.readouterr()
+    assert main(["ask", "Where?", "--edit", str(tmp_path / "edit"), "--model", str(other), "--device", "cpu"]) == 2
+    assert "made on other weights" in capsys.readouterr().err

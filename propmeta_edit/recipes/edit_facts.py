@@ -1,0 +1,136 @@
+"""Edits from the command line: facts written into a model, and what it says before and after, side by side."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.edits.compute import as_requests, compute_edit
+from propmeta_edit.edits.edit import Edit
+from propmeta_edit.edits.views import generate_with_edits
+from propmeta_edit.errors import DataError
+from propmeta_edit.files import sha256_of_json
+from propmeta_edit.models.devices import resolve_device, resolve_dtype
+from propmeta_edit.models.loading import load_model
+from propmeta_edit.recipes.settings import hparams_file
+from propmeta_edit.records import EditRequest
+from propmeta_edit.text.prompts import format_question
+
+EXAMPLE = EditRequest("Hazelgate Analytics Ltd. was founded in", "Portugal", "Hazelgate Analytics Ltd.")
+RELATED = (
+    "What is the currency of the country that Hazelgate Analytics Ltd. was founded in?",
+    "What is the main official language of the country that Hazelgate Analytics Ltd. was founded in?",
+    "Which continent is the country that Hazelgate Analytics Ltd. was founded in part of?",
+)
+UNRELATED = ("What is the capital of Norway?", "What is the main official language of Portugal?")
+WIDTH = 34
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was said after one prompt: by the model as it is, and under each edit, in their order."""
+
+    kind: str
+    prompt: str
+    texts: tuple[str, ...]
+
+
+def read_requests(path: Path) -> list[EditRequest]:
+    """A JSON list of EasyEdit's requests, or one of them a line.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = (
+            json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+        return as_requests(rows)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror or error}", path) from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"expected a JSON list of requests with prompt and target_new, or one a line ({error})", path) from error
+
+
+def read_hparams(model: str | None, file: str | None, device: str) -> MetaFTHyperParams:
+    """The settings of an edit: of a YAML, else of the bundled model; another ``model`` is edited with them if named."""
+    path = Path(file) if file else hparams_file("MetaFT", "smollm2-135m")
+    values = read_yaml(path)
+    values |= {"device": device} | ({"model_name": model} if model else {})
+    return build_config(MetaFTHyperParams, values, str(path))  # type: ignore[no-any-return]
+
+
+def edit_and_ask(
+    requests: Sequence[EditRequest], related: Sequence[str], unrelated: Sequence[str], hparams: MetaFTHyperParams
+) -> tuple[Edit, list[Answers]]:
+    """Write the facts as one edit and ask everything before and after it."""
+    name = str(hparams.model_name)
+    device = resolve_device(hparams.device)
+    model, tokenizer = load_model(
+        name, device=device, dtype=resolve_dtype(hparams.dtype, device), layers=hparams.layers, modules=hparams.modules
+    )
+    edit = compute_edit(model, tokenizer, list(requests), hparams)
+    prompts = [("fact", request.prompt) for request in requests]
+    prompts += [("related", format_question(text)) for text in related]
+    prompts += [("unrelated", format_question(text)) for text in unrelated]
+    return edit, _ask(model, tokenizer, prompts, [edit])
+
+
+def ask_with_edits(folders: Sequence[Path], questions: Sequence[str], model_name: str | None, device: str) -> list[Answers]:
+    """Ask the model that saved edits were made on, as it is and under each of them."""
+    edits = [Edit.load(folder) for folder in folders]
+    device = resolve_device(device)
+    first = edits[0].settings
+    model, tokenizer = load_model(
+        model_name or edits[0].base_model,
+        device=device,
+        dtype=resolve_dtype("fast", device) if edits[0].method == "MetaFT" else "float32",
+        layers=first.get("layers"),
+        modules=first.get("modules", "attention+mlp"),
+    )
+    return _ask(model, tokenizer, [("question", format_question(text)) for text in questions], edits)
+
+
+def _ask(model: Any, tokenizer: Any, prompts: Sequence[tuple[str, str]], edits: Sequence[Edit]) -> list[Answers]:
+    columns: list[Edit | None] = [None, *edits]
+    texts = [text for _, text in prompts]
+    said = generate_with_edits(
+        model, tokenizer, [text for _ in columns for text in texts], [edit for edit in columns for _ in texts]
+    )
+    rows = [said[number :: len(texts)] for number in range(len(texts))]
+    return [Answers(kind, text, tuple(row)) for (kind, text), row in zip(prompts, rows, strict=True)]
+
+
+def format_answers(answers: Sequence[Answers], names: Sequence[str]) -> str:
+    """A table for a terminal; answers are cut at the end of their first line."""
+    lines = ["".join(f"{title:<{width}}" for title, width in zip(["", *names], [60, *[WIDTH] * len(names)], strict=True)).rstrip()]
+    kind = ""
+    for row in answers:
+        if row.kind != kind:
+            kind = row.kind
+            lines.append(f"-- {kind}")
+        shown = row.prompt.removeprefix("Question: ").removesuffix("\nAnswer: The answer is")
+        prompt = textwrap.wrap(shown, 56)
+        cells = [_first_line(text)[: WIDTH - 2] for text in row.texts]
+        lines.append(f"{'  ' + prompt[0]:<60}" + "".join(f"{cell:<{WIDTH}}" for cell in cells).rstrip())
+        lines += [f"  {rest}" for rest in prompt[1:]]
+    return "\n".join(lines)
+
+
+def _first_line(text: str) -> str:
+    stripped = text.strip()
+    return stripped.splitlines()[0] if stripped else "(nothing)"
+
+
+def to_json(answers: Sequence[Answers], names: Sequence[str], edit: Edit | None = None) -> str:
+    """The same for programs."""
+    rows = [{"kind": row.kind, "prompt": row.prompt, "answers": dict(zip(names, row.texts, strict=True))} for row in answers]
+    about = {} if edit is None else {"requests": [vars(request) for request in edit.requests], "settings": dict(edit.settings)}
+    return json.dumps({**about, "id": sha256_of_json(rows)[:12], "answers": rows}, ensure_ascii=False, indent=1)
