@@ -1,0 +1,210 @@
+"""Seconds and memory an edit: EasyEdit's own FT, our single edit, our edits side by side, and what the machine allows at best."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import speed_parts
+import torch
+
+from propmeta_edit.easyedit.algorithms import find_algorithm, make_hparams
+from propmeta_edit.edits.compute import compute_edits
+from propmeta_edit.evaluation.methods import easyedit_request
+from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.single_edit import put_in_place, write_facts
+from propmeta_edit.finetune.weights import apply_snapshot
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.records import EditRequest
+
+EASYEDIT, SINGLE, BATCHED = "EasyEdit FT", "single", "batched"
+# So small that EasyEdit's FT never reaches the loss at which it would stop early.
+RATE = 1e-7
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is edited, and how long.
+
+    Args:
+        filler: words before each prompt, to make it longer.
+        at_once: edits side by side, for the batched side.
+    """
+
+    model_name: str
+    device: str
+    dtype: str
+    layer: int
+    num_steps: int = 10
+    filler: int = 0
+    at_once: int = 8
+
+    def load(self) -> tuple[Any, Any]:
+        return speed_parts.load(self.model_name, self.device, self.dtype, [self.layer], "attention+mlp")
+
+    def requests(self, number: int) -> list[EditRequest]:
+        before = "It is well known that " * (self.filler // 5)
+        facts = [case.edits[0] for case in speed_parts.read_cases(number)]
+        return [EditRequest(before + fact.prompt, fact.target_new, fact.subject) for fact in facts]
+
+
+def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
+    """Seconds an edit of EasyEdit's FT, on the same layer and steps (its template takes the layer's two norms as well)."""
+    hparams = make_hparams(
+        "FT",
+        {
+            "alg_name": "FT", "model_name": "llama", "device": model.device.index or 0, "layers": [setting.layer],
+            "num_steps": setting.num_steps, "batch_size": 1, "max_length": 40, "lr": RATE, "weight_decay": 0, "kl_factor": 0,
+            "norm_constraint": False, "rewrite_module_tmp": "model.layers.{}.", "layer_module_tmp": "model.layers.{}",
+            "mlp_module_tmp": "model.layers.{}.mlp", "attn_module_tmp": "model.layers.{}.self_attn", "ln_f_module": "model.norm",
+            "lm_head_module": "lm_head", "model_parallel": False, **FORM_SETTINGS,
+        },
+    )  # fmt: skip
+    apply = find_algorithm("FT")
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    started = time.perf_counter()
+    for request in setting.requests(number):
+        _, original = apply(
+            model, tokenizer, [easyedit_request(request)], hparams, copy=False, return_orig_weights=True, keep_original_weight=True
+        )
+        apply_snapshot(dict(model.named_parameters()), original)
+    speed_parts.wait_for(model.device)
+    seconds = (time.perf_counter() - started) / number
+    for parameter, flag in zip(model.parameters(), flags, strict=True):
+        parameter.requires_grad_(flag)
+    return seconds
+
+
+FORM_SETTINGS: dict[str, Any] = {}
+
+
+def time_single(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
+    """Seconds of one edit after another by the inner loop, putting back included."""
+    settings = InnerLoopSettings(inner_lr=RATE, num_inner_steps=setting.num_steps)
+    parameters = select_parameters(model, [setting.layer])
+    started = time.perf_counter()
+    for request in setting.requests(number):
+        put_in_place(parameters, write_facts(model, tokenizer, [request], settings, layers=[setting.layer]))
+    speed_parts.wait_for(model.device)
+    return (time.perf_counter() - started) / number
+
+
+def time_batched(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
+    """Seconds an edit with ``at_once`` of them side by side."""
+    settings = InnerLoopSettings(inner_lr=RATE, num_inner_steps=setting.num_steps)
+    hparams = SimpleNamespace(
+        layers=[setting.layer], modules="attention+mlp", batch_size=1, model_name="", inner_loop_settings=lambda: settings
+    )
+    started = time.perf_counter()
+    for start in range(0, number, setting.at_once):
+        compute_edits(model, tokenizer, setting.requests(number)[start : start + setting.at_once], hparams, setting.at_once)
+    speed_parts.wait_for(model.device)
+    return (time.perf_counter() - started) / number
+
+
+TIMERS: dict[str, Callable[[Any, Any, Setting, int], float]] = {EASYEDIT: time_easyedit, SINGLE: time_single, BATCHED: time_batched}
+
+
+def measure_machine(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Bytes a second of a large copy (read and write), and multiplications and additions a second of a large product."""
+    big = torch.empty(2**26 if device.type == "cpu" else 2**29, dtype=torch.uint8, device=device)
+    other = torch.empty_like(big)
+    size = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+
+    def best_of(run: Callable[[], Any]) -> float:
+        seconds = []
+        for _ in range(8):
+            speed_parts.wait_for(device)
+            started = time.perf_counter()
+            run()
+            speed_parts.wait_for(device)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
+
+    return {
+        "bytes a second": 2 * big.numel() / best_of(lambda: other.copy_(big)),
+        "operations a second": 2 * size**3 / best_of(lambda: a @ b),
+    }
+
+
+def estimate_floor(model: Any, tokenizer: Any, setting: Setting, machine: Mapping[str, float], number: int) -> dict[str, float]:
+    """The least seconds an edit can take here: the larger of its traffic at full bandwidth and its arithmetic at full rate.
+
+    Traffic: below the edited layer every weight once; from it upwards every weight twice a step (forward and back); of the
+    edited tensors in fp32 the gradient written and read, value and two moments read and written. Arithmetic: two operations a
+    weight and token forward, two back (four in the edited layer, which needs its own gradient).
+    """
+    blocks = {int(name.split(".")[2]) for name, _ in model.named_parameters() if name.startswith("model.layers.")}
+    trained = sum(p.numel() for p in select_parameters(model, [setting.layer]).values())
+    below = above = 0.0
+    bytes_below = bytes_above = 0.0
+    for name, p in model.named_parameters():
+        block = int(name.split(".")[2]) if name.startswith("model.layers.") else (max(blocks) + 1 if "norm" in name else None)
+        if block is None:
+            continue
+        if block < setting.layer:
+            below, bytes_below = below + p.numel(), bytes_below + p.numel() * p.element_size()
+        else:
+            above, bytes_above = above + p.numel(), bytes_above + p.numel() * p.element_size()
+    head = model.get_output_embeddings().weight
+    tokens = answer = 0
+    for request in setting.requests(number):
+        tokens += len(tokenizer(f"{request.prompt} {request.target_new}")["input_ids"])
+        answer += len(tokenizer(f" {request.target_new}", add_special_tokens=False)["input_ids"])
+    tokens, answer = tokens / number, answer / number  # type: ignore[assignment]
+    k = setting.num_steps
+    traffic = bytes_below + k * (2 * bytes_above + 2 * head.numel() * head.element_size() + 8 * 4 * trained)
+    arithmetic = 2 * tokens * below + k * (tokens * (4 * above + 2 * trained) + 4 * answer * head.numel())
+    by_traffic, by_arithmetic = traffic / machine["bytes a second"], arithmetic / machine["operations a second"]
+    return {"traffic seconds": by_traffic, "arithmetic seconds": by_arithmetic, "floor": max(by_traffic, by_arithmetic)}
+
+
+def compare(settings: Sequence[Setting], number: int, repeats: int) -> list[dict[str, Any]]:
+    """All sides for each setting; EasyEdit's FT cannot mix dtypes, so its model is in the setting's dtype only if that is fp32."""
+    rows = []
+    for setting in settings:
+        plain = Setting(**{**vars(setting), "dtype": "float32"})
+        ours = setting.load()
+        theirs = plain.load() if setting.dtype != "float32" else ours
+        machine = measure_machine(ours[0].device, getattr(torch, setting.dtype))
+        sides = {EASYEDIT: theirs, SINGLE: ours, BATCHED: ours}
+        runs = {name: lambda n=name, m=loaded: TIMERS[n](*m, setting, number) for name, loaded in sides.items()}  # type: ignore[misc]  # noqa: B023
+        times = speed_parts.measure(runs, repeats)
+        floor = estimate_floor(*ours, setting, machine, number)
+        for name in sides:
+            own = plain if name == EASYEDIT else setting
+            row = {
+                "model": setting.model_name,
+                "side": name,
+                "layer": setting.layer,
+                "steps": setting.num_steps,
+                "filler words": setting.filler,
+                "frozen dtype": own.dtype,
+                "at once": setting.at_once if name == BATCHED else 1,
+                "seconds an edit": times[name],
+                "edits a second": 1 / times[name],
+                "times EasyEdit FT": times[EASYEDIT] / times[name],
+                "times floor": times[name] / floor["floor"],
+                "peak GiB added": speed_parts.peak_memory(runs[name], ours[0].device),
+                **floor,
+                **machine,
+            }
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    return rows
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The ratios that are asked for, of the first setting."""
+    first = {row["side"]: row for row in rows[:3]}
+    return {
+        "model": rows[0]["model"],
+        "single_vs_easyedit_ft": first[SINGLE]["times EasyEdit FT"],
+        "batched_vs_easyedit_ft": first[BATCHED]["times EasyEdit FT"],
+        "single_vs_floor": first[SINGLE]["times floor"],
+    }

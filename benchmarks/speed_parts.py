@@ -1,0 +1,122 @@
+"""What the speed benchmarks share: models to time, rounds by turns, peak memory, shares of time."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+from propmeta_edit.data.cre import load_cre
+from propmeta_edit.models.artefacts import resolve_model_folder
+from propmeta_edit.models.layers import cast_around, select_parameters
+from propmeta_edit.models.loading import DTYPES, load_model, prepare_tokenizer
+from propmeta_edit.recipes.worlds import ensure_world
+from propmeta_edit.records import Case
+
+SHAPES: dict[str, dict[str, Any]] = {  # random weights; the tokenizer is the bundled model's, whose ids fit into all of them
+    "tiny": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 49152},
+    "llama3-8b-shape": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256,
+    },
+}  # fmt: skip
+KINDS = {"products": ("mm", "bmm", "addmm", "baddbmm", "linear", "matmul"), "optimiser": ("adamw", "adam")}
+
+
+def load(name: str, device: str, dtype: str, layers: Sequence[int], modules: str) -> tuple[Any, Any]:
+    """A model to time, its trained tensors in fp32."""
+    if name not in SHAPES:
+        return load_model(name, device=device, dtype=dtype, layers=layers, modules=modules)
+    config = LlamaConfig(**SHAPES[name])
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=DTYPES[dtype], attn_implementation="eager" if device == "cpu" else None
+        ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model_folder("smollm2-135m"))
+    prepare_tokenizer(tokenizer)
+    if dtype != "float32":
+        for name, parameter in select_parameters(model, layers, modules).items():
+            parameter.data = parameter.data.float()
+            cast_around(model.get_submodule(name.rpartition(".")[0]))
+    return model, tokenizer
+
+
+def depth_of(name: str) -> int:
+    """How many layers a model has, without loading it."""
+    if name in SHAPES:
+        return int(SHAPES[name]["num_hidden_layers"])
+    return int(AutoConfig.from_pretrained(resolve_model_folder(name)).num_hidden_layers)
+
+
+def read_cases(number: int) -> list[Case]:
+    """Training cases of the offline world."""
+    return load_cre(ensure_world() / "train_data_id.jsonl", seed=0)[:number]
+
+
+def wait_for(device: torch.device) -> None:
+    """Until everything that was asked of a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """The median of each side's own measurement, all sides by turns, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(repeats + 1):
+        for name, run in sides.items():
+            seconds = run()
+            if number:
+                times[name].append(seconds)
+    return {name: median(values) for name, values in times.items()}
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
+    """GiB that a run adds to what is there before it: the allocator's own count on CUDA, else the process's memory, sampled."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
+    gc.collect()
+    before, peak, is_over = _resident_bytes(), 0, threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not is_over.wait(0.002):
+            peak = max(peak, _resident_bytes())
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        run()
+    finally:
+        is_over.set()
+        sampler.join()
+    return max(0, peak - before) / 2**30
+
+
+def _resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def share_of_time(run: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Which share of the operators' own time is matrix products, the optimisers, and everything else."""
+    on_cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as profiled:
+        run()
+    own: dict[str, float] = {"products": 0.0, "optimiser": 0.0, "other": 0.0}
+    for event in profiled.key_averages():
+        spent = event.self_device_time_total if on_cuda else event.self_cpu_time_total
+        leaf = event.key.removeprefix("aten::").lstrip("_")
+        kind = next((k for k, names in KINDS.items() if any(leaf == n or (k == "optimiser" and n in leaf) for n in names)), "other")
+        own[kind] += spent
+    total = sum(own.values()) or 1.0
+    return {f"share {kind}": spent / total for kind, spent in own.items()}
