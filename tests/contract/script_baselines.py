@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import tiny
 import torch
@@ -14,8 +16,12 @@ from propmeta_edit.config import read_yaml
 from propmeta_edit.easyedit.algorithms import find_algorithm, make_contexts, make_hparams
 from propmeta_edit.easyedit.alphaedit import AlphaEditHyperParams, apply_alphaedit_to_model
 from propmeta_edit.easyedit.forms import find_form
+from propmeta_edit.edits.compute import compute_edit
+from propmeta_edit.edits.edit import edit_from_weights, standing_edits
+from propmeta_edit.finetune.inner_loop import InnerLoopSettings
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.recipes.settings import hparams_file
+from propmeta_edit.records import EditRequest
 
 LAYERS = [0, 1]
 TEXTS = [f"Ann Lee {number} was founded in Greece and speaks Spanish." for number in range(40)]
@@ -29,6 +35,13 @@ REQUESTS = [
     },
     {"prompt": "A citizen is Ann Lee", "subject": "Ann Lee", "target_new": "Peru", "ground_truth": "x"},
 ]
+MetaFT = SimpleNamespace(
+    layers=[1],
+    modules="attention+mlp",
+    batch_size=1,
+    model_name="tiny",
+    inner_loop_settings=lambda: InnerLoopSettings(inner_lr=0.01),
+)
 NAMES = {"gpt2": "gpt2-xl", "llama": "llama", "qwen2": "qwen2"}  # its AlphaEdit knows families by these words
 
 
@@ -121,7 +134,41 @@ def try_family(family):
     report["failed"] = try_failures(family, model, tokenizer)
     report["editor"] = try_editor(family, model, tokenizer)
     report["chain"] = try_chain(model, tokenizer, ours)
+    report["kept"] = try_edit_objects(family, model, tokenizer)
     return report
+
+
+def try_edit_objects(family, model, tokenizer):
+    """Edits of every method as objects: 40 of them come and go; what an edit says alone, and what is left at the end."""
+    values = {
+        "MEMIT": settings(family, "MEMIT"),
+        "AlphaEdit": settings(family, "AlphaEdit"),
+        "CaKE": {"alg_name": "CaKE", "model_name": "tiny", "lr": 1e-2, "num_steps": 2, "max_length": 100},
+        "LoRA": lora_settings(family),
+    }
+    everything = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ids = tokenizer(REQUESTS[0]["prompt"], return_tensors="pt")["input_ids"]
+    facts = [EditRequest(request["prompt"], request["target_new"], request["subject"]) for request in REQUESTS]
+    edits, exact = [], []
+    for name, own in values.items():
+        _, original = find_algorithm(name)(
+            model, tokenizer, REQUESTS[:1], make_hparams(name, own), return_orig_weights=True, keep_original_weight=True
+        )
+        with torch.no_grad():
+            edited = model(ids).logits
+        edits.append(edit_from_weights(model, original, facts[:1], method=name))
+        with edits[-1].applied(model), torch.no_grad():
+            exact.append(torch.equal(model(ids).logits, edited))
+    edits.append(compute_edit(model, tokenizer, facts[0], METAFT))
+    order = random.Random(0)
+    for _ in range(40):
+        edit_object = order.choice(edits)
+        (edit_object.undo if edit_object in standing_edits(model) else edit_object.apply)(model)
+    stood = len(standing_edits(model))
+    for edit_object in order.sample(standing_edits(model), stood):
+        edit_object.undo(model)
+    left = [name for name, p in model.named_parameters() if not torch.equal(p, everything[name])]
+    return {"exact": exact, "left": left, "stood": stood, "moved": [len(edit_object.weights) for edit_object in edits]}
 
 
 def try_failures(family, model, tokenizer):

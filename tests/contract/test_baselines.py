@@ -58,3 +58,9 @@ def test_our_alphaedit_is_easyedits(report, family):
 def test_keys_of_earlier_edits_count_while_those_stand(report, family):
     chain = report[family]["chain"]
     assert chain["undone_differs"] < 1e-5 and chain["standing_differs"] > 1e-3
+
+
+def test_edits_of_every_method_can_be_kept_and_taken_out_in_any_order(report, family):
+    kept = report[family]["kept"]
+    assert kept["exact"] == [True] * 4, "MEMIT, AlphaEdit, CaKE and LoRA: applied again, an edit says the same to the bit"
+    assert kept["stood"] > 0 and kept["left"] == [] and min(kept["moved"]) > 0
