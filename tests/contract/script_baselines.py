@@ -35,13 +35,8 @@ REQUESTS = [
     },
     {"prompt": "A citizen is Ann Lee", "subject": "Ann Lee", "target_new": "Peru", "ground_truth": "x"},
 ]
-MetaFT = SimpleNamespace(
-    layers=[1],
-    modules="attention+mlp",
-    batch_size=1,
-    model_name="tiny",
-    inner_loop_settings=lambda: InnerLoopSettings(inner_lr=0.01),
-)
+INNER = InnerLoopSettings(inner_lr=0.01)
+METAFT = SimpleNamespace(layers=[1], modules="attention+mlp", batch_size=1, model_name="tiny", inner_loop_settings=lambda: INNER)
 NAMES = {"gpt2": "gpt2-xl", "llama": "llama", "qwen2": "qwen2"}  # its AlphaEdit knows families by these words
 
 
