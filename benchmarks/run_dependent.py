@@ -1,0 +1,158 @@
+"""Many edits of one model that stay: one after another, and all in one inner loop, after 1, 10, 100 and 1,000 facts.
+
+python benchmarks/run_dependent.py --counts 1,10,100 --output results/dependent
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import speed_parts
+import torch
+from matplotlib.figure import Figure
+
+from propmeta_edit.cli import run_or_exit
+from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.evaluation.scoring import contains_answer
+from propmeta_edit.evaluation.statistics import wilson_interval
+from propmeta_edit.files import write_text_atomically, written_whole
+from propmeta_edit.finetune.single_edit import put_in_place, write_facts
+from propmeta_edit.models.devices import resolve_device, resolve_dtype
+from propmeta_edit.models.generation import generate_greedily
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.loading import load_model
+from propmeta_edit.recipes.comparison import load_dataset
+from propmeta_edit.recipes.settings import hparams_file
+from propmeta_edit.records import Case, Question
+from propmeta_edit.text.prompts import format_question
+
+METHODS = ("MetaFT", "FT")
+MODES = ("sequential", "joint")
+MEASURES = ("efficacy", "portability", "locality")
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hparams", default="smollm2-135m", help="name of the YAMLs in hparams/MetaFT and hparams/FT")
+    parser.add_argument("--dataset", default="cre-ood", help="as for run_table2.py; one edit a case (default %(default)s)")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--modes", default=",".join(MODES), help="sequential: each on top of the last; joint: one inner loop")
+    parser.add_argument("--counts", default="1,10,100,1000", help="after how many facts it is asked (default %(default)s)")
+    parser.add_argument("--asked", type=int, default=100, help="of the written facts, how many are asked about (%(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="facts of one update in the joint mode (default %(default)s)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", default="results/dependent")
+    return parser.parse_args(argv)
+
+
+def ask(
+    model: Any, tokenizer: Any, written: Sequence[Case], kept: Sequence[Question], number: int, seed: int
+) -> dict[str, list[bool]]:
+    """Of the written facts: themselves and their consequences; and single facts that no edit is about."""
+    some = random.Random(seed).sample(list(written), min(number, len(written)))
+    facts = [Question(case.edits[0].prompt, (case.edits[0].target_new,)) for case in some]
+    asked = {"efficacy": facts, "portability": [case.question for case in some], "locality": kept}
+    found = {}
+    for name, questions in asked.items():
+        prompts = [q.text if name == "efficacy" else format_question(q.text) for q in questions]
+        texts = generate_greedily(model, tokenizer, prompts)
+        found[name] = [contains_answer(text, q.answers) for text, q in zip(texts, questions, strict=True)]
+    return found
+
+
+def edit_and_ask(
+    method: str, mode: str, counts: Sequence[int], cases: Sequence[Case], options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One line a count; sequential edits go on from one count to the next, joint ones start afresh."""
+    path = hparams_file(method, options.hparams)
+    hparams = build_config(MetaFTHyperParams, {**read_yaml(path), "device": options.device}, str(path))
+    device = resolve_device(options.device)
+    model, tokenizer = load_model(
+        str(hparams.model_name), device=device, dtype=resolve_dtype("fast", device), layers=hparams.layers, modules=hparams.modules
+    )
+    parameters = select_parameters(model, hparams.layers, hparams.modules)
+    original = {name: parameter.data for name, parameter in parameters.items()}
+    others = cases[max(counts) :]  # about subjects that no edit names
+    kept = [case.second_hop for case in others if case.second_hop is not None][: options.asked]
+    if not kept:
+        raise ConfigError(f"{len(cases)} cases leave none to ask about besides the {max(counts)} that are edited; lower --counts")
+    rows, done, seconds = [], 0, 0.0
+    for count in counts:
+        if mode == "joint":
+            put_in_place(parameters, original)
+            done, seconds = 0, 0.0
+        settings = {"layers": hparams.layers, "modules": hparams.modules}
+
+        def write(some: Sequence[Case], batch_size: int, settings: dict[str, Any] = settings) -> None:
+            requests = [case.edits[0] for case in some]
+            write_facts(model, tokenizer, requests, hparams.inner_loop_settings(), batch_size=batch_size, **settings)
+
+        def write_all(some: Sequence[Case]) -> None:
+            for group in [some] if mode == "joint" else [[case] for case in some]:
+                write(group, options.batch_size if mode == "joint" else hparams.batch_size)
+
+        started = time.perf_counter()
+        added = speed_parts.peak_memory(lambda some=cases[done:count]: write_all(some), torch.device(device))  # type: ignore[misc]
+        seconds += time.perf_counter() - started
+        done = count
+        answers = ask(model, tokenizer, cases[:count], kept, options.asked, options.seed)
+        row: dict[str, Any] = {"method": method, "mode": mode, "facts": count, "seconds": seconds, "peak GiB added": added}
+        for name, verdicts in answers.items():
+            low, high = wilson_interval(sum(verdicts), len(verdicts))
+            row |= {name: sum(verdicts) / len(verdicts), f"{name} low": low, f"{name} high": high, f"{name} n": len(verdicts)}
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    put_in_place(parameters, original)
+    return rows
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Each measure against the number of facts, a line a method and mode."""
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    for axis, measure in zip(figure.subplots(1, len(MEASURES)), MEASURES, strict=True):
+        for number, ((method, mode), rows) in enumerate(table.groupby(["method", "mode"], sort=False)):
+            low, high = rows[measure] - rows[f"{measure} low"], rows[f"{measure} high"] - rows[measure]
+            style = "-" if mode == "sequential" else "--"
+            shade = "black" if method == "MetaFT" else "0.55"
+            axis.errorbar(
+                rows["facts"], 100 * rows[measure], yerr=[100 * low.clip(0), 100 * high.clip(0)], fmt=style, color=shade,
+                marker="osD^"[number % 4], capsize=2, label=f"{method}, {mode}",
+            )  # fmt: skip
+        axis.set(xscale="log", xlabel="facts written", ylabel="%", ylim=(0, 103), title=measure)
+    figure.axes[0].legend(fontsize=7)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+def run(options: argparse.Namespace) -> None:
+    counts = sorted(int(count) for count in options.counts.split(","))
+    cases = [case for case in load_dataset(options.dataset, options.seed).cases if len(case.edits) == 1]
+    if len(cases) <= max(counts):
+        raise ConfigError(f"{options.dataset} has {len(cases)} cases of one edit; --counts must stay below that, got {max(counts)}")
+    methods, modes = options.methods.split(","), options.modes.split(",")
+    rows = [row for method in methods for mode in modes for row in edit_and_ask(method, mode, counts, cases, options)]
+    table, output = pd.DataFrame(rows), Path(options.output)
+    write_text_atomically(output / "dependent.csv", table.to_csv(index=False))
+    draw(table, output / "dependent.png")
+    print(table[["method", "mode", "facts", *MEASURES, "seconds", "peak GiB added"]].round(3).to_string(index=False))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 for what the user can mend."""
+    options = parse_arguments(argv)
+    return run_or_exit(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
