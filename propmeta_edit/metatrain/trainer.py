@@ -43,7 +43,7 @@ class Stopped(PropMetaError):
 def order_tasks(tasks: Sequence[MetaTask], seed: int, num_tasks: int | None, pairing: str = "matched") -> list[MetaTask]:
     """Shuffle once with a fixed seed and take the first ``num_tasks``; each is used once.
 
-    With ``pairing`` ``shuffled`` every target gets the question of the task after it: a control that keeps the form and
+    With ``pairing`` ``shuffled`` every target gets the questions of the task after it: a control that keeps the form and
     breaks the consequence. The question of the task after it is also what an edit must leave alone (``MetaTask.unrelated``).
     """
     shuffled = random.Random(seed).sample(list(tasks), len(tasks))
@@ -53,7 +53,7 @@ def order_tasks(tasks: Sequence[MetaTask], seed: int, num_tasks: int | None, pai
     pairs = zip(chosen, [*chosen[1:], *chosen[:1]], strict=True)
     if pairing == "matched":
         return [replace(task, unrelated=other.related) for task, other in pairs]
-    return [MetaTask(task.task_id, task.target, other.related) for task, other in pairs]
+    return [MetaTask(task.task_id, task.target, other.related, other.more_related) for task, other in pairs]
 
 
 def meta_train(
