@@ -10,7 +10,7 @@ from propmeta_edit.models.artefacts import build_whole, cache_home
 
 WORLD = "world"  # the value of `data` that means: the facts generated offline
 WORLD_SEED = 0
-WORLD_VERSION = 2  # raise it when the generator's output changes, so that cached worlds are made anew
+WORLD_VERSION = 3  # raise it when the generator's output changes, so that cached worlds are made anew
 
 
 def ensure_world(seed: int = WORLD_SEED) -> Path:
