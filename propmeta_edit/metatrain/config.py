@@ -44,6 +44,7 @@ class MetaTrainConfig:
             the device has it in hardware and float32 elsewhere. The trained tensors are fp32 always.
         device: auto, cpu, mps, cuda or cuda:N.
         shard: spread the frozen blocks over the run's processes (FSDP2), for a model that does not fit on one device.
+        tracker: one of accelerate's (tensorboard, wandb, ...) that gets losses and validation as they come; null for none.
         seed: of the task order and the choice of questions.
         save_every: tasks between two saves of the state that a killed run continues from.
         validate_every: tasks between two validations, which also happen before the first task and after the last; null for none.
@@ -73,6 +74,7 @@ class MetaTrainConfig:
     dtype: str = "float32"
     device: str = "auto"
     shard: bool = False
+    tracker: str | None = None
     seed: int = 0
     save_every: int = 100
     validate_every: int | None = None

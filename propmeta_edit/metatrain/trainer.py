@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from propmeta_edit.text.encoding import encode_requests
 LOG = logging.getLogger(__name__)
 SMOOTHING = 0.98  # of the losses on the progress bar
 
+Report = Callable[[int, dict[str, float]], None]  # tasks done, numbers by name
 Validate = Callable[[], dict[str, float]]  # what the model as it stands scores, by name
 
 
@@ -65,6 +67,7 @@ def meta_train(
     validate: Validate | None = None,
     processes: Processes = ALONE,
     should_stop: Callable[[], bool] = lambda: False,
+    report: Report | None = None,
 ) -> Progress:
     """Meta-train ``model`` in place (Eq. 1-4): one pass over ``tasks`` in the order given.
 
@@ -74,6 +77,7 @@ def meta_train(
         run: where the state is saved every ``config.save_every`` tasks; a state that is there is continued, to the same bits.
         validate: called on the model after every ``config.validate_every`` tasks, before the first and after the last.
         processes: each takes ``config.tasks_per_step`` tasks of every outer step; the first of them writes the files.
+        report: called by the first process after every outer step with the tasks done and their mean losses, and with validation.
         should_stop: asked after every outer step; if any process says so, the state is saved and the run is over.
 
     Raises:
@@ -107,9 +111,13 @@ def meta_train(
             progress.losses += processes.join(_read_losses(own_tasks, gradients))
             progress.seconds += time.perf_counter() - started
             before, done = done, len(progress.losses)
+            if report and processes.is_main:
+                report(done, _mean_losses(progress.losses[before:]))
             is_last = done == len(tasks)
             if config.validate_every and (is_last or before // config.validate_every < done // config.validate_every):
                 _validate(validate, progress)
+                if report and processes.is_main and progress.validation:
+                    report(done, {name: value for name, value in progress.validation[-1].items() if name != "num_tasks"})
             if writes and config.checkpoint_every and before // config.checkpoint_every < done // config.checkpoint_every:
                 writes.write_checkpoint(parameters, done)
             is_stopped = any(processes.join([should_stop()]))
@@ -184,6 +192,12 @@ def _read_losses(tasks: Sequence[MetaTask], gradients: Sequence[TaskGradients]) 
                 f"related loss {related_loss}; lower inner_lr or outer_lr, and keep the trained tensors in fp32"
             )
     return [TaskLosses(task.task_id, *losses) for task, *losses in zip(tasks, target, related, strict=True)]
+
+
+def _mean_losses(losses: Sequence[TaskLosses]) -> dict[str, float]:
+    found = {"related_loss": [x.related_loss for x in losses]}
+    found["target_loss"] = [x.target_loss for x in losses if x.target_loss is not None]
+    return {name: fmean(values) for name, values in found.items() if values}
 
 
 def _smoothed(losses: Sequence[TaskLosses]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.holdout import hold_out_validation
+from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.runner import batches_of, choose_cases
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
@@ -26,7 +27,7 @@ from propmeta_edit.metatrain.checkpoint import save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
 from propmeta_edit.metatrain.run import TrainingRun
-from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, order_tasks
+from propmeta_edit.metatrain.trainer import Report, compute_step_gradients, meta_train, order_tasks
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.generation import generate_greedily
@@ -89,14 +90,15 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     config = resolve(config, processes)
     tasks, validation = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
-    kept = {key: value for key, value in asdict(config).items() if key != "device"}
+    kept = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker")}
     sums = {"base_sha256": model_sha256(base_folder), "tasks_sha256": _hash_of_tasks(tasks)}
     run = TrainingRun(training, {**kept, **sums, "processes": processes.count}, is_writer=processes.is_main)
     processes.wait()
     with logged_to(training / "log.txt" if processes.is_main else None), stopped_by_sigterm() as should_stop:
+        report = make_report(config, training) if config.tracker and processes.is_main else None
         model, tokenizer = _load_for_training(config, base_folder, processes)
         validate = partial(compute_edited_accuracy, model, tokenizer, config, validation)
-        progress = meta_train(model, tokenizer, tasks, config, run, validate, processes, should_stop)
+        progress = meta_train(model, tokenizer, tasks, config, run, validate, processes, should_stop, report)
     if not processes.is_main:
         return
     trained = snapshot(select_parameters(model, config.layers, config.modules))
@@ -137,6 +139,32 @@ def _load_for_training(config: MetaTrainConfig, folder: str, processes: Processe
     model, tokenizer = load_model(folder, dtype=config.dtype, **chosen)
     shard_frozen_blocks(model, select_parameters(model, **chosen), processes)
     return model.to(config.device), tokenizer
+
+
+def make_report(config: MetaTrainConfig, folder: Path) -> Report:
+    """What hands a run's numbers to the tracker named in the settings, through accelerate.
+
+    Raises:
+        ConfigError: accelerate knows no such tracker, or its package is not installed.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    known = {str(name): tracker for name, tracker in LOGGER_TYPE_TO_CLASS.items()}
+    if config.tracker not in known:
+        raise ConfigError(f"tracker must be one of {', '.join(sorted(known))}, or null, got {config.tracker!r}")
+    chosen = known[config.tracker]
+    try:
+        tracker = chosen("meta-training", logging_dir=folder) if chosen.requires_logging_directory else chosen("meta-training")
+        if hasattr(tracker, "start"):
+            tracker.start()
+    except (ImportError, NameError) as error:
+        raise ConfigError(f"the tracker {config.tracker} needs its package: pip install {config.tracker}") from error
+    tracker.store_init_configuration({key: str(value) for key, value in asdict(config).items()})
+
+    def report(num_tasks: int, numbers: dict[str, float]) -> None:
+        tracker.log(numbers, step=num_tasks)
+
+    return report
 
 
 @contextmanager

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import tiny
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from safetensors.torch import load_file
 
 from propmeta_edit.cli import main
@@ -414,3 +417,54 @@ def test_asking_under_another_model_is_refused(own_hparams, base, tmp_path, caps
     capsys.readouterr()
     assert main(["ask", "Where?", "--edit", str(tmp_path / "edit"), "--model", str(other), "--device", "cpu"]) == 2
     assert "made on other weights" in capsys.readouterr().err
+
+
+class Remembering(GeneralTracker):
+    """A tracker that keeps what it is given."""
+
+    name = "remembering"
+    requires_logging_directory = True
+    given: ClassVar = []
+
+    def __init__(self, run_name, logging_dir=None):
+        super().__init__()
+        self.given.append((run_name, logging_dir))
+
+    @property
+    def tracker(self):
+        return self
+
+    def store_init_configuration(self, values):
+        self.given.append(values)
+
+    def log(self, values, step=None, **_):
+        self.given.append((step, values))
+
+
+def test_a_tracker_of_accelerates_gets_losses_and_validation(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "remembering", Remembering)
+    monkeypatch.setattr(Remembering, "given", [])
+    records = generate_world(0, {"train": 40})["train"]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    more = [
+        "--tracker",
+        "remembering",
+        "--tasks_per_step",
+        "2",
+        "--num_tasks",
+        "4",
+        "--validate_every",
+        "4",
+        "--validation_cases",
+        "2",
+    ]
+    assert meta_train(base, tmp_path, *more) == 0
+    (name, _), settings, *logged = Remembering.given
+    assert name == "meta-training" and settings["tasks_per_step"] == "2"
+    assert [step for step, _ in logged] == [2, 4, 4]
+    assert set(logged[0][1]) == {"related_loss", "target_loss"} and set(logged[2][1]) == {"valid-id", "valid-ood"}
+    losses = [row["related_loss"] for row in json.loads((tmp_path / "out" / "progress.json").read_text())["losses"]]
+    assert logged[1][1]["related_loss"] == pytest.approx(sum(losses[2:]) / 2)
+    shutil.rmtree(tmp_path / "out")
+    assert meta_train(base, tmp_path, "--tracker", "abacus") == 2
+    assert "tracker must be one of aim, " in capsys.readouterr().err
