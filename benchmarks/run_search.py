@@ -51,12 +51,20 @@ def read_grid(items: Sequence[str]) -> dict[str, list[Any]]:
     for item in items:
         name, equals, values = item.partition("=")
         try:
-            grid[name] = yaml.safe_load(f"[{values}]")
+            grid[name] = [_as_number(value) for value in yaml.safe_load(f"[{values}]")]
         except yaml.YAMLError:
             grid[name] = []
         if not equals or not grid[name]:
             raise ConfigError(f"write settings as NAME=VALUE,VALUE,... in YAML, got {item!r}")
     return grid
+
+
+def _as_number(value: Any) -> Any:
+    """YAML takes 5e-1 for a word; it means a number here."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def name_combinations(method: str, grid: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
