@@ -1,0 +1,48 @@
+"""Figure 2: one layer at a time, attention, MLP or both; accuracy against the layer.
+
+python benchmarks/run_figure2.py --layers 2,5,8,11,14 --output results/figure2
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import sweep_parts
+
+from propmeta_edit.models.layers import MODULE_CHOICES
+from propmeta_edit.recipes.sweeps import Point, with_layers
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = sweep_parts.make_parser(__doc__, "valid-ood")
+    parser.add_argument("--layers", required=True, help="0-based, comma-separated")
+    parser.add_argument("--module-choices", default=",".join(MODULE_CHOICES), help="comma-separated (default %(default)s)")
+    return parser.parse_args(argv)
+
+
+def make_points(options: argparse.Namespace) -> list[Point]:
+    """Every layer with every choice of modules, model by model."""
+    return [
+        Point(f"{model} layer {layer} {modules}", with_layers(config, [int(layer)], modules))
+        for model, config in sweep_parts.read_configs(options).items()
+        for modules in options.module_choices.split(",")
+        for layer in options.layers.split(",")
+    ]
+
+
+def run(options: argparse.Namespace) -> None:
+    table = sweep_parts.run_sweep(make_points(options), options)
+    if table is None:
+        return
+    parts = table["method"].str.extract(r"^(?P<model>\S+) layer (?P<layer>\d+) (?P<modules>\S+)$")
+    table["layer"], table["series"] = parts["layer"].astype(int), parts["model"] + " " + parts["modules"]
+    path = Path(options.output) / "figure2"
+    sweep_parts.write_figure(table, path, "layer", "series", "one layer at a time", "layer", ["series", "layer"])
+
+
+main = sweep_parts.main_of(parse_arguments, run)
+
+if __name__ == "__main__":
+    sys.exit(main())

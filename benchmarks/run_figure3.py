@@ -1,0 +1,50 @@
+"""Figure 3: accuracy against meta-training tasks, several models, from the checkpoints of one run each.
+
+python benchmarks/run_figure3.py --models smollm2-135m,gemma3-270m --every 160 --output results/figure3
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import sweep_parts
+
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.recipes.sweeps import Point
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = sweep_parts.make_parser(__doc__, "valid-id,valid-ood")
+    parser.add_argument("--every", type=int, required=True, help="tasks between two points; must divide the number of tasks")
+    return parser.parse_args(argv)
+
+
+def make_points(options: argparse.Namespace) -> list[Point]:
+    """The base, then each checkpoint, model by model."""
+    points = []
+    for model, config in sweep_parts.read_configs(options).items():
+        if config.num_tasks is None or config.num_tasks % options.every:
+            raise ConfigError(f"--every must divide --num-tasks, got {options.every} and {config.num_tasks}")
+        own = replace(config, checkpoint_every=options.every)
+        points.append(Point(f"{model} after 0", own, is_meta_trained=False))
+        points += [Point(f"{model} after {n}", own, num_tasks=n) for n in range(options.every, config.num_tasks + 1, options.every)]
+    return points
+
+
+def run(options: argparse.Namespace) -> None:
+    table = sweep_parts.run_sweep(make_points(options), options)
+    if table is None:
+        return
+    parts = table["method"].str.extract(r"^(?P<model>\S+) after (?P<tasks>\d+)$")
+    table["tasks"], table["model"] = parts["tasks"].astype(int), parts["model"]
+    path = Path(options.output) / "figure3"
+    sweep_parts.write_figure(table, path, "tasks", "model", "meta-training", "tasks", ["model", "tasks"])
+
+
+main = sweep_parts.main_of(parse_arguments, run)
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Many meta-trained variants of a model, each edited and asked on the same cases: what Table 1 and Figures 2 to 4 are made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.easyedit.plugin import apply_metaft_to_model
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.evaluation.methods import Editing, FineTuning
+from propmeta_edit.evaluation.runner import MethodSpec
+from propmeta_edit.files import sha256_of_file, sha256_of_json
+from propmeta_edit.finetune.weights import apply_snapshot
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.models.artefacts import resolve_model_folder
+from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
+from propmeta_edit.recipes.meta_training import resolve, train_to_folder
+
+EDITS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Point:
+    """One variant.
+
+    Args:
+        label: its name in rows and tables.
+        config: how it is meta-trained, and with which inner loop it is edited.
+        is_meta_trained: False for the base with the same inner loop.
+        num_tasks: of a meta-trained one: its state after so many tasks, from a checkpoint on the schedule; None for the end.
+    """
+
+    label: str
+    config: MetaTrainConfig
+    is_meta_trained: bool = True
+    num_tasks: int | None = None
+
+
+def make_point_spec(point: Point, folder: Path, seed: int) -> MethodSpec:
+    """A variant as a row, meta-trained in ``folder`` first if it is not there yet (a run that was stopped continues).
+
+    Raises:
+        ConfigError: a number of tasks for which the run keeps no checkpoint.
+    """
+    config = resolve(point.config)
+    model, weights = config.model, None
+    if point.is_meta_trained:
+        checkpoint = folder / "checkpoints" / name_of_run(config)
+        if not checkpoint.is_dir():
+            train_to_folder(config, checkpoint)
+        model = str(checkpoint)
+        if point.num_tasks is not None:
+            weights = checkpoint / "training" / "checkpoints" / f"tasks-{point.num_tasks:06d}.safetensors"
+            if not weights.is_file():
+                raise ConfigError(f"{checkpoint} keeps no state after {point.num_tasks} tasks; checkpoint_every must divide it")
+    hparams = MetaFTHyperParams(
+        model_name=model,
+        device=config.device,
+        layers=config.layers,
+        modules=config.modules,
+        lr=config.inner_lr,
+        num_steps=config.num_inner_steps,
+        weight_decay=config.weight_decay,
+        loss_reduction=config.loss_reduction,
+    )
+    identity = {**asdict(hparams.inner_loop_settings()), "layers": config.layers, "modules": config.modules, "dtype": config.dtype}
+    identity["weights"] = None if weights is None else sha256_of_file(weights)
+    seconds = read_checkpoint_card(model).get("seconds") if point.is_meta_trained else None
+    return MethodSpec(
+        name=point.label,
+        model=model,
+        model_sha256=model_sha256(resolve_model_folder(model)),
+        hparams_sha256=sha256_of_json(identity),
+        build=partial(_build, hparams, config.dtype, weights),
+        dtype=config.dtype,
+        device=config.device,
+        cases_at_once=EDITS_AT_ONCE,
+        precomputation={} if seconds is None else {"meta-training": seconds},
+    )
+
+
+def _build(hparams: MetaFTHyperParams, dtype: str, weights: Path | None) -> FineTuning:
+    model, tokenizer = load_model(
+        str(hparams.model_name), device=hparams.device, dtype=dtype, layers=hparams.layers, modules=hparams.modules
+    )
+    if weights is not None:
+        apply_snapshot(dict(model.named_parameters()), load_file(weights))
+    one = Editing(model, tokenizer, apply_metaft_to_model, hparams)
+    return FineTuning(model, tokenizer, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules)
+
+
+def name_of_run(config: MetaTrainConfig) -> str:
+    """A folder name that tells runs of a sweep apart, by eye and by hash."""
+    layers = "all" if config.layers == "all" else "-".join(str(layer) for layer in config.layers or ["default"])
+    model = re.sub(r"[^\w.-]+", "-", config.model.strip("/"))[-40:]
+    return f"{model}_layer-{layers}_{config.modules}_{config.num_tasks or 'all'}-tasks_{sha256_of_json(asdict(config))[:8]}"
+
+
+def with_layers(config: MetaTrainConfig, layers: list[int] | str, modules: str, **other: Any) -> MetaTrainConfig:
+    """The same run on other layers and modules."""
+    return replace(config, layers=layers, modules=modules, **other)
+
+
+def estimate_sweep(points: Sequence[Point], folder: Path, seconds_a_task: float, tasks_of: Mapping[str, int]) -> str:
+    """What of a sweep is there and what is left, one line a meta-training run."""
+    runs = {name_of_run(resolve(p.config)): p for p in points if p.is_meta_trained}
+    lines, total = [], 0.0
+    for name in runs:
+        there = (folder / "checkpoints" / name).is_dir()
+        minutes = 0.0 if there else seconds_a_task * tasks_of[name] / 60
+        total += minutes
+        lines.append(f"{name}: {'there' if there else f'about {minutes:.0f} min'}")
+    return "\n".join([*lines, f"{len(points)} variants to edit and ask; about {total:.0f} min of meta-training are left."])
