@@ -88,7 +88,7 @@ def make_point_spec(point: Point, folder: Path, seed: int) -> MethodSpec:
 
 def _build(hparams: MetaFTHyperParams, dtype: str, weights: Path | None) -> FineTuning:
     model, tokenizer = load_model(
-        str(hparams.model_name), device=hparams.device, dtype=dtype, layers=hparams.layers, modules=hparams.modules
+        str(hparams.model_name), device=str(hparams.device), dtype=dtype, layers=hparams.layers, modules=hparams.modules
     )
     if weights is not None:
         apply_snapshot(dict(model.named_parameters()), load_file(weights))
@@ -98,9 +98,9 @@ def _build(hparams: MetaFTHyperParams, dtype: str, weights: Path | None) -> Fine
 
 def name_of_run(config: MetaTrainConfig) -> str:
     """A folder name that tells runs of a sweep apart, by eye and by hash."""
-    layers = "all" if config.layers == "all" else "-".join(str(layer) for layer in config.layers or ["default"])
+    layers = config.layers if isinstance(config.layers, str) else "-".join(str(layer) for layer in config.layers or [])
     model = re.sub(r"[^\w.-]+", "-", config.model.strip("/"))[-40:]
-    return f"{model}_layer-{layers}_{config.modules}_{config.num_tasks or 'all'}-tasks_{sha256_of_json(asdict(config))[:8]}"
+    return f"{model}_layer-{layers or 'default'}_{config.modules}_{config.num_tasks or 'all'}-tasks_{sha256_of_json(asdict(config))[:8]}"
 
 
 def with_layers(config: MetaTrainConfig, layers: list[int] | str, modules: str, **other: Any) -> MetaTrainConfig:
