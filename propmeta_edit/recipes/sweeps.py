@@ -100,7 +100,8 @@ def name_of_run(config: MetaTrainConfig) -> str:
     """A folder name that tells runs of a sweep apart, by eye and by hash."""
     layers = config.layers if isinstance(config.layers, str) else "-".join(str(layer) for layer in config.layers or [])
     model = re.sub(r"[^\w.-]+", "-", config.model.strip("/"))[-40:]
-    return f"{model}_layer-{layers or 'default'}_{config.modules}_{config.num_tasks or 'all'}-tasks_{sha256_of_json(asdict(config))[:8]}"
+    tasks = config.num_tasks or "all"
+    return f"{model}_layer-{layers or 'default'}_{config.modules}_{tasks}-tasks_{sha256_of_json(asdict(config))[:8]}"
 
 
 def with_layers(config: MetaTrainConfig, layers: list[int] | str, modules: str, **other: Any) -> MetaTrainConfig:

@@ -1,0 +1,162 @@
+"""One self-contained HTML page, and the same as Markdown, of what the benchmarks left in folders.
+
+python benchmarks/report.py results/table2 results/speed-meta results/convergence --output results/report
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment
+from markdown_it import MarkdownIt
+from matplotlib.figure import Figure
+
+from propmeta_edit.cli import run_or_exit
+from propmeta_edit.errors import DataError
+from propmeta_edit.files import write_text_atomically
+
+SUMMARIES = ("table.json", "summary.json")
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+:root { color-scheme: light dark; --line: #ccc; --soft: #f5f5f5; --text: #1a1a1a; --back: #fff; }
+@media (prefers-color-scheme: dark) { :root { --line: #444; --soft: #222; --text: #e6e6e6; --back: #151515; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; }
+body { color: var(--text); background: var(--back); }
+h1, h2, h3 { line-height: 1.2; margin-top: 2rem; }
+nav a { margin-right: 1rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top; }
+th { background: var(--soft); position: sticky; top: 0; }
+img { max-width: 100%; height: auto; background: #fff; padding: .3rem; border-radius: 4px; }
+code { background: var(--soft); padding: 0 .2rem; overflow-wrap: anywhere; }
+</style></head><body>
+<h1>{{ title }}</h1>
+<nav>{% for part in parts %}<a href="#{{ part.anchor }}">{{ part.name }}</a>{% endfor %}</nav>
+{% for part in parts %}<section id="{{ part.anchor }}"><h2>{{ part.name }}</h2>
+{% for picture in part.pictures %}<figure><img alt="{{ picture.alt }}" src="data:image/png;base64,{{ picture.data }}">
+<figcaption>{{ picture.alt }}</figcaption></figure>{% endfor %}
+{{ part.body | safe }}</section>
+{% endfor %}</body></html>
+"""
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="what the other benchmarks were given as --output")
+    parser.add_argument("--title", default="propmeta-edit: results")
+    parser.add_argument("--output", type=Path, default=Path("results/report"), help="folder for report.html and report.md")
+    return parser.parse_args(argv)
+
+
+def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
+    """A folder's results as Markdown, and its pictures as PNG by name.
+
+    Raises:
+        DataError: no folder, or nothing in it that a benchmark writes.
+    """
+    if not folder.is_dir():
+        raise DataError("is no folder", folder)
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"), key=_tables_first)]
+    pictures = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+    for name in SUMMARIES:
+        if (folder / name).is_file():
+            summary = json.loads((folder / name).read_text(encoding="utf-8"))
+            pictures = {"accuracy": draw_accuracy(summary), **pictures}
+            texts.append(describe_origin(summary))
+    for path in sorted(folder.glob("*.csv")):
+        if path.stem not in ("table", "summary"):
+            texts.append(f"### {path.stem}\n\n{frame_to_markdown(pd.read_csv(path))}")
+    if (folder / "speed.json").is_file():
+        speed = json.loads((folder / "speed.json").read_text(encoding="utf-8"))
+        ratios = "".join(f"- {name}: {value:.2f}\n" for name, value in speed.items() if isinstance(value, float))
+        texts.insert(0, f"{speed['what']} on {speed['device']}, torch {speed['torch']}\n\n{ratios}")
+    if not texts:
+        raise DataError("holds nothing that a benchmark writes (table.md, speed.json, *.csv, ...)", folder)
+    return "\n\n".join(texts), pictures
+
+
+def _tables_first(path: Path) -> tuple[bool, str]:
+    return path.stem != "table", path.stem
+
+
+def draw_accuracy(summary: Sequence[dict[str, Any]]) -> bytes:
+    """Accuracy of every row with its 95 % interval, a panel a data set, as PNG."""
+    datasets = list(dict.fromkeys(entry["dataset"] for entry in summary))
+    methods = list(dict.fromkeys(entry["method"] for entry in summary))
+    figure = Figure(figsize=(1.5 + 2.6 * len(datasets), 0.9 + 0.28 * len(methods)), layout="constrained")
+    panels = figure.subplots(1, len(datasets), squeeze=False, sharey=True)[0]
+    for panel, dataset in zip(panels, datasets, strict=True):
+        for entry in (entry for entry in summary if entry["dataset"] == dataset):
+            place, (low, high) = methods.index(entry["method"]), entry["accuracy_ci95"]
+            panel.plot([100 * low, 100 * high], [place, place], color="0.5")
+            panel.plot(100 * entry["accuracy"], place, "o", color="black", markersize=4)
+        panel.set(xlim=(0, 100), title=dataset, xlabel="accuracy, %")
+        panel.title.set_fontsize(9)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(methods)), methods)
+    panels[0].invert_yaxis()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def describe_origin(summary: Sequence[dict[str, Any]]) -> str:
+    """Models, data, settings and versions that the rows came from."""
+    frame = pd.DataFrame(summary)
+    hashes = {"model_sha256": 8, "data_sha256": 8, "hparams_sha256": 8}
+    for name, length in hashes.items():
+        frame[name] = frame[name].str[:length]
+    frame["versions"] = [", ".join(f"{name} {version}" for name, version in row.items()) for row in frame["versions"]]
+    columns = ["method", "dataset", "model", *hashes, "seed", "protocol", "device", "dtype", "versions"]
+    return f"### Where the rows come from\n\n{frame_to_markdown(frame[columns])}"
+
+
+def frame_to_markdown(frame: pd.DataFrame) -> str:
+    """A table; numbers to four significant digits."""
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
+    for row in frame.itertuples(index=False):
+        cells = [f"{cell:.4g}" if isinstance(cell, float) else str(cell).replace("|", "/") for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def run(options: argparse.Namespace) -> None:
+    to_html = MarkdownIt("commonmark", {"html": False}).enable("table")  # a model's answers must stay text
+    parts, markdown = [], [f"# {options.title}", ""]
+    for number, folder in enumerate(options.folders):
+        text, pictures = read_folder(folder)
+        body = to_html.render(text).replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+        shown = [{"alt": f"{folder.name}: {name}", "data": base64.b64encode(data).decode()} for name, data in pictures.items()]
+        parts.append({"name": folder.name, "anchor": f"part-{number}", "body": body, "pictures": shown})
+        markdown += [f"## {folder.name}", ""]
+        for name, data in pictures.items():
+            file = options.output / f"{number}-{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+            markdown += [f"![{folder.name}: {name}]({file.name})", ""]
+        markdown += [text, ""]
+    page = Environment(autoescape=True).from_string(PAGE).render(title=options.title, parts=parts)
+    write_text_atomically(options.output / "report.html", page)
+    write_text_atomically(options.output / "report.md", "\n".join(markdown))
+    print(f"wrote {options.output / 'report.html'}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 for what the user can mend."""
+    options = parse_arguments(argv)
+    return run_or_exit(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
