@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LIMIT ?= 100
 # EasyEdit's ROME and its kin take up to a minute an edit on two cores: a row gets as many cases as fit.
-MINUTES ?= 2.5
+MINUTES ?= 2
 # Where an index offers several builds of torch, e.g. TORCH_OPTIONS="--index-url <the CPU index>".
 TORCH_OPTIONS ?=
 OUTPUT ?= results/table2
