@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from propmeta_edit.cli import run_or_exit
+from propmeta_edit.cli import exit_code_of
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import run_methods
@@ -113,9 +113,7 @@ def run(options: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, 1 if cases failed, 2 for what the user can mend."""
     options = parse_arguments(argv)
-    failures: list[int] = []
-    code = run_or_exit(lambda: failures.append(run(options)))
-    return code or int(bool(failures and failures[0]))
+    return exit_code_of(lambda: run(options))
 
 
 if __name__ == "__main__":

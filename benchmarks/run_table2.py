@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from propmeta_edit.cli import run_or_exit
+from propmeta_edit.cli import exit_code_of
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.rows import RowFile
@@ -178,9 +178,7 @@ def _find_workers(options: argparse.Namespace) -> Execute | None:
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, 1 if cases failed, 2 for what the user can mend."""
     options = parse_arguments(argv)
-    failures: list[int] = []
-    code = run_or_exit(lambda: failures.append(run(options)))
-    return code or int(bool(failures and failures[0]))
+    return exit_code_of(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +312,13 @@ RUNNERS = {
     "export": _run_export,
     "expand": _run_expand,
 }
+
+
+def exit_code_of(run: Callable[[], int]) -> int:
+    """0, 1 if ``run`` says that some cases failed, 2 for what the user can mend."""
+    failures: list[int] = []
+    code = run_or_exit(lambda: failures.append(run()))
+    return code or int(bool(failures and failures[0]))
 
 
 def run_or_exit(function, *arguments) -> int:  # type: ignore[no-untyped-def]

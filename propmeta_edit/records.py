@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from propmeta_edit.errors import RequestError
 
@@ -37,6 +38,34 @@ class EditRequest:
                 f"the subject {self.subject!r} does not occur in its prompt {self.prompt!r}; "
                 "spell it as in the prompt, or leave the subject out"
             )
+
+
+def as_requests(requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]]) -> list[EditRequest]:
+    """One request or several, ours or EasyEdit's, as ours.
+
+    Raises:
+        RequestError: no request at all, or one that cannot be carried out (its number is named).
+    """
+    several = [requests] if isinstance(requests, EditRequest | Mapping) else list(requests)
+    if not several:
+        raise RequestError("there is no request to edit; give at least one prompt and target_new")
+    edits = []
+    for number, request in enumerate(several):
+        try:
+            edits.append(request if isinstance(request, EditRequest) else EditRequest(*request_fields(request)))
+        except RequestError as error:
+            raise RequestError(f"request {number}: {error}") from error
+    return edits
+
+
+def request_fields(request: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """(prompt with the subject filled in, target, subject) of an EasyEdit request in any of the shapes that are in use."""
+    prompt, subject, target = request.get("prompt"), request.get("subject"), request.get("target_new")
+    if isinstance(prompt, str) and "{}" in prompt and isinstance(subject, str):
+        prompt = prompt.replace("{}", subject, 1)
+    if isinstance(target, Mapping):
+        target = target.get("str")
+    return prompt, target, subject  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ import torch
 
 from propmeta_edit.baselines.null_space import load_projection, solve_update
 from propmeta_edit.baselines.second_moments import model_folder_name, statistics_file
-from propmeta_edit.easyedit.hparams import FromYaml, request_fields
+from propmeta_edit.easyedit.hparams import FromYaml
 from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples
 from propmeta_edit.errors import RequestError
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
+from propmeta_edit.records import request_fields
 from propmeta_edit.text.encoding import padded_on
 
 

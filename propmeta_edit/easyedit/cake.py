@@ -11,10 +11,9 @@ import torch
 
 from propmeta_edit.baselines.cake import CakeSettings, target_weights, train_cake_adapter
 from propmeta_edit.easyedit.hparams import FromYaml
-from propmeta_edit.easyedit.plugin import to_edit_requests
 from propmeta_edit.finetune.weights import snapshot
 from propmeta_edit.models.devices import resolve_device
-from propmeta_edit.records import EditRequest
+from propmeta_edit.records import EditRequest, as_requests
 
 
 @dataclass
@@ -84,7 +83,7 @@ def apply_cake_to_model(
     Raises:
         RequestError: an empty target, or a subject that is not in its prompt.
     """
-    edits = [_with_augmentation(e, r) for e, r in zip(to_edit_requests(requests), requests, strict=True)]
+    edits = [_with_augmentation(e, r) for e, r in zip(as_requests(requests), requests, strict=True)]
     if copy:
         model = deepcopy(model)
     original = snapshot(target_weights(model))

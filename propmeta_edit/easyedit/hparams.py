@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,13 +156,3 @@ def _number_from_text(value: Any) -> Any:
     except ValueError:
         return value
     return int(number) if number.is_integer() and "e" not in value.lower() and "." not in value else number
-
-
-def request_fields(request: Mapping[str, Any]) -> tuple[str, str, str | None]:
-    """(prompt with the subject filled in, target, subject) of an EasyEdit request in any of the shapes that are in use."""
-    prompt, subject, target = request.get("prompt"), request.get("subject"), request.get("target_new")
-    if isinstance(prompt, str) and "{}" in prompt and isinstance(subject, str):
-        prompt = prompt.replace("{}", subject, 1)
-    if isinstance(target, Mapping):
-        target = target.get("str")
-    return prompt, target, subject  # type: ignore[return-value]

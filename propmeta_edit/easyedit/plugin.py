@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from propmeta_edit.easyedit.hparams import MetaFTHyperParams, request_fields
-from propmeta_edit.errors import RequestError
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.finetune.single_edit import write_facts
-from propmeta_edit.records import EditRequest
+from propmeta_edit.records import as_requests
 
 
 def apply_metaft_to_model(
@@ -40,7 +39,7 @@ def apply_metaft_to_model(
         RequestError: an empty target, or a subject that is not in its prompt.
         ModelError: a layer outside the model, or tensors to edit that are not fp32.
     """
-    edits = to_edit_requests(requests)
+    edits = as_requests(requests)
     if copy:
         model = deepcopy(model)
     original = write_facts(
@@ -53,21 +52,3 @@ def apply_metaft_to_model(
         batch_size=hparams.batch_size,
     )
     return model, original if return_orig_weights else {}
-
-
-def to_edit_requests(requests: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> list[EditRequest]:
-    """EasyEdit's requests, one or several, as ours.
-
-    Raises:
-        RequestError: no request at all, or one that cannot be carried out (its number is named).
-    """
-    several = [requests] if isinstance(requests, Mapping) else list(requests)
-    if not several:
-        raise RequestError("there is no request to edit; give at least one prompt and target_new")
-    edits = []
-    for number, request in enumerate(several):
-        try:
-            edits.append(EditRequest(*request_fields(request)))
-        except RequestError as error:
-            raise RequestError(f"request {number}: {error}") from error
-    return edits

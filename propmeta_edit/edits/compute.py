@@ -7,13 +7,12 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 from propmeta_edit.edits.edit import Edit
-from propmeta_edit.errors import RequestError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.records import EditRequest
+from propmeta_edit.records import EditRequest, as_requests
 from propmeta_edit.text.encoding import encode_requests
 
 
@@ -85,25 +84,6 @@ def compute_edits(
             for own, value in zip(some, weights, strict=True)
         ]
     return edits
-
-
-def as_requests(request: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]]) -> list[EditRequest]:
-    """One request or several, ours or EasyEdit's, as ours.
-
-    Raises:
-        RequestError: none, or one that cannot be carried out.
-    """
-    several = [request] if isinstance(request, EditRequest | Mapping) else list(request)
-    if not several:
-        raise RequestError("there is no request to edit; give at least one prompt and target_new")
-    return [one if isinstance(one, EditRequest) else _from_mapping(one) for one in several]
-
-
-def _from_mapping(request: Mapping[str, Any]) -> EditRequest:
-    missing = [key for key in ("prompt", "target_new") if key not in request]
-    if missing:
-        raise RequestError(f"a request needs prompt and target_new; {missing[0]} is missing from {dict(request)!r}")
-    return EditRequest(request["prompt"], request["target_new"], request.get("subject"))
 
 
 def describe_settings(hparams: EditSettings) -> dict[str, Any]:

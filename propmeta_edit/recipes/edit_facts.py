@@ -11,7 +11,7 @@ from typing import Any
 
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
-from propmeta_edit.edits.compute import as_requests, compute_edit
+from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import generate_with_edits
 from propmeta_edit.errors import DataError
@@ -19,7 +19,7 @@ from propmeta_edit.files import sha256_of_json
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes.settings import hparams_file
-from propmeta_edit.records import EditRequest
+from propmeta_edit.records import EditRequest, as_requests
 from propmeta_edit.text.prompts import format_question
 
 EXAMPLE = EditRequest("Hazelgate Analytics Ltd. was founded in", "Portugal", "Hazelgate Analytics Ltd.")

@@ -91,26 +91,33 @@ def test_another_run_is_refused(tmp_path):
         TrainingRun(tmp_path, {"outer_lr": 0.2, "seed": 0})
 
 
-@pytest.mark.slow
-def test_kill_9_ten_times_gives_the_same_bits(tokenizer, tmp_path):
-    """The command itself, killed without warning at random moments and given again, against one that was left alone."""
+@pytest.fixture
+def start(tokenizer, tmp_path):
+    """Starts the command on a tiny model and so many tasks, towards a folder of that name."""
     base = tmp_path / "base"
     tiny.make_model("llama", dtype=torch.float32).save_pretrained(base)
     tokenizer.save_pretrained(base)
-    records = generate_world(0, {"train": 240})["train"]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
-    def start(output):
+    def start(output, num_tasks, save_every):
+        if not (tmp_path / "train.jsonl").exists():
+            records = generate_world(0, {"train": num_tasks})["train"]
+            (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         command = [sys.executable, "-m", "propmeta_edit.cli", "meta-train", "--model", str(base), "--data"]
         command += [str(tmp_path / "train.jsonl"), "--output", str(tmp_path / output), "--layers", "[1]", "--device", "cpu"]
-        command += ["--inner_lr", "0.01", "--outer_lr", "0.01", "--save_every", "5", "--tasks_per_step", "1"]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command += ["--inner_lr", "0.01", "--outer_lr", "0.01", "--save_every", str(save_every)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
-    assert start("whole").wait(timeout=300) == 0
+    return start
+
+
+@pytest.mark.slow
+def test_kill_9_ten_times_gives_the_same_bits(start, tmp_path):
+    """The command itself, killed without warning at random moments and given again, against one that was left alone."""
+    assert start("whole", 240, 5).wait(timeout=300) == 0
     moments, kills = random.Random(0), 0
     state = tmp_path / "killed.training" / STATE
     while kills < 10:
-        process = start("killed")
+        process = start("killed", 240, 5)
         before = state.stat().st_mtime_ns if state.exists() else 0
         deadline = time.time() + 60
         while process.poll() is None and time.time() < deadline and (state.stat().st_mtime_ns if state.exists() else 0) == before:
@@ -120,7 +127,7 @@ def test_kill_9_ten_times_gives_the_same_bits(tokenizer, tmp_path):
         process.kill()
         process.wait()
         kills += 1
-    assert start("killed").wait(timeout=300) == 0
+    assert start("killed", 240, 5).wait(timeout=300) == 0
     first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
     assert sha256_of_file(first) == sha256_of_file(second)
     first, second = (json.loads((tmp_path / name / "progress.json").read_text()) for name in ("whole", "killed"))
@@ -129,21 +136,9 @@ def test_kill_9_ten_times_gives_the_same_bits(tokenizer, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_goes_on(tokenizer, tmp_path):
+def test_sigterm_saves_and_the_same_command_goes_on(start, tmp_path):
     """A scheduler's time limit: the state of the step that was under way is on disk, and the final bits are the same."""
-    base = tmp_path / "base"
-    tiny.make_model("llama", dtype=torch.float32).save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    records = generate_world(0, {"train": 120})["train"]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-
-    def start(output):
-        command = [sys.executable, "-m", "propmeta_edit.cli", "meta-train", "--model", str(base), "--data"]
-        command += [str(tmp_path / "train.jsonl"), "--output", str(tmp_path / output), "--layers", "[1]", "--device", "cpu"]
-        command += ["--inner_lr", "0.01", "--outer_lr", "0.01", "--save_every", "10"]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-    process = start("stopped")
+    process = start("stopped", 120, 10)
     state = tmp_path / "stopped.training" / STATE
     deadline = time.time() + 60
     while not state.exists() and time.time() < deadline:
@@ -151,6 +146,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(tokenizer, tmp_path):
     process.terminate()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and "everything is saved, and the same command continues" in errors
-    assert start("stopped").wait(timeout=300) == 0 and start("whole").wait(timeout=300) == 0
+    assert start("stopped", 120, 10).wait(timeout=300) == 0 and start("whole", 120, 10).wait(timeout=300) == 0
     first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "stopped"))
     assert sha256_of_file(first) == sha256_of_file(second)

@@ -311,7 +311,7 @@ def test_several_requests_are_one_edit_and_mappings_serve(model, tokenizer):
     rows = [{"prompt": r.prompt, "target_new": r.target_new} for r in REQUESTS]
     edit = compute_edit(model, tokenizer, rows, hparams())
     assert [request.target_new for request in edit.requests] == ["Peru", "Greece", "Lima in Peru"]
-    with pytest.raises(RequestError, match="target_new is missing"):
+    with pytest.raises(RequestError, match="request 0: target_new must be"):
         compute_edit(model, tokenizer, {"prompt": "x"}, hparams())
     with pytest.raises(RequestError, match="no request"):
         compute_edit(model, tokenizer, [], hparams())
