@@ -34,7 +34,7 @@ from propmeta_edit.recipes.worlds import ensure_world
 CORPUS_CARD = "corpus.json"  # beside the files: what they were made from
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
 OPENINGS = ("The", "In", "It", "A", "When", "This", "He", "She", "There", "For", "One", "As")
-SAMPLED_SHARE = 0.4  # of the texts; the rest are sentences of the world
+SAMPLED_SHARE = 0.2  # of the texts; the rest are sentences of the world
 
 
 def make_statistics(
@@ -170,7 +170,7 @@ def _sentences_of_the_world() -> list[str]:
 
 
 def sample_texts(
-    model: Any, tokenizer: Any, num_texts: int, seed: int, max_new_tokens: int = 64, batch_size: int = 64
+    model: Any, tokenizer: Any, num_texts: int, seed: int, max_new_tokens: int = 48, batch_size: int = 64
 ) -> list[str]:
     """Texts the model writes after common openings, drawn at temperature 1 with ``seed``."""
     texts: list[str] = []
