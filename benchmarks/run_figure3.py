@@ -28,6 +28,8 @@ def make_points(options: argparse.Namespace) -> list[Point]:
     for model, config in sweep_parts.read_configs(options).items():
         if config.num_tasks is None or config.num_tasks % options.every:
             raise ConfigError(f"--every must divide --num-tasks, got {options.every} and {config.num_tasks}")
+        if options.every % config.tasks_per_step:
+            raise ConfigError(f"--every must be a multiple of the {config.tasks_per_step} tasks of a step, got {options.every}")
         own = replace(config, checkpoint_every=options.every)
         points.append(Point(f"{model} after 0", own, is_meta_trained=False))
         points += [Point(f"{model} after {n}", own, num_tasks=n) for n in range(options.every, config.num_tasks + 1, options.every)]

@@ -104,7 +104,9 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         versions=collect_versions([options.method]),
     )
-    table = make_table(summarise(rows.rows), [data.name for data in datasets])
+    names = [data.name for data in datasets]
+    own = [row for row in rows.rows if row.method in combinations and row.dataset in names]
+    table = make_table(summarise(own), names)
     write_text_atomically(rows.path.with_name("search.md"), table)
     print(table)
     return failures

@@ -166,36 +166,40 @@ def estimate_floor(model: Any, tokenizer: Any, setting: Setting, machine: Mappin
 
 def compare(settings: Sequence[Setting], number: int, repeats: int) -> list[dict[str, Any]]:
     """All sides for each setting; EasyEdit's FT cannot mix dtypes, so its model is in the setting's dtype only if that is fp32."""
+    return [row for setting in settings for row in _compare_one(setting, number, repeats)]
+
+
+def _compare_one(setting: Setting, number: int, repeats: int) -> list[dict[str, Any]]:
+    """One setting; its models are gone when the next one's are loaded."""
     rows = []
-    for setting in settings:
-        plain = Setting(**{**vars(setting), "dtype": "float32"})
-        ours = setting.load()
-        theirs = plain.load() if setting.dtype != "float32" else ours
-        machine = measure_machine(ours[0].device, getattr(torch, setting.dtype))
-        sides = {EASYEDIT: theirs, SINGLE: ours, BATCHED: ours}
-        runs = {name: lambda n=name, m=loaded: TIMERS[n](*m, setting, number) for name, loaded in sides.items()}  # type: ignore[misc]  # noqa: B023
-        times = speed_parts.measure(runs, repeats)
-        floor = estimate_floor(*ours, setting, machine, number)
-        for name in sides:
-            own = plain if name == EASYEDIT else setting
-            row = {
-                "model": setting.model_name,
-                "side": name,
-                "layer": setting.layer,
-                "steps": setting.num_steps,
-                "filler words": setting.filler,
-                "frozen dtype": own.dtype,
-                "at once": setting.at_once if name == BATCHED else 1,
-                "seconds an edit": times[name],
-                "edits a second": 1 / times[name],
-                "times EasyEdit FT": times[EASYEDIT] / times[name],
-                "times floor": times[name] / floor["floor"],
-                "peak GiB added": speed_parts.peak_memory(runs[name], ours[0].device),
-                **floor,
-                **machine,
-            }
-            print(json.dumps(row), flush=True)
-            rows.append(row)
+    plain = Setting(**{**vars(setting), "dtype": "float32"})
+    ours = setting.load()
+    theirs = plain.load() if setting.dtype != "float32" else ours
+    machine = measure_machine(ours[0].device, getattr(torch, setting.dtype))
+    sides = {EASYEDIT: theirs, SINGLE: ours, BATCHED: ours}
+    runs = {name: lambda n=name, m=loaded: TIMERS[n](*m, setting, number) for name, loaded in sides.items()}  # type: ignore[misc]
+    times = speed_parts.measure(runs, repeats)
+    floor = estimate_floor(*ours, setting, machine, number)
+    for name in sides:
+        own = plain if name == EASYEDIT else setting
+        row = {
+            "model": setting.model_name,
+            "side": name,
+            "layer": setting.layer,
+            "steps": setting.num_steps,
+            "filler words": setting.filler,
+            "frozen dtype": own.dtype,
+            "at once": setting.at_once if name == BATCHED else 1,
+            "seconds an edit": times[name],
+            "edits a second": 1 / times[name],
+            "times EasyEdit FT": times[EASYEDIT] / times[name],
+            "times floor": times[name] / floor["floor"],
+            "peak GiB added": speed_parts.peak_memory(runs[name], ours[0].device),
+            **floor,
+            **machine,
+        }
+        print(json.dumps(row), flush=True)
+        rows.append(row)
     return rows
 
 

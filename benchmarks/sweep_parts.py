@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,8 +67,9 @@ def run_sweep(points: Sequence[Point], options: argparse.Namespace) -> pd.DataFr
     datasets = [data for item in names.split(",") for data in load_datasets(item.strip(), options.seed)]
     rows = RowFile(folder / "rows.jsonl")
     budget = None if options.minutes_per_row is None else 60 * options.minutes_per_row
+    failures = 0
     for point in points:  # one at a time: a variant is asked as soon as it is meta-trained
-        run_methods(
+        failures += run_methods(
             [make_point_spec(point, folder, options.seed)],
             datasets,
             rows,
@@ -77,7 +79,10 @@ def run_sweep(points: Sequence[Point], options: argparse.Namespace) -> pd.DataFr
             versions=collect_versions([]),
         )
     order = {point.label: number for number, point in enumerate(points)}
-    known = [row for row in rows.rows if row.method in order]
+    if failures:
+        print(f"{failures} cases failed and count as wrong; their tracebacks are in {rows.path}", file=sys.stderr)
+    asked = {data.name for data in datasets}
+    known = [row for row in rows.rows if row.method in order and row.dataset in asked]
     summary = sorted(summarise(known), key=lambda entry: order[entry["method"]])
     table = pd.DataFrame(summary)
     table["low"] = [entry["accuracy_ci95"][0] for entry in summary]

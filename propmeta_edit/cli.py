@@ -209,6 +209,8 @@ def _run_ask(options: Namespace) -> None:
     from propmeta_edit.recipes import edit_facts
 
     names = ["unedited", *(Path(folder).name for folder in options.edit)]
+    if len(set(names)) < len(names):
+        names = ["unedited", *options.edit]
     answers = edit_facts.ask_with_edits([Path(folder) for folder in options.edit], options.questions, options.model, options.device)
     print(edit_facts.to_json(answers, names) if options.json else edit_facts.format_answers(answers, names))
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from propmeta_edit.edits.edit import Edit
+from propmeta_edit.edits.edit import Edit, find_transposed
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
-from propmeta_edit.finetune.single_edit import put_in_place, write_facts
+from propmeta_edit.finetune.single_edit import put_in_place, require_full_precision, write_facts
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
@@ -57,7 +57,8 @@ def compute_edit(
     parameters = dict(model.named_parameters())
     weights = {name: parameters[name].data for name in original}
     put_in_place(parameters, original)
-    return Edit(tuple(requests), weights, original, str(hparams.model_name), "MetaFT", describe_settings(hparams))
+    about = (str(hparams.model_name), "MetaFT", describe_settings(hparams))
+    return Edit(tuple(requests), weights, original, *about, transposed=find_transposed(model, weights))
 
 
 def compute_edits(
@@ -71,7 +72,9 @@ def compute_edits(
     several = [as_requests(request) for request in requests]
     edits: list[Edit] = []
     parameters = select_parameters(model, hparams.layers, hparams.modules)
+    require_full_precision(parameters)
     before = {name: parameter.data for name, parameter in parameters.items()}
+    transposed = find_transposed(model, before)
     for start in range(0, len(several), at_once):
         some = several[start : start + at_once]
         target = [batch.to(model.device) for batch in encode_requests(tokenizer, some, hparams.batch_size)]
@@ -79,10 +82,8 @@ def compute_edits(
             with only_trainable(model, stack.parameters):
                 apply_inner_loop(model, stack.parameters, target, hparams.inner_loop_settings(), len(some))
             weights = [stack.take(number) for number in range(len(some))]
-        edits += [
-            Edit(tuple(own), value, before, str(hparams.model_name), "MetaFT", describe_settings(hparams))
-            for own, value in zip(some, weights, strict=True)
-        ]
+        about = (str(hparams.model_name), "MetaFT", describe_settings(hparams))
+        edits += [Edit(tuple(o), w, before, *about, transposed=transposed) for o, w in zip(some, weights, strict=True)]
     return edits
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,9 +16,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.single_edit import put_in_place
+from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.artefacts import build_whole
 from propmeta_edit.records import EditRequest
 
@@ -49,6 +51,7 @@ class Edit:
         method: ``MetaFT``, ``ROME``, ...
         settings: of the method, as plain values.
         hash_before: given only for a loaded edit.
+        transposed: those weights that are [in, out] (GPT-2's projections), as a LoRA of them has to know.
     """
 
     requests: tuple[EditRequest, ...]
@@ -58,6 +61,7 @@ class Edit:
     method: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     hash_before: str | None = None
+    transposed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # ``before`` is the model's own storage: what is known of it now tells whether someone writes into it later.
@@ -83,7 +87,7 @@ class Edit:
             raise ModelError("this edit stands in the model already; undo it first")
         parameters = self._parameters_of(model)
         current = {name: parameters[name].data for name in self.weights}
-        below = {name: _original(standing, name, current[name]) for name in self.weights}
+        below = {name: _original(standing, name, current[name]).to(current[name].device) for name in self.weights}
         if self._is_base(current):
             values = {name: self._on_device(name, current[name]) for name in self.weights}
             is_exact = True
@@ -116,14 +120,14 @@ class Edit:
         later = [entry.edit for entry in standing[place + 1 :]]
         taken = standing[place:]
         for entry in reversed(taken):
-            put_in_place(self._parameters_of(model, entry.replaced), entry.replaced)
+            self._put_back(model, entry)
         del standing[place:]
         try:
             for edit in later:
                 edit.apply(model)
         except ModelError as error:
             for entry in reversed(standing[place:]):
-                put_in_place(self._parameters_of(model, entry.replaced), entry.replaced)
+                self._put_back(model, entry)
             del standing[place:]
             for entry in taken:
                 entry.edit.apply(model)
@@ -171,6 +175,7 @@ class Edit:
             "method": self.method,
             "settings": dict(self.settings),
             "tensors": {name: list(value.shape) for name, value in self.weights.items()},
+            "transposed": list(self.transposed),
             "sha256": hash_tensors(self.weights),
         }
 
@@ -195,8 +200,9 @@ class Edit:
                 EditRequest(**{**row, "augmentation": tuple(tuple(pair) for pair in row["augmentation"])})
                 for row in config["requests"]
             )
-            expected = config["sha256"]
-            edit = cls(requests, weights, None, config["base_model"], config["method"], config["settings"], config["base_sha256"])
+            expected, transposed = config["sha256"], tuple(config["transposed"])
+            base, method, settings, base_sha256 = (config[name] for name in ("base_model", "method", "settings", "base_sha256"))
+            edit = cls(requests, weights, None, base, method, settings, base_sha256, transposed)
         except FileNotFoundError as error:
             raise ModelError(f"{folder} holds no whole edit, which is {WEIGHTS} and {CONFIG}: {error}") from error
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -224,6 +230,9 @@ class Edit:
         odd = [name for name, value in changes.items() if value.dim() != 2 or not name.endswith(".weight")]
         if odd:
             raise ModelError(f"a LoRA holds changes of matrices alone, and this edit moves {odd[0]} as well")
+        if 0 < len(self.transposed) < len(changes):
+            raise ModelError("a LoRA holds weights of one orientation, and this edit moves some of each")
+        changes = {name: value.T if name in self.transposed else value for name, value in changes.items()}
         tensors, lost, whole = {}, 0.0, 0.0
         for name, change in changes.items():
             u, s, vh = torch.linalg.svd(change.double(), full_matrices=False)
@@ -242,6 +251,7 @@ class Edit:
             "lora_alpha": rank,
             "lora_dropout": 0.0,
             "bias": "none",
+            "fan_in_fan_out": bool(self.transposed),
             "target_modules": leaves,
             "base_model_name_or_path": self.base_model,
             "inference_mode": True,
@@ -253,6 +263,19 @@ class Edit:
 
         build_whole(folder, build)
         return (lost / whole) ** 0.5 if whole else 0.0
+
+    def _put_back(self, model: nn.Module, entry: _Applied) -> None:
+        """The tensors that an edit took the place of, wherever the model is by now."""
+        parameters = self._parameters_of(model, entry.replaced)
+        put_in_place(parameters, {name: value.to(parameters[name].device) for name, value in entry.replaced.items()})
+
+    def is_made_on(self, model: nn.Module) -> bool:
+        """Whether the model, as it stands, is what the edit was made on.
+
+        Raises:
+            ModelError: the model lacks its tensors, or has them in other shapes.
+        """
+        return self._is_base({name: p.data for name, p in self._parameters_of(model).items()})
 
     def _parameters_of(self, model: nn.Module, names: Mapping[str, Any] | None = None) -> dict[str, nn.Parameter]:
         parameters = dict(model.named_parameters())
@@ -300,6 +323,11 @@ def take_fingerprint(tensor: torch.Tensor) -> str:
     return hashlib.sha256(save({"sums": sums.cpu()}) + str((tuple(tensor.shape), tensor.dtype)).encode()).hexdigest()
 
 
+def find_transposed(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+    """Those parameters that are weights of GPT-2's projections, [in, out]."""
+    return tuple(n for n in names if n.endswith(".weight") and isinstance(model.get_submodule(n.removesuffix(".weight")), Conv1D))
+
+
 def standing_edits(model: nn.Module) -> list[Edit]:
     """The edits that stand in a model, in the order of application."""
     return [entry.edit for entry in _STANDING.get(model, [])]
@@ -324,9 +352,10 @@ def edit_from_weights(
     unknown = sorted(set(original) - set(parameters))
     if unknown:
         raise ModelError(f"{unknown[0]} is no parameter of this model")
-    weights = {name: parameters[name].data for name in original}
-    before = {name: value.detach().to(weights[name]) for name, value in original.items()}
-    moved = {name for name in weights if not torch.equal(weights[name], before[name])}
-    put_in_place(parameters, {name: before[name] for name in moved})
-    kept = {name: weights[name] for name in weights if name in moved}
-    return Edit(tuple(requests), kept, {name: before[name] for name in kept}, base_model, method, settings or {})
+    before = {name: value.detach().to(parameters[name].data) for name, value in original.items()}
+    moved = [name for name in original if not torch.equal(parameters[name].data, before[name])]
+    weights = {name: parameters[name].detach().clone() for name in moved}
+    # Such methods write into the model's own storage, which other edits may hold; it gets its old numbers back there.
+    apply_snapshot(parameters, {name: before[name] for name in moved})
+    now = {name: parameters[name].data for name in moved}
+    return Edit(tuple(requests), weights, now, base_model, method, settings or {}, transposed=find_transposed(model, moved))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.stacking import stacked_weights
@@ -69,8 +72,14 @@ def generate_with_edits(
         return generate_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=len(prompts))
     parameters = dict(model.named_parameters())
     for edit in chosen:
-        if edit is not None:
-            edit.change(model)  # refuses another base
+        if edit is not None and not edit.is_made_on(model):
+            raise ModelError(f"an edit of {edit.base_model or 'a model'} was made on other weights than this model has now")
+    for name in list(names):
+        module, _, leaf = name.rpartition(".")
+        if not isinstance(model.get_submodule(module), nn.Linear | Conv1D):
+            raise ModelError(f"rows can differ in projections alone, and an edit moves {name}; ask under one edit at a time")
+        if leaf == "bias" and f"{module}.weight" not in names:
+            names.append(f"{module}.weight")  # the two are computed together
     height = max(len(rows) for rows in groups.values())  # equally many rows an edit, as stacked weights need them
     order = [row for rows in groups.values() for row in (rows + [rows[0]] * height)[:height]]
     with stacked_weights(model, {name: parameters[name] for name in names}, len(chosen)) as stack:

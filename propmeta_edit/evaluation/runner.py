@@ -197,7 +197,10 @@ def _unfinished_groups(method: MethodSpec, chosen: Sequence[Case], rows: RowFile
     for case in chosen[TIMED_CASES:]:
         if case.case_id not in finished:
             groups.setdefault(len(case.edits), []).append(case)
-    return [*timed, *(batch for group in groups.values() for batch in batches_of(group, method.cases_at_once))]
+    batches = [batch for group in groups.values() for batch in batches_of(group, method.cases_at_once)]
+    place = {case.case_id: number for number, case in enumerate(chosen)}
+    # In the order of their first cases: a run that stops early has seen every kind of case.
+    return [*timed, *sorted(batches, key=lambda batch: place[batch[0].case_id])]
 
 
 def run_group(spec: MethodSpec, method: Method, work: Work, seed: int, versions: Mapping[str, str]) -> list[Row]:

@@ -38,7 +38,7 @@ def write_facts(
         ModelError: a layer outside the model, or tensors to edit that are not fp32 or wider.
     """
     parameters = select_parameters(model, layers, modules)
-    _require_full_precision(parameters)
+    require_full_precision(parameters)
     target = [batch.to(model.device) for batch in encode_requests(tokenizer, [requests], batch_size)]
     original = {name: parameter.data for name, parameter in parameters.items()}
     put_in_place(parameters, {name: value.clone() for name, value in original.items()})
@@ -57,7 +57,12 @@ def put_in_place(parameters: Mapping[str, nn.Parameter], values: Mapping[str, to
         parameters[name].data = value
 
 
-def _require_full_precision(parameters: Mapping[str, torch.Tensor]) -> None:
+def require_full_precision(parameters: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors in which small updates would vanish.
+
+    Raises:
+        ModelError: one is narrower than fp32.
+    """
     narrow = [name for name, parameter in parameters.items() if parameter.dtype not in (torch.float32, torch.float64)]
     if narrow:
         raise ModelError(

@@ -137,7 +137,8 @@ def expand_compact(source: Path, destination: Path, base: str | None = None) -> 
         raise ModelError(
             f"{source / TRAINED} is missing or damaged ({error}); it is what propmeta-edit export --compact writes"
         ) from error
-    model, tokenizer = load_model(base_folder, dtype="auto")
+    chosen = {name: card["settings"][name] for name in ("layers", "modules")}
+    model, tokenizer = load_model(base_folder, dtype="auto", **chosen)
     parameters = dict(model.named_parameters())
     if set(trained) != set(card["trained_tensors"]) or not set(trained) <= set(parameters):
         raise ModelError(f"{source / TRAINED} does not hold the tensors its card names; export it again")
@@ -148,6 +149,8 @@ def expand_compact(source: Path, destination: Path, base: str | None = None) -> 
     def build(partial: Path) -> None:
         progress = Progress.from_json((source / PROGRESS).read_text(encoding="utf-8"))
         save_checkpoint(partial, model, tokenizer, card, progress)
+        if read_checkpoint_card(partial)["model_sha256"] != card["model_sha256"]:
+            raise ModelError(f"{source} and its base do not give the checkpoint it was exported from; export it again")
 
     build_whole(destination, build)
 

@@ -87,13 +87,15 @@ def ask_with_edits(folders: Sequence[Path], questions: Sequence[str], model_name
     """Ask the model that saved edits were made on, as it is and under each of them."""
     edits = [Edit.load(folder) for folder in folders]
     device = resolve_device(device)
-    first = edits[0].settings
+    layers = [
+        edit.settings["layers"] for edit in edits if edit.method == "MetaFT" and isinstance(edit.settings.get("layers"), list)
+    ]
+    is_mixed = len(layers) < len(edits)
     model, tokenizer = load_model(
         model_name or edits[0].base_model,
         device=device,
-        dtype=resolve_dtype("fast", device) if edits[0].method == "MetaFT" else "float32",
-        layers=first.get("layers"),
-        modules=first.get("modules", "attention+mlp"),
+        dtype="float32" if is_mixed else resolve_dtype("fast", device),  # every edited tensor must be in fp32
+        layers=None if is_mixed else sorted({layer for chosen in layers for layer in chosen}),
     )
     return _ask(model, tokenizer, [("question", format_question(text)) for text in questions], edits)
 

@@ -64,6 +64,8 @@ def choose_layer(
             f"{list(layers)}, modules {list(modules)} and {first_tasks} tasks"
         )
     config = resolve(replace(config, outer_schedule="constant", validate_every=config.validate_every or first_tasks))
+    last_tasks = first_tasks * 2 ** (len(candidates).bit_length() - 1)
+    load_tasks(replace(config, layers=[layers[0]], num_tasks=last_tasks))  # raises now rather than rounds later if they are too few
     scores: list[Score] = []
     num_tasks = first_tasks
     while candidates:

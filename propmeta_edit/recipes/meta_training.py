@@ -103,9 +103,8 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
         return
     trained = snapshot(select_parameters(model, config.layers, config.modules))
     # The frozen rest was rounded for speed, or is spread over the processes; what is stored must be the base's own.
-    if config.dtype != "float32" or config.shard:
-        model, _ = load_model(base_folder, dtype="auto", layers=config.layers, modules=config.modules)
-        apply_snapshot(dict(model.named_parameters()), trained)
+    model, _ = load_model(base_folder, dtype="auto", layers=config.layers, modules=config.modules)
+    apply_snapshot(dict(model.named_parameters()), trained)
     card = {
         "base_model": config.model,
         "base_sha256": sums["base_sha256"],

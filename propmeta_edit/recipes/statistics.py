@@ -29,11 +29,12 @@ from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import key_module_name, resolve_layers
 from propmeta_edit.models.loading import load_model, model_sha256
-from propmeta_edit.recipes.worlds import ensure_world
+from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world
 
 CORPUS_CARD = "corpus.json"  # beside the files: what they were made from
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
 OPENINGS = ("The", "In", "It", "A", "When", "This", "He", "She", "There", "For", "One", "As")
+MAX_NEW_TOKENS, MAX_LENGTH = 48, 256  # of a text the model writes; of a text that is read
 SAMPLED_SHARE = 0.2  # of the texts; the rest are sentences of the world
 
 
@@ -123,7 +124,8 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
     base = Path(resolve_model_folder(model_name))
     is_ours = settings["stats_dir"] == "cache"
     # By content: the cached files of a model that was rebuilt would be those of another model.
-    folder = cache_home() / "statistics" / model_sha256(base)[:12] if is_ours else Path(settings["stats_dir"])
+    recipe = sha256_of_json([model_sha256(base), SAMPLED_SHARE, MAX_NEW_TOKENS, MAX_LENGTH, WORLD_VERSION])[:12]
+    folder = cache_home() / "statistics" / recipe if is_ours else Path(settings["stats_dir"])
     config = AutoConfig.from_pretrained(base)
     layers = resolve_layers(settings["layers"], config.num_hidden_layers)
     modules = [key_module_name(config.model_type, layer) for layer in layers]
@@ -141,7 +143,7 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
         with FileLock(folder / "making.lock"):  # workers that start together take turns, and the second finds them there
             if not all(file.is_file() for file in files):
                 make_statistics(
-                    model_name, layers, SAMPLED, folder, num_texts=num_texts, dataset=dataset, max_length=256, device=device
+                    model_name, layers, SAMPLED, folder, num_texts=num_texts, dataset=dataset, max_length=MAX_LENGTH, device=device
                 )
     card = files[0].parent / CORPUS_CARD
     seconds = {}
@@ -170,7 +172,7 @@ def _sentences_of_the_world() -> list[str]:
 
 
 def sample_texts(
-    model: Any, tokenizer: Any, num_texts: int, seed: int, max_new_tokens: int = 48, batch_size: int = 64
+    model: Any, tokenizer: Any, num_texts: int, seed: int, max_new_tokens: int = MAX_NEW_TOKENS, batch_size: int = 64
 ) -> list[str]:
     """Texts the model writes after common openings, drawn at temperature 1 with ``seed``."""
     texts: list[str] = []

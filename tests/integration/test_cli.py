@@ -22,7 +22,7 @@ from propmeta_edit.errors import DataError
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import comparison
-from propmeta_edit.recipes.statistics import OPENINGS, sample_corpus
+from propmeta_edit.recipes.statistics import OPENINGS, SAMPLED_SHARE, sample_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -331,7 +331,7 @@ def test_a_sampled_corpus_holds_the_models_own_text_and_the_worlds(base):
     texts = sample_corpus(model, tokenizer, 20, seed=0)
     assert len(texts) == 20 and texts == sample_corpus(model, tokenizer, 20, seed=0)
     from_model = [text for text in texts if text.startswith(OPENINGS) and "Answer" not in text]
-    assert len(from_model) >= 8
+    assert len(from_model) >= SAMPLED_SHARE * 20
     assert any(text.startswith("Question: ") for text in texts)
 
 

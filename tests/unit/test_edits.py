@@ -307,6 +307,78 @@ def test_an_edit_from_what_another_method_returned(model, tokenizer):
         assert torch.equal(logits(model), edited)
 
 
+def test_a_method_that_writes_in_place_harms_no_other_edit(model, tokenizer, edits):
+    """As EasyEdit's editors do: with another edit standing, and with none."""
+    before, a = values_of(model), edits[0]
+    kept = {name: value.clone() for name, value in a.weights.items()}
+    name = next(iter(a.weights))
+    parameter = dict(model.named_parameters())[name]
+    for stands in (True, False):
+        if stands:
+            a.apply(model)
+        original = {name: parameter.detach().clone()}
+        with torch.no_grad():
+            parameter[...] += 0.1
+        b = edit_from_weights(model, original, REQUESTS[1:2], method="ROME")
+        with b.applied(model):
+            torch.testing.assert_close(parameter.data, original[name] + 0.1)
+        if stands:
+            a.undo(model)
+        assert same(a.weights, kept) and same(values_of(model), before)
+        a.change()
+
+
+def test_rows_refuse_edits_of_another_state(model, edits, tokenizer, family):
+    with edits[1].applied(model), pytest.raises(ModelError, match="made on other weights than this model has now"):
+        generate_with_edits(model, tokenizer, ["Where?"], [edits[0]])
+    with pytest.raises(ModelError, match="made on other weights"):
+        generate_with_edits(tiny.make_model(family, seed=1), tokenizer, ["Where?"], [edits[0]])
+    norm = next(name for name, p in model.named_parameters() if p.dim() == 1 and ("norm" in name or "ln_" in name))
+    parameters = dict(model.named_parameters())
+    original = {norm: parameters[norm].detach().clone()}
+    with torch.no_grad():
+        parameters[norm] += 1
+    edit = edit_from_weights(model, original, REQUESTS[:1], method="FT")
+    with pytest.raises(ModelError, match="rows can differ in projections alone"):
+        generate_with_edits(model, tokenizer, ["Where?"], [edit])
+
+
+def test_a_bias_alone_can_differ_by_row(tokenizer):
+    model = tiny.make_model("gpt2")
+    parameters = dict(model.named_parameters())
+    name = "transformer.h.1.mlp.c_fc.bias"
+    original = {name: parameters[name].detach().clone()}
+    with torch.no_grad():
+        parameters[name] += torch.randn(parameters[name].shape, generator=torch.Generator().manual_seed(0)) * 5
+    edit = edit_from_weights(model, original, REQUESTS[:1], method="FT")
+    with edit.applied(model):
+        expected = generate_greedily(model, tokenizer, ["Where?"])
+    plain = generate_greedily(model, tokenizer, ["Where?"])
+    assert generate_with_edits(model, tokenizer, ["Where?", "Where?"], [edit, None]) == [*expected, *plain] and expected != plain
+
+
+def test_a_lora_of_gpt2s_transposed_weights(tokenizer, tmp_path):
+    from peft import PeftModel
+
+    model = tiny.make_model("gpt2")
+    parameters = dict(model.named_parameters())
+    name = "transformer.h.1.mlp.c_proj.weight"
+    original = {name: parameters[name].detach().clone()}
+    with torch.no_grad():
+        parameters[name] += 0.1 * torch.randn(parameters[name].shape, generator=torch.Generator().manual_seed(0))
+    edited = logits(model)
+    edit = edit_from_weights(model, original, REQUESTS[:1], method="ROME")
+    edit.save(tmp_path / "edit")
+    assert Edit.load(tmp_path / "edit").save_lora(tmp_path / "lora", 16, model) == pytest.approx(0, abs=1e-6)
+    adapted = PeftModel.from_pretrained(tiny.make_model("gpt2"), str(tmp_path / "lora")).eval()
+    torch.testing.assert_close(logits(adapted), edited, rtol=1e-4, atol=1e-5)
+
+
+def test_many_edits_refuse_half_precision_too(tokenizer):
+    with pytest.raises(ModelError, match="must be fp32"):
+        compute_edits(tiny.make_model("llama").bfloat16(), tokenizer, REQUESTS, hparams())
+
+
 def test_several_requests_are_one_edit_and_mappings_serve(model, tokenizer):
     rows = [{"prompt": r.prompt, "target_new": r.target_new} for r in REQUESTS]
     edit = compute_edit(model, tokenizer, rows, hparams())

@@ -254,6 +254,17 @@ def test_a_budget_stops_a_method_having_gone_through_the_data_sets_by_turns(tmp_
     assert len(method.asked) == len(set(more)) == 5
 
 
+def test_a_run_that_stops_early_has_seen_every_kind_of_case(tmp_path):
+    """Cases with one and two edits by turns: batches come in the order of their first cases, not kind by kind."""
+    edit = EditRequest("Ann lives in", "Peru")
+    cases = [Case(f"k{n}", (edit,) * (1 + n % 2), Question("What?", ("sol",))) for n in range(30)]
+    rows = RowFile(tmp_path / "rows.jsonl")
+    spec = replace(make_spec(Spoken()), cases_at_once=2)
+    run_methods([spec], [DataSet("d", "data", cases)], rows, limit=None, seed=0, versions={})
+    kinds = [int(row.case_id[1:]) % 2 for row in rows.rows[10:]]
+    assert kinds != sorted(kinds) and kinds != sorted(kinds, reverse=True) and {0, 1} == set(kinds[:8])
+
+
 def test_a_budget_leaves_no_data_set_without_a_case(tmp_path, clock):
     datasets = [DataSet(name, "data", CASES) for name in ("one", "two", "three")]
     assert len(run_within(tmp_path / "rows.jsonl", Slow(clock), 1.0, datasets)) == 3
