@@ -50,7 +50,8 @@ evidence: setup
 
 # A small real run, a few cases; without ROME and CaKE, whose edits take a minute and more here.
 table2-smoke: setup
-	@$(BIN)/python benchmarks/run_table2.py --methods unedited,in-context,FT,MEMIT,AlphaEdit,MetaFT --datasets cre-id --limit 2 --minutes-per-row 0.5 --output results/smoke
+	@$(BIN)/python benchmarks/run_table2.py --methods unedited,in-context,FT,MEMIT,AlphaEdit,MetaFT --datasets cre-id --limit 2 \
+	  --minutes-per-row 0.5 --output results/smoke
 
 test: setup
 	@$(BIN)/python -m pytest -m "not gpu and not long"

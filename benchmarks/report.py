@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from propmeta_edit.cli import run_or_exit
 from propmeta_edit.errors import DataError
+from propmeta_edit.evaluation.tables import markdown_table
 from propmeta_edit.files import write_text_atomically
 
 SUMMARIES = ("table.json", "summary.json")
@@ -124,11 +125,9 @@ def describe_origin(summary: Sequence[dict[str, Any]]) -> str:
 
 def frame_to_markdown(frame: pd.DataFrame) -> str:
     """A table; numbers to four significant digits."""
-    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * len(frame.columns)]
-    for row in frame.itertuples(index=False):
-        cells = [f"{cell:.4g}" if isinstance(cell, float) else str(cell).replace("|", "/") for cell in row]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    rows = frame.itertuples(index=False)
+    cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell).replace("|", "/") for cell in row] for row in rows]
+    return markdown_table([str(name) for name in frame.columns], cells)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -13,21 +13,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from propmeta_edit.baselines.null_space import compute_projection
 from propmeta_edit.baselines.second_moments import SecondMoments, collect_second_moments
 from propmeta_edit.cli import run_or_exit
 from propmeta_edit.data.corpora import read_texts
-from propmeta_edit.files import write_text_atomically, written_whole
+from propmeta_edit.files import save_figure, write_text_atomically
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes.statistics import SAMPLED, sample_corpus
 
-matplotlib.use("Agg")
 NUM_KEYS = 8  # of an imagined edit of several facts
 COLUMNS = {
     "moment": "relative error of C",
@@ -117,9 +116,8 @@ def run(options: argparse.Namespace) -> None:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Each error against the number of tokens, a line a layer."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(COLUMNS), figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(COLUMNS))
     for axis, (column, title) in zip(axes, COLUMNS.items(), strict=True):
         for number, (layer, rows) in enumerate(table.groupby("layer")):
             axis.plot(
@@ -129,9 +127,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         axis.title.set_fontsize(9)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def main(argv: list[str] | None = None) -> int:

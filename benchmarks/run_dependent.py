@@ -25,15 +25,14 @@ from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.evaluation.statistics import wilson_interval
-from propmeta_edit.files import write_text_atomically, written_whole
+from propmeta_edit.files import save_figure, write_text_atomically
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes.comparison import load_dataset
 from propmeta_edit.recipes.settings import hparams_file
-from propmeta_edit.records import Case, Question
+from propmeta_edit.records import Case, EditRequest, Question
 from propmeta_edit.text.prompts import format_question
 
 METHODS = ("MetaFT", "FT")
@@ -75,12 +74,10 @@ def edit_and_ask(
     method: str, mode: str, counts: Sequence[int], cases: Sequence[Case], options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """One line a count; sequential edits go on from one count to the next, joint ones start afresh."""
-    path = hparams_file(method, options.hparams)
-    hparams = build_config(MetaFTHyperParams, {**read_yaml(path), "device": options.device}, str(path))
-    device = resolve_device(options.device)
-    model, tokenizer = load_model(
-        str(hparams.model_name), device=device, dtype=resolve_dtype("fast", device), layers=hparams.layers, modules=hparams.modules
-    )
+    path, device = hparams_file(method, options.hparams), resolve_device(options.device)
+    values = {**read_yaml(path), "device": device, "dtype": resolve_dtype("fast", device)}
+    hparams = build_config(MetaFTHyperParams, values, str(path))
+    model, tokenizer = hparams.load_model()
     parameters = select_parameters(model, hparams.layers, hparams.modules)
     original = {name: parameter.data for name, parameter in parameters.items()}
     others = cases[max(counts) :]  # about subjects that no edit names
@@ -92,18 +89,16 @@ def edit_and_ask(
         if mode == "joint":
             put_in_place(parameters, original)
             done, seconds = 0, 0.0
-        settings = {"layers": hparams.layers, "modules": hparams.modules}
+        requests = [case.edits[0] for case in cases[done:count]]
+        groups, size = ([requests], options.batch_size) if mode == "joint" else ([[r] for r in requests], hparams.batch_size)
 
-        def write(some: Sequence[Case], batch_size: int, settings: dict[str, Any] = settings) -> None:
-            requests = [case.edits[0] for case in some]
-            write_facts(model, tokenizer, requests, hparams.inner_loop_settings(), batch_size=batch_size, **settings)
-
-        def write_all(some: Sequence[Case]) -> None:
-            for group in [some] if mode == "joint" else [[case] for case in some]:
-                write(group, options.batch_size if mode == "joint" else hparams.batch_size)
+        def write(groups: Sequence[Sequence[EditRequest]] = groups, size: int = size) -> None:
+            inner, where = hparams.inner_loop_settings(), {"layers": hparams.layers, "modules": hparams.modules}
+            for group in groups:
+                write_facts(model, tokenizer, group, inner, batch_size=size, **where)
 
         started = time.perf_counter()
-        added = speed_parts.peak_memory(lambda some=cases[done:count]: write_all(some), torch.device(device))  # type: ignore[misc]
+        added = speed_parts.peak_memory(write, torch.device(device))
         seconds += time.perf_counter() - started
         done = count
         answers = ask(model, tokenizer, cases[:count], kept, options.asked, options.seed)
@@ -131,8 +126,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             )  # fmt: skip
         axis.set(xscale="log", xlabel="facts written", ylabel="%", ylim=(0, 103), title=measure)
     figure.axes[0].legend(fontsize=7)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+    save_figure(figure, path)
 
 
 def run(options: argparse.Namespace) -> None:

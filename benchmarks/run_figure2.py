@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import sweep_parts
 
 from propmeta_edit.models.layers import MODULE_CHOICES
-from propmeta_edit.recipes.sweeps import Point, with_layers
+from propmeta_edit.recipes.sweeps import Point
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -25,7 +26,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def make_points(options: argparse.Namespace) -> list[Point]:
     """Every layer with every choice of modules, model by model."""
     return [
-        Point(f"{model} layer {layer} {modules}", with_layers(config, [int(layer)], modules))
+        Point(f"{model} layer {layer} {modules}", replace(config, layers=[int(layer)], modules=modules))
         for model, config in sweep_parts.read_configs(options).items()
         for modules in options.module_choices.split(",")
         for layer in options.layers.split(",")

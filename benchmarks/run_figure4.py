@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import speed_parts
 import sweep_parts
 
-from propmeta_edit.recipes.sweeps import Point, with_layers
+from propmeta_edit.recipes.sweeps import Point
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -27,7 +28,7 @@ def make_points(options: argparse.Namespace) -> list[Point]:
     for model, config in sweep_parts.read_configs(options).items():
         number = speed_parts.depth_of(config.model)
         layers = sorted({min(number - 1, round(float(depth) * number)) for depth in options.depths.split(",")})
-        points += [Point(f"{model} layer {layer} of {number}", with_layers(config, [layer], config.modules)) for layer in layers]
+        points += [Point(f"{model} layer {layer} of {number}", replace(config, layers=[layer])) for layer in layers]
     return points
 
 

@@ -18,7 +18,7 @@ from propmeta_edit.cli import exit_code_of
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import run_methods
-from propmeta_edit.evaluation.tables import summarise
+from propmeta_edit.evaluation.tables import markdown_table, summarise
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import DTYPES
@@ -81,9 +81,9 @@ def make_table(summary: Sequence[Mapping[str, Any]], datasets: Sequence[str]) ->
         found = [own[name] for name in datasets if name in own]
         mean = sum(entry["accuracy"] for entry in found) / len(found)
         cells = [f"{100 * e['accuracy']:.1f} ({100 * e['efficacy']:.0f}, n = {e['n']})" for e in found]
-        lines.append((mean, f"| {method} | " + " | ".join(cells) + f" | {100 * mean:.1f} |"))
-    header = "| settings | " + " | ".join(f"{name}: accuracy % (efficacy %)" for name in datasets) + " | mean |"
-    return "\n".join([header, "|" + "---|" * (len(datasets) + 2), *(line for _, line in sorted(lines, reverse=True))]) + "\n"
+        lines.append((mean, [method, *cells, f"{100 * mean:.1f}"]))
+    header = ["settings", *(f"{name}: accuracy % (efficacy %)" for name in datasets), "mean"]
+    return markdown_table(header, [cells for _, cells in sorted(lines, reverse=True)])
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import published
@@ -14,7 +15,7 @@ import sweep_parts
 
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.layers import MODULE_CHOICES
-from propmeta_edit.recipes.sweeps import Point, with_layers
+from propmeta_edit.recipes.sweeps import Point
 
 PAPERS_MODEL = "llama3-8b"
 
@@ -32,7 +33,7 @@ def make_points(options: argparse.Namespace) -> list[Point]:
     points = []
     for model, config in sweep_parts.read_configs(options).items():
         for modules in MODULE_CHOICES:
-            own = with_layers(config, "all", modules, **rates)
+            own = replace(config, layers="all", modules=modules, **rates)
             points += [Point(f"{model} {modules}", own), Point(f"{model} {modules} without", own, is_meta_trained=False)]
     return points
 

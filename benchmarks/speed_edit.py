@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from propmeta_edit.easyedit.algorithms import find_algorithm, make_hparams
 from propmeta_edit.edits.compute import compute_edits
 from propmeta_edit.evaluation.methods import easyedit_request
+from propmeta_edit.evaluation.runner import batches_of
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
@@ -61,13 +62,14 @@ def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> 
             "num_steps": setting.num_steps, "batch_size": 1, "max_length": 40, "lr": RATE, "weight_decay": 0, "kl_factor": 0,
             "norm_constraint": False, "rewrite_module_tmp": "model.layers.{}.", "layer_module_tmp": "model.layers.{}",
             "mlp_module_tmp": "model.layers.{}.mlp", "attn_module_tmp": "model.layers.{}.self_attn", "ln_f_module": "model.norm",
-            "lm_head_module": "lm_head", "model_parallel": False, **FORM_SETTINGS,
+            "lm_head_module": "lm_head", "model_parallel": False,
         },
     )  # fmt: skip
     apply = find_algorithm("FT")
     flags = [parameter.requires_grad for parameter in model.parameters()]
+    requests = setting.requests(number)
     started = time.perf_counter()
-    for request in setting.requests(number):
+    for request in requests:
         _, original = apply(
             model, tokenizer, [easyedit_request(request)], hparams, copy=False, return_orig_weights=True, keep_original_weight=True
         )
@@ -79,15 +81,12 @@ def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> 
     return seconds
 
 
-FORM_SETTINGS: dict[str, Any] = {}
-
-
 def time_single(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
     """Seconds of one edit after another by the inner loop, putting back included."""
     settings = InnerLoopSettings(inner_lr=RATE, num_inner_steps=setting.num_steps)
-    parameters = select_parameters(model, [setting.layer])
+    parameters, requests = select_parameters(model, [setting.layer]), setting.requests(number)
     started = time.perf_counter()
-    for request in setting.requests(number):
+    for request in requests:
         put_in_place(parameters, write_facts(model, tokenizer, [request], settings, layers=[setting.layer]))
     speed_parts.wait_for(model.device)
     return (time.perf_counter() - started) / number
@@ -99,9 +98,10 @@ def time_batched(model: Any, tokenizer: Any, setting: Setting, number: int) -> f
     hparams = SimpleNamespace(
         layers=[setting.layer], modules="attention+mlp", batch_size=1, model_name="", inner_loop_settings=lambda: settings
     )
+    requests = setting.requests(number)
     started = time.perf_counter()
-    for start in range(0, number, setting.at_once):
-        compute_edits(model, tokenizer, setting.requests(number)[start : start + setting.at_once], hparams, setting.at_once)
+    for some in batches_of(requests, setting.at_once):  # not all in one call: edits that nobody keeps need not be held
+        compute_edits(model, tokenizer, some, hparams, setting.at_once)
     speed_parts.wait_for(model.device)
     return (time.perf_counter() - started) / number
 
@@ -172,7 +172,7 @@ def compare(settings: Sequence[Setting], number: int, repeats: int) -> list[dict
 def _compare_one(setting: Setting, number: int, repeats: int) -> list[dict[str, Any]]:
     """One setting; its models are gone when the next one's are loaded."""
     rows = []
-    plain = Setting(**{**vars(setting), "dtype": "float32"})
+    plain = replace(setting, dtype="float32")
     ours = setting.load()
     theirs = plain.load() if setting.dtype != "float32" else ours
     machine = measure_machine(ours[0].device, getattr(torch, setting.dtype))

@@ -17,13 +17,13 @@ from propmeta_edit.cli import run_or_exit
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import run_methods
-from propmeta_edit.evaluation.tables import summarise
-from propmeta_edit.files import write_text_atomically, written_whole
+from propmeta_edit.evaluation.tables import markdown_table, summarise
+from propmeta_edit.files import save_figure, write_text_atomically
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.recipes.comparison import collect_versions, load_datasets
-from propmeta_edit.recipes.meta_training import load_tasks
+from propmeta_edit.recipes.meta_training import load_tasks, resolve
 from propmeta_edit.recipes.settings import hparams_file
-from propmeta_edit.recipes.sweeps import Point, estimate_sweep, make_point_spec, name_of_run, resolve
+from propmeta_edit.recipes.sweeps import Point, estimate_sweep, make_point_spec, name_of_run
 
 STYLES = [("-", "o"), ("--", "s"), (":", "D"), ("-.", "^"), ((0, (1, 3)), "v"), ((0, (5, 1)), "x")]  # told apart in grey
 
@@ -70,7 +70,7 @@ def run_sweep(points: Sequence[Point], options: argparse.Namespace) -> pd.DataFr
     failures = 0
     for point in points:  # one at a time: a variant is asked as soon as it is meta-trained
         failures += run_methods(
-            [make_point_spec(point, folder, options.seed)],
+            [make_point_spec(point, folder)],
             datasets,
             rows,
             limit=options.limit,
@@ -116,19 +116,17 @@ def draw_lines(table: pd.DataFrame, x: str, series: str, path: Path, title: str,
     figure.axes[0].set_ylabel("accuracy after an edit, %")
     figure.axes[0].legend(fontsize=7)
     figure.suptitle(f"{title}: {table['split'].iloc[0]}, n = {table['n'].min()} to {table['n'].max()}", fontsize=9)
-    for suffix in ("png", "svg"):
-        with written_whole(path.with_suffix(f".{suffix}")) as temporary:
-            figure.savefig(temporary, dpi=150, format=suffix)
+    for suffix in (".png", ".svg"):
+        save_figure(figure, path.with_suffix(suffix))
 
 
 def to_markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
     """The columns, and accuracy with its interval."""
-    lines = ["| " + " | ".join([*columns, "n", "accuracy % [95 %]", "efficacy %"]) + " |", "|" + "---|" * (len(columns) + 3)]
+    rows = []
     for row in table.to_dict("records"):
         shown = f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-        cells = [*(str(row[name]) for name in columns), str(row["n"]), shown, f"{100 * row['efficacy']:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([*(str(row[name]) for name in columns), str(row["n"]), shown, f"{100 * row['efficacy']:.1f}"])
+    return markdown_table([*columns, "n", "accuracy % [95 %]", "efficacy %"], rows)
 
 
 def main_of(

@@ -36,6 +36,12 @@ def write_text_atomically(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def save_figure(figure: Any, path: Path) -> None:
+    """A picture of matplotlib's, in the format of the file's ending, whole or not at all."""
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=150)
+
+
 def sha256_of_file(path: str | Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:

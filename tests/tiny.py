@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
@@ -14,6 +19,19 @@ CORPUS = [
     "Smith Innovation PLC was founded in Greece. Question: What is the currency of the country? Answer: The answer is euro",
     "Ann Lee is a citizen of Peru and speaks Spanish in Lima. The capital of France is Paris.",
 ]
+
+
+def save_model_folder(folder: Path, tokenizer: Any, seed: int = 0) -> Path:
+    """A random Llama in fp32 with its tokenizer, as an ordinary model folder."""
+    make_model("llama", dtype=torch.float32, seed=seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
+    """Records as a file of JSON lines."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
 
 
 def make_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerFast:

@@ -1,16 +1,17 @@
-"""A seeded offline world in the CRE format: invented people and companies tied to real countries, cities, languages, currencies.
+"""A seeded offline world in the CRE format: invented people and companies tied to real countries, companies, authors and others.
 
 Splits (entities and relations are each cut into three disjoint groups, ``id``, ``valid-ood`` and ``test-ood``):
 
 - ``train``, ``valid-id``, ``test-id``: ID entities, ID relations, training verb phrases.
-- ``valid-ood``: held-out entities and relations (Country and City: currency; Language: Monday), held-out verb phrases.
-- ``test-ood``: further entities and relations (Country: language; City and Currency: country; Language: autonym, Saturday),
-  held-out verb phrases. ``test-ood-entity`` has those entities with ID relations, ``test-ood-relation`` those relations with ID
-  entities, both with held-out verb phrases.
+- ``valid-ood``: held-out entities and relations (Country and City: currency; Language: Monday; Company: founder), held-out verb
+  phrases.
+- ``test-ood``: further entities and relations (Country and Author: language; City and Currency: country; Language: autonym,
+  Saturday; US state: nickname; Company: headquarters), held-out verb phrases. ``test-ood-entity`` has those entities with ID
+  relations, ``test-ood-relation`` those relations with ID entities, both with held-out verb phrases.
 
 The held-out verb phrases are the same in all OOD splits; no subject is in two records. Held-out relations have names and words
-for answers, many different ones; codes are ID relations, since a small model answers an unpractised code question with letters
-of the subject even when the fact stands before it, and the test would measure that.
+for answers, many different ones; the few codes are ID relations, since a small model answers an unpractised code question with
+letters of the subject even when the fact stands before it, and the test would measure that.
 """
 
 from __future__ import annotations

@@ -203,12 +203,8 @@ def _build_currencies(by_code: Mapping[str, tuple[str, Mapping[str, str]]]) -> A
     rows: Answers = {}
     for code in _CURRENCY_COUNTRIES.split():
         country, facts = by_code[code]
-        rows[f"the {facts['currency']}"] = {
-            "country": country,
-            "code": geonames[code]["currencycode"],
-            "continent": facts["continent"],
-            **({"capital": facts["capital"]} if "capital" in facts else {}),
-        }
+        own = {"country": country, "code": geonames[code]["currencycode"], "continent": facts["continent"]}
+        rows[f"the {facts['currency']}"] = _drop_missing({**own, "capital": facts.get("capital")})
     return rows
 
 

@@ -37,7 +37,7 @@ def compute_edit(
 
     Args:
         model: with the tensors to edit in fp32; the same to the bit on return.
-        request: an ``EditRequest``, or a mapping with ``prompt``, ``target_new`` perhaps ``subject``, as EasyEdit's requests are.
+        request: an ``EditRequest``, or a mapping as EasyEdit's requests are: ``prompt``, ``target_new``, perhaps ``subject``.
         hparams: ``MetaFTHyperParams``, or anything with its ``layers``, ``modules``, ``batch_size`` and ``inner_loop_settings()``.
 
     Raises:

@@ -33,7 +33,6 @@ class _Applied:
 
     edit: Edit
     replaced: Mapping[str, torch.Tensor]
-    is_exact: bool  # the edit's own tensors; else its change was added to those of earlier edits
 
 
 _STANDING: WeakKeyDictionary[nn.Module, list[_Applied]] = WeakKeyDictionary()
@@ -90,11 +89,9 @@ class Edit:
         below = {name: _original(standing, name, current[name]).to(current[name].device) for name in self.weights}
         if self._is_base(current):
             values = {name: self._on_device(name, current[name]) for name in self.weights}
-            is_exact = True
         elif self._is_base(below):
             # Adding changes: W = W₀ + Σ (Wᵢ - W₀), in the order of application.
             values = {name: current[name] + (self._on_device(name, current[name]) - below[name]) for name in self.weights}
-            is_exact = False
         else:
             raise ModelError(
                 f"this edit was made on other weights ({self.base_model or 'an unnamed model'}, sha256 {self.base_sha256[:12]}... "
@@ -102,7 +99,7 @@ class Edit:
                 + (", with the edits standing that stood then" if standing else "")
             )
         put_in_place(parameters, values)
-        standing.append(_Applied(self, current, is_exact))
+        standing.append(_Applied(self, current))
 
     def undo(self, model: nn.Module) -> None:
         """Take the edit out again; edits applied after it stay, as if it had never been there.

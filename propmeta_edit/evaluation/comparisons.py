@@ -11,6 +11,7 @@ import pandas as pd
 
 from propmeta_edit.evaluation.rows import Row, select_rows
 from propmeta_edit.evaluation.statistics import compare_paired
+from propmeta_edit.evaluation.tables import markdown_table
 from propmeta_edit.files import write_text_atomically
 
 
@@ -64,12 +65,12 @@ def write_comparisons(rows: Sequence[Row], folder: str | Path, method: str, refe
         method: whose right and wrong answers are shown, beside those of ``reference``.
     """
     entries = compare_with(rows, reference)
-    lines = [f"## Against {reference}, paired", "", *_markdown(_comparison_table(entries)), ""]
+    lines = [f"## Against {reference}, paired", "", frame_to_markdown(_comparison_table(entries))]
     lines += ["Difference in points with its 95 % bootstrap interval; p: McNemar's exact test.", ""]
     for tag in ("entity_type", "relation"):
         table = break_down(rows, tag)
         if not table.empty:
-            lines += [f"## Accuracy % by {tag.replace('_', ' ')}", "", *_markdown(table.reset_index()), ""]
+            lines += [f"## Accuracy % by {tag.replace('_', ' ')}", "", frame_to_markdown(table.reset_index())]
     lines += _example_lines(rows, method, reference, num_examples)
     markdown = "\n".join(lines) + "\n"
     folder = Path(folder)
@@ -93,15 +94,12 @@ def _comparison_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def _markdown(table: pd.DataFrame) -> list[str]:
+def frame_to_markdown(table: pd.DataFrame) -> str:
+    """A frame as Markdown: numbers as they are, what is missing as a dash."""
     if table.empty:
-        return ["(nothing to compare)"]
+        return "(nothing to compare)\n"
     cells = [["–" if pd.isna(cell) else str(cell).replace("|", "/") for cell in row] for row in table.itertuples(index=False)]
-    return [
-        "| " + " | ".join(map(str, table.columns)) + " |",
-        "|" + "---|" * len(table.columns),
-        *("| " + " | ".join(c) + " |" for c in cells),
-    ]
+    return markdown_table([str(name) for name in table.columns], cells)
 
 
 def _example_lines(rows: Sequence[Row], method: str, reference: str, number: int) -> list[str]:

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -19,6 +19,7 @@ from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at
 from propmeta_edit.records import Case, Question
 
 LOG = logging.getLogger(__name__)
+Item = TypeVar("Item")
 TIMED_CASES = 10  # of a method and data set, run one by one, so that there is a time per edit
 
 
@@ -184,9 +185,9 @@ def run_here(method: MethodSpec, work: Sequence[Work], seed: int, versions: Mapp
         yield run_group(method, built, item, seed, versions)
 
 
-def batches_of(cases: Sequence[Case], size: int) -> list[Sequence[Case]]:
-    """Consecutive groups of at most ``size`` cases."""
-    return [cases[start : start + size] for start in range(0, len(cases), size)]
+def batches_of(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Consecutive groups of at most ``size`` items."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _unfinished_groups(method: MethodSpec, chosen: Sequence[Case], rows: RowFile, dataset: str) -> list[Sequence[Case]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -89,7 +89,7 @@ def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) 
     """The table for reading: percentages with their 95 % intervals, a dagger where cases are few."""
     header = ["method", "data set", "n", "accuracy %", "at word boundary %", "cloze %", "efficacy %"]
     header += ["second hop %", "other fact %", "neighbour same %", "s / edit", "once before, s", "errors"]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    rows = []
     for entry in summary:
         cells = [
             entry["method"],
@@ -104,11 +104,17 @@ def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) 
             ", ".join(f"{name} {seconds:.0f}" for name, seconds in entry["precomputation"].items()) or "–",
             str(entry["errors"]),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     legend = ["Brackets: 95 % Wilson intervals.", *notes]
     if any(entry["n"] < FEW for entry in summary):
         legend.append(f"†: fewer than {FEW} cases.")
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in legend) + "\n"
+    return markdown_table(header, rows) + "\n" + "\n".join(f"- {note}" for note in legend) + "\n"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table as Markdown, its last line ended; cells are taken as they are."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)]) + "\n"
 
 
 def _percent(share: float | None) -> str:

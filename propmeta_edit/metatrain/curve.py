@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from propmeta_edit.files import written_whole
+from propmeta_edit.files import save_figure
 from propmeta_edit.metatrain.run import Progress
 
 SMOOTHED = 50  # tasks in a running mean
@@ -32,5 +32,4 @@ def draw_learning_curve(progress: Progress, path: Path) -> None:
         axes.legend(handles=[*axes.lines, *right.lines], fontsize="small", loc="upper right")
     else:
         axes.legend(fontsize="small")
-    with written_whole(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+    save_figure(figure, path)

@@ -90,13 +90,13 @@ def meta_train(
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=config.outer_lr, weight_decay=config.weight_decay, fused=True)
     progress = run.load(parameters, optimizer) if run else Progress()
     done = len(progress.losses)
-    if config.shard and len(tasks) % (config.tasks_per_step * processes.count):
+    tasks_per_step = config.tasks_per_step * processes.count
+    if config.shard and len(tasks) % tasks_per_step:
         raise ConfigError(
             f"with shard every process needs as many tasks in every step: num_tasks must be a multiple of tasks_per_step times the "
             f"processes ({config.tasks_per_step} x {processes.count}), got {len(tasks)}"
         )
     bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main)
-    tasks_per_step = config.tasks_per_step * processes.count
     writes = run if processes.is_main else None
     with only_trainable(model, parameters), bar:
         if done == 0 and config.validate_every:

@@ -205,7 +205,7 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
 def make_spec(name: str, kind: RowKind, settings: Mapping[str, Any], setup: Setup) -> MethodSpec:
     """One row under a name of its own, with settings that need not be those of its YAML."""
     settings, model = dict(settings), setup.model_of(kind)
-    precomputation = _read_training_time(model) if kind.checkpoint else {}
+    precomputation = read_training_time(model) if kind.checkpoint else {}
     identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
     if kind.edit in BASELINES:
         identity["easyedit"] = find_form().kind
@@ -216,7 +216,7 @@ def make_spec(name: str, kind: RowKind, settings: Mapping[str, Any], setup: Setu
     return MethodSpec(
         name=name,
         model=model,
-        model_sha256=_hash_of(model),
+        model_sha256=hash_of_model(model),
         hparams_sha256=sha256_of_json(identity),
         build=partial(build_method, kind, settings, model, setup),
         check=partial(check_settings, kind, settings, model, setup),
@@ -228,7 +228,7 @@ def make_spec(name: str, kind: RowKind, settings: Mapping[str, Any], setup: Setu
     )
 
 
-def _read_training_time(model: str) -> dict[str, float]:
+def read_training_time(model: str) -> dict[str, float]:
     """Seconds of a checkpoint's meta-training, if its card knows them."""
     seconds = read_checkpoint_card(resolve_model_folder(model)).get("seconds")
     return {} if seconds is None else {"meta-training": seconds}
@@ -242,10 +242,14 @@ def read_settings(kind: RowKind, setup: Setup, hparams_name: str) -> dict[str, A
     if kind.edit not in ("MetaFT", *BASELINES):
         return {}
     if kind.edit == "MetaFT" and not has_hparams(kind.hparams_folder, hparams_name):
-        trained = read_checkpoint_card(resolve_model_folder(setup.model_of(METHODS["MetaFT"])))["settings"]
-        same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
-        return {**same, "alg_name": "MetaFT", "lr": trained["inner_lr"], "num_steps": trained["num_inner_steps"]}
+        return edit_settings_of(read_checkpoint_card(resolve_model_folder(setup.model_of(METHODS["MetaFT"])))["settings"])
     return read_yaml(hparams_file(kind.hparams_folder, hparams_name))
+
+
+def edit_settings_of(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """MetaFT's settings for an edit with the inner loop of a meta-training, from that one's settings."""
+    same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
+    return {**same, "alg_name": "MetaFT", "lr": trained["inner_lr"], "num_steps": trained["num_inner_steps"]}
 
 
 def require_same_base(setup: Setup, kind: RowKind) -> None:
@@ -256,7 +260,7 @@ def require_same_base(setup: Setup, kind: RowKind) -> None:
     """
     model = setup.model_of(kind)
     card = read_checkpoint_card(resolve_model_folder(model))
-    if card.get("base_sha256") != _hash_of(setup.model):
+    if card.get("base_sha256") != hash_of_model(setup.model):
         raise ConfigError(
             f"{model} was meta-trained from other weights ({card['base_model']}) than {setup.model} has; "
             "meta-train it anew from this base (a bundled one is rebuilt after removing its folder in the cache)"
@@ -302,7 +306,8 @@ def _load_one(model: str, layers: str, device: str, dtype: str) -> tuple[Any, An
 
 
 @cache
-def _hash_of(model: str) -> str:
+def hash_of_model(model: str) -> str:
+    """The hash of a model's weights, read once."""
     return model_sha256(resolve_model_folder(model))
 
 

@@ -15,7 +15,6 @@ from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import generate_with_edits
 from propmeta_edit.errors import DataError
-from propmeta_edit.files import sha256_of_json
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes.settings import hparams_file
@@ -71,11 +70,7 @@ def edit_and_ask(
     requests: Sequence[EditRequest], related: Sequence[str], unrelated: Sequence[str], hparams: MetaFTHyperParams
 ) -> tuple[Edit, list[Answers]]:
     """Write the facts as one edit and ask everything before and after it."""
-    name = str(hparams.model_name)
-    device = resolve_device(hparams.device)
-    model, tokenizer = load_model(
-        name, device=device, dtype=resolve_dtype(hparams.dtype, device), layers=hparams.layers, modules=hparams.modules
-    )
+    model, tokenizer = hparams.load_model()
     edit = compute_edit(model, tokenizer, list(requests), hparams)
     prompts = [("fact", request.prompt) for request in requests]
     prompts += [("related", format_question(text)) for text in related]
@@ -135,4 +130,4 @@ def to_json(answers: Sequence[Answers], names: Sequence[str], edit: Edit | None 
     """The same for programs."""
     rows = [{"kind": row.kind, "prompt": row.prompt, "answers": dict(zip(names, row.texts, strict=True))} for row in answers]
     about = {} if edit is None else {"requests": [vars(request) for request in edit.requests], "settings": dict(edit.settings)}
-    return json.dumps({**about, "id": sha256_of_json(rows)[:12], "answers": rows}, ensure_ascii=False, indent=1)
+    return json.dumps({**about, "answers": rows}, ensure_ascii=False, indent=1)

@@ -14,7 +14,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.files import write_text_atomically, written_whole
+from propmeta_edit.files import save_figure, write_text_atomically
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.trainer import meta_train
@@ -66,10 +66,11 @@ def choose_layer(
     config = resolve(replace(config, outer_schedule="constant", validate_every=config.validate_every or first_tasks))
     last_tasks = first_tasks * 2 ** (len(candidates).bit_length() - 1)
     load_tasks(replace(config, layers=[layers[0]], num_tasks=last_tasks))  # raises now rather than rounds later if they are too few
+    base_sha256 = model_sha256(resolve_model_folder(config.model))
     scores: list[Score] = []
     num_tasks = first_tasks
     while candidates:
-        this_round = [_score(config, candidate, num_tasks, folder) for candidate in candidates]
+        this_round = [_score(config, base_sha256, candidate, num_tasks, folder) for candidate in candidates]
         scores += this_round
         _write(scores, folder)
         ranked = sorted(this_round, key=lambda score: score.accuracy, reverse=True)
@@ -78,7 +79,7 @@ def choose_layer(
     return scores
 
 
-def _score(config: MetaTrainConfig, candidate: tuple[int, str], num_tasks: int, folder: Path) -> Score:
+def _score(config: MetaTrainConfig, base_sha256: str, candidate: tuple[int, str], num_tasks: int, folder: Path) -> Score:
     """Meta-train a candidate up to ``num_tasks``, going on from where it is, and validate; what is on disk is not done again."""
     layer, modules = candidate
     own = folder / f"layer-{layer:02d}-{modules}"
@@ -87,12 +88,11 @@ def _score(config: MetaTrainConfig, candidate: tuple[int, str], num_tasks: int, 
         return Score(**json.loads(result.read_text(encoding="utf-8")))
     config = replace(config, layers=[layer], modules=modules, num_tasks=num_tasks, save_every=num_tasks)
     tasks, validation = load_tasks(config)
-    base = resolve_model_folder(config.model)
     # How far a candidate has got is not among the settings that decide its bits up to there.
-    settings = {**asdict(replace(config, num_tasks=None, save_every=1, device="auto")), "base_sha256": model_sha256(base)}
+    settings = {**asdict(replace(config, num_tasks=None, save_every=1, device="auto")), "base_sha256": base_sha256}
     run = TrainingRun(own, settings)
     with logged_to(own / "log.txt"):
-        model, tokenizer = load_model(base, device=config.device, dtype=config.dtype, layers=[layer], modules=modules)
+        model, tokenizer = load_model(config.model, device=config.device, dtype=config.dtype, layers=[layer], modules=modules)
         meta_train(model, tokenizer, tasks, replace(config, validate_every=None), run)
         splits = compute_edited_accuracy(model, tokenizer, config, validation)
     score = Score(layer, modules, num_tasks, sum(splits.values()) / len(splits), splits)
@@ -116,5 +116,4 @@ def _write(scores: Sequence[Score], folder: Path) -> None:
                 axes.plot([s.layer for s in own], [100 * s.accuracy for s in own], line, marker=marker, color=shade, label=label)
     axes.set(xlabel="layer", ylabel="validation accuracy after an edit, %")
     axes.legend(fontsize="small")
-    with written_whole(folder / PICTURE) as file:
-        figure.savefig(file, format="png", dpi=150)
+    save_figure(figure, folder / PICTURE)

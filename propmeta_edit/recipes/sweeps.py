@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 
+from propmeta_edit.config import build_config
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError
@@ -19,11 +19,8 @@ from propmeta_edit.evaluation.runner import MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.models.artefacts import resolve_model_folder
-from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
-from propmeta_edit.recipes.meta_training import resolve, train_to_folder
-
-EDITS_AT_ONCE = 8
+from propmeta_edit.recipes.comparison import edit_settings_of, hash_of_model, read_training_time
+from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, resolve, train_to_folder
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Point:
     num_tasks: int | None = None
 
 
-def make_point_spec(point: Point, folder: Path, seed: int) -> MethodSpec:
+def make_point_spec(point: Point, folder: Path) -> MethodSpec:
     """A variant as a row, meta-trained in ``folder`` first if it is not there yet (a run that was stopped continues).
 
     Raises:
@@ -60,36 +57,25 @@ def make_point_spec(point: Point, folder: Path, seed: int) -> MethodSpec:
             weights = checkpoint / "training" / "checkpoints" / f"tasks-{point.num_tasks:06d}.safetensors"
             if not weights.is_file():
                 raise ConfigError(f"{checkpoint} keeps no state after {point.num_tasks} tasks; checkpoint_every must divide it")
-    hparams = MetaFTHyperParams(
-        model_name=model,
-        device=config.device,
-        layers=config.layers,
-        modules=config.modules,
-        lr=config.inner_lr,
-        num_steps=config.num_inner_steps,
-        weight_decay=config.weight_decay,
-        loss_reduction=config.loss_reduction,
-    )
+    values = {**edit_settings_of(asdict(config)), "model_name": model, "device": config.device, "dtype": config.dtype}
+    hparams = build_config(MetaFTHyperParams, values, point.label)
     identity = {**asdict(hparams.inner_loop_settings()), "layers": config.layers, "modules": config.modules, "dtype": config.dtype}
     identity["weights"] = None if weights is None else sha256_of_file(weights)
-    seconds = read_checkpoint_card(model).get("seconds") if point.is_meta_trained else None
     return MethodSpec(
         name=point.label,
         model=model,
-        model_sha256=model_sha256(resolve_model_folder(model)),
+        model_sha256=hash_of_model(model),
         hparams_sha256=sha256_of_json(identity),
-        build=partial(_build, hparams, config.dtype, weights),
+        build=partial(_build, hparams, weights),
         dtype=config.dtype,
         device=config.device,
         cases_at_once=EDITS_AT_ONCE,
-        precomputation={} if seconds is None else {"meta-training": seconds},
+        precomputation=read_training_time(model) if point.is_meta_trained else {},
     )
 
 
-def _build(hparams: MetaFTHyperParams, dtype: str, weights: Path | None) -> FineTuning:
-    model, tokenizer = load_model(
-        str(hparams.model_name), device=str(hparams.device), dtype=dtype, layers=hparams.layers, modules=hparams.modules
-    )
+def _build(hparams: MetaFTHyperParams, weights: Path | None) -> FineTuning:
+    model, tokenizer = hparams.load_model()
     if weights is not None:
         apply_snapshot(dict(model.named_parameters()), load_file(weights))
     one = Editing(model, tokenizer, apply_metaft_to_model, hparams)
@@ -102,11 +88,6 @@ def name_of_run(config: MetaTrainConfig) -> str:
     model = re.sub(r"[^\w.-]+", "-", config.model.strip("/"))[-40:]
     tasks = config.num_tasks or "all"
     return f"{model}_layer-{layers or 'default'}_{config.modules}_{tasks}-tasks_{sha256_of_json(asdict(config))[:8]}"
-
-
-def with_layers(config: MetaTrainConfig, layers: list[int] | str, modules: str, **other: Any) -> MetaTrainConfig:
-    """The same run on other layers and modules."""
-    return replace(config, layers=layers, modules=modules, **other)
 
 
 def estimate_sweep(points: Sequence[Point], folder: Path, seconds_a_task: float, tasks_of: Mapping[str, int]) -> str:

@@ -94,14 +94,11 @@ def test_another_run_is_refused(tmp_path):
 @pytest.fixture
 def start(tokenizer, tmp_path):
     """Starts the command on a tiny model and so many tasks, towards a folder of that name."""
-    base = tmp_path / "base"
-    tiny.make_model("llama", dtype=torch.float32).save_pretrained(base)
-    tokenizer.save_pretrained(base)
+    base = tiny.save_model_folder(tmp_path / "base", tokenizer)
 
     def start(output, num_tasks, save_every):
         if not (tmp_path / "train.jsonl").exists():
-            records = generate_world(0, {"train": num_tasks})["train"]
-            (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+            tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": num_tasks})["train"])
         command = [sys.executable, "-m", "propmeta_edit.cli", "meta-train", "--model", str(base), "--data"]
         command += [str(tmp_path / "train.jsonl"), "--output", str(tmp_path / output), "--layers", "[1]", "--device", "cpu"]
         command += ["--inner_lr", "0.01", "--outer_lr", "0.01", "--save_every", str(save_every)]

@@ -22,10 +22,7 @@ from propmeta_edit.records import Case, EditRequest, Question
 
 @pytest.fixture
 def base(tmp_path, tokenizer):
-    folder = tmp_path / "base"
-    tiny.make_model("llama", dtype=torch.float32).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return tiny.save_model_folder(tmp_path / "base", tokenizer)
 
 
 def test_grid_of_settings():

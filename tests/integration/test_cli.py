@@ -30,12 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def base(tmp_path, tokenizer):
     """A tiny model folder and a small CRE train file."""
-    folder = tmp_path / "base"
-    tiny.make_model("llama", dtype=torch.float32).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    records = generate_world(0, {"train": 6})["train"]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder
+    tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 6})["train"])
+    return tiny.save_model_folder(tmp_path / "base", tokenizer)
 
 
 def meta_train(base, tmp_path, *more):
@@ -223,7 +219,7 @@ def run_table2(tmp_path, monkeypatch, capsys):
 
     def run(*arguments):
         comparison._load_one.cache_clear()
-        comparison._hash_of.cache_clear()
+        comparison.hash_of_model.cache_clear()
         try:
             code = module.main(list(arguments))
         except SystemExit as stopped:
@@ -347,9 +343,7 @@ def test_compact_export_and_back_gives_the_same_bits(base, tmp_path, capsys):
     assert json.loads((out / "metaft.json").read_text()) == json.loads((again / "metaft.json").read_text())
     assert load_model(str(again))[0].dtype == torch.float32
     capsys.readouterr()
-    other = tmp_path / "other"
-    tiny.make_model("llama", dtype=torch.float32, seed=5).save_pretrained(other)
-    load_model(str(base))[1].save_pretrained(other)
+    other = tiny.save_model_folder(tmp_path / "other", load_model(str(base))[1], seed=5)
     assert main(["expand", str(compact), "--output", str(tmp_path / "wrong"), "--base", str(other)]) == 2
     assert "has other weights than the base of" in capsys.readouterr().err
     assert main(["expand", str(base), "--output", str(tmp_path / "wrong")]) == 2
@@ -411,9 +405,7 @@ def test_bad_edits(arguments, message, own_hparams, capsys):
 
 def test_asking_under_another_model_is_refused(own_hparams, base, tmp_path, capsys):
     assert main(["edit", "Ann Lee lives in", "Peru", "--hparams", own_hparams, "--save", str(tmp_path / "edit")]) == 0
-    other = tmp_path / "other"
-    tiny.make_model("llama", dtype=torch.float32, seed=5).save_pretrained(other)
-    load_model(str(base))[1].save_pretrained(other)
+    other = tiny.save_model_folder(tmp_path / "other", load_model(str(base))[1], seed=5)
     capsys.readouterr()
     assert main(["ask", "Where?", "--edit", str(tmp_path / "edit"), "--model", str(other), "--device", "cpu"]) == 2
     assert "made on other weights" in capsys.readouterr().err
@@ -444,8 +436,7 @@ class Remembering(GeneralTracker):
 def test_a_tracker_of_accelerates_gets_losses_and_validation(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "remembering", Remembering)
     monkeypatch.setattr(Remembering, "given", [])
-    records = generate_world(0, {"train": 40})["train"]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 40})["train"])
     more = [
         "--tracker",
         "remembering",

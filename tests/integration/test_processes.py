@@ -22,10 +22,8 @@ NUM_TASKS = 22  # not a multiple of the four of a step: one process gets none in
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("processes")
-    tiny.make_model("llama", dtype=torch.float32).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
-    records = generate_world(0, {"train": NUM_TASKS})["train"]
-    (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    tiny.save_model_folder(folder / "base", tokenizer)
+    tiny.write_records(folder / "train.jsonl", generate_world(0, {"train": NUM_TASKS})["train"])
     return folder
 
 

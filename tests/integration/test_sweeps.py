@@ -21,13 +21,12 @@ from propmeta_edit.recipes import comparison
 @pytest.fixture
 def place(tmp_path, tokenizer, monkeypatch):
     """A tiny model with settings, and a small world in which the test splits cannot be read."""
-    tiny.make_model("llama", dtype=torch.float32).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    tiny.save_model_folder(tmp_path / "base", tokenizer)
     world = generate_world(0, {"train": 8, "valid-id": 3, "valid-ood": 3})
     (tmp_path / "world").mkdir()
     names = {"train": "train_data_id", "valid-id": "valid_data_id", "valid-ood": "valid_data_ood"}
     for split, name in names.items():
-        (tmp_path / "world" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in world[split]))
+        tiny.write_records(tmp_path / "world" / f"{name}.jsonl", world[split])
     monkeypatch.setattr(comparison, "ensure_world", lambda: tmp_path / "world")
     yaml = tmp_path / "tiny.yaml"
     yaml.write_text(

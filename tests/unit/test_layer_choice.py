@@ -6,7 +6,6 @@ import json
 
 import pytest
 import tiny
-import torch
 
 from propmeta_edit.cli import main
 from propmeta_edit.data.world import generate_world
@@ -20,12 +19,8 @@ ACCURACIES = {0: 0.2, 1: 0.5}
 
 @pytest.fixture
 def config(tmp_path, tokenizer):
-    base = tmp_path / "base"
-    tiny.make_model("llama", dtype=torch.float32).save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    records = generate_world(0, {"train": 40})["train"]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    data = str(tmp_path / "train.jsonl")
+    base = tiny.save_model_folder(tmp_path / "base", tokenizer)
+    data = str(tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 40})["train"]))
     return MetaTrainConfig(
         model=str(base), data=data, inner_lr=0.01, num_inner_steps=1, tasks_per_step=2, device="cpu", validation_cases=4
     )
