@@ -37,10 +37,10 @@ def make_parser() -> ArgumentParser:
 
 
 def _prepare_parser() -> ArgumentParser:
-    from propmeta_edit.models.artefacts import RECIPES
+    from propmeta_edit.models.artefacts import BUNDLED
 
     parser = ArgumentParser(description="Build bundled models that are not there yet (PROPMETA_HOME, or ~/.cache/propmeta_edit).")
-    parser.add_argument("names", nargs="*", help=f"which of {', '.join(RECIPES)} (default: the first two, which need no training)")
+    parser.add_argument("names", nargs="*", help=f"which of {', '.join(BUNDLED)} (default: the first two, which need no training)")
     return parser
 
 
@@ -166,9 +166,9 @@ def _expand_parser() -> ArgumentParser:
 
 
 def _run_prepare(options: Namespace) -> None:
-    from propmeta_edit.models.artefacts import RECIPES, ensure_artefact
+    from propmeta_edit.models.artefacts import BUNDLED, ensure_artefact
 
-    for name in options.names or list(RECIPES)[:2]:
+    for name in options.names or list(BUNDLED)[:2]:
         print(f"{name}: {ensure_artefact(name)}", flush=True)
 
 

@@ -18,17 +18,18 @@ from filelock import FileLock
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_json
 
-# Recipes are named by string, since they live in rooms above this one.
-RECIPES = {
-    "smollm2-135m": "propmeta_edit.recipes.bundled:build_smollm2",
-    "smollm2-135m-metaft": "propmeta_edit.recipes.bundled:build_smollm2_metaft",
-    "smollm2-135m-k0": "propmeta_edit.recipes.bundled:build_smollm2_k0",
-    "smollm2-135m-shuffled": "propmeta_edit.recipes.bundled:build_smollm2_shuffled",
-    "smollm2-135m-seed1": "propmeta_edit.recipes.bundled:build_smollm2_seed1",
-    "smollm2-135m-seed2": "propmeta_edit.recipes.bundled:build_smollm2_seed2",
-    "gemma3-270m": "propmeta_edit.recipes.bundled:build_gemma3",
-    "gemma3-270m-metaft": "propmeta_edit.recipes.bundled:build_gemma3_metaft",
-}
+# Their recipes live in a room above this one, so they are imported by name when they are needed.
+BUNDLED = (
+    "smollm2-135m",
+    "smollm2-135m-metaft",
+    "smollm2-135m-k0",
+    "smollm2-135m-shuffled",
+    "smollm2-135m-seed1",
+    "smollm2-135m-seed2",
+    "gemma3-270m",
+    "gemma3-270m-metaft",
+)
+_RECIPES = "propmeta_edit.recipes.bundled"
 
 # EasyEdit picks a loader by the words it finds in the whole path, the first of a list that fits: "gpt" gives the byte-level BPE
 # tokenizer that SmolLM2 has, and "llama" the padding side that ROME needs.
@@ -41,22 +42,22 @@ def cache_home() -> Path:
 
 
 def artefact_folder(name: str) -> Path:
-    """Where the artefact of that name is, or will be."""
-    return cache_home() / _MODELS_FOLDER / name
+    """Where a bundled model is, or will be: a folder for what it is made from, so that a newer package makes its own."""
+    origin: object = importlib.import_module(_RECIPES).origin_of(name)
+    return cache_home() / _MODELS_FOLDER / sha256_of_json(origin)[:8] / name
 
 
 def ensure_artefact(name: str) -> Path:
-    """The folder of a named model, built first if need be (minutes; with progress bars).
+    """The folder of a bundled model, built first if need be (minutes; with progress bars).
 
     Raises:
-        ModelError: no artefact of that name.
+        ModelError: no bundled model of that name.
     """
-    if name not in RECIPES:
-        raise ModelError(f"unknown model {name!r}; built here are {', '.join(RECIPES)}")
+    if name not in BUNDLED:
+        raise ModelError(f"unknown model {name!r}; built here are {', '.join(BUNDLED)}")
     folder = artefact_folder(name)
     if not folder.exists():
-        module_name, function_name = RECIPES[name].split(":")
-        build_whole(folder, getattr(importlib.import_module(module_name), function_name))
+        build_whole(folder, lambda partial: importlib.import_module(_RECIPES).build(name, partial))
     return folder
 
 
@@ -92,16 +93,16 @@ def resolve_model_folder(name_or_path: str) -> str:
         ModelError: none of these.
     """
     if not name_or_path:
-        raise ModelError("no model given: name a folder, a hub id 'owner/name', or one of " + ", ".join(RECIPES))
+        raise ModelError("no model given: name a folder, a hub id 'owner/name', or one of " + ", ".join(BUNDLED))
     if Path(name_or_path).is_dir():
         return name_or_path
-    if name_or_path in RECIPES:
+    if name_or_path in BUNDLED:
         return str(ensure_artefact(name_or_path))
     is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
     if is_hub_id:
         return _fetch_from_hub(name_or_path)
     raise ModelError(
-        f"unknown model {name_or_path!r}: it is no folder and no bundled model ({', '.join(RECIPES)}); "
+        f"unknown model {name_or_path!r}: it is no folder and no bundled model ({', '.join(BUNDLED)}); "
         "a model of the hub is written owner/name"
     )
 

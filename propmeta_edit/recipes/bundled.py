@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -27,24 +27,52 @@ from propmeta_edit.metatrain.checkpoint import PROGRESS, save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import Progress
 from propmeta_edit.models.artefacts import artefact_folder, build_whole, resolve_model_folder
-from propmeta_edit.models.bundled import GGUF_NAME, load_gemma3_from_gguf, load_smollm2_from_gguf
+from propmeta_edit.models.bundled import GEMMA_GGUF_NAME, GGUF_NAME, load_gemma3_from_gguf, load_smollm2_from_gguf
 from propmeta_edit.models.compact import ADAPTER, DIFFERENCE, apply_difference, merge_adapter, save_adapter, save_difference
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256, prepare_tokenizer, read_checkpoint_card, save_model
 from propmeta_edit.recipes.meta_training import run_meta_training, training_folder
 from propmeta_edit.recipes.settings import hparams_file
+from propmeta_edit.recipes.worlds import WORLD_VERSION
 from propmeta_edit.records import Question
 from propmeta_edit.text.prompts import format_question
 
 LOG = logging.getLogger(__name__)
 CARD = "card.json"
-BASE, METAFT = "smollm2-135m", "smollm2-135m-metaft"
+BASE, METAFT, GEMMA = "smollm2-135m", "smollm2-135m-metaft", "gemma3-270m"
+# The file of settings of each model that is meta-trained on first use.
+META_TRAINED = {
+    "smollm2-135m-k0": "smollm2-135m-k0",
+    "smollm2-135m-shuffled": "smollm2-135m-shuffled",
+    "smollm2-135m-seed1": "smollm2-135m-seed1",
+    "smollm2-135m-seed2": "smollm2-135m-seed2",
+    "gemma3-270m-metaft": "gemma3-270m",
+}
 
 
 def shipped_folder(name: str) -> Path:
     """Where the compact files of a bundled model are, inside the package."""
     return Path(str(resources.files("propmeta_edit.models").joinpath("files", name)))
+
+
+def build(name: str, folder: Path) -> None:
+    """Make the bundled model of that name in an empty folder."""
+    if name in META_TRAINED:
+        build_meta_trained(name, folder)
+    else:
+        {BASE: build_smollm2, METAFT: build_smollm2_metaft, GEMMA: build_gemma3}[name](folder)
+
+
+def origin_of(name: str) -> list[Any]:
+    """What a bundled model is made from, as JSON: another origin makes another model."""
+    if name == GEMMA:
+        return [GEMMA_GGUF_NAME]
+    if name in META_TRAINED:
+        settings = read_yaml(hparams_file("MetaTrain", META_TRAINED[name]))
+        return [settings, WORLD_VERSION, origin_of(settings["model"])]
+    shipped = json.loads((shipped_folder(name) / CARD).read_text(encoding="utf-8"))["sha256"]
+    return [GGUF_NAME, shipped] if name == BASE else [origin_of(BASE), shipped]
 
 
 def build_smollm2(folder: Path) -> None:
@@ -71,30 +99,19 @@ def build_smollm2_metaft(folder: Path) -> None:
     save_checkpoint(folder, model, tokenizer, card, Progress.from_json((shipped / PROGRESS).read_text(encoding="utf-8")))
 
 
-def build_meta_trained(name: str) -> Callable[[Path], None]:
-    """A recipe that meta-trains with the settings in ``hparams/MetaTrain/<name>.yaml``."""
-
-    def build(folder: Path) -> None:
-        path = hparams_file("MetaTrain", name)
-        print(f"preparing {name}: meta-training with {path.parent.name}/{path.name}", flush=True)
-        config = build_config(MetaTrainConfig, read_yaml(path), str(path))
-        run_meta_training(config, folder, training_folder(artefact_folder(name)))
-        shutil.rmtree(training_folder(artefact_folder(name)), ignore_errors=True)
-
-    return build
-
-
 def build_gemma3(folder: Path) -> None:
     """Gemma 3 270M as it is in its optional packages: it was not taught the facts of the offline world."""
     print("preparing gemma3-270m: unpacking the quantised model", flush=True)
     save_model(*load_gemma3_from_gguf(), folder)
 
 
-build_gemma3_metaft = build_meta_trained("gemma3-270m")
-build_smollm2_k0 = build_meta_trained("smollm2-135m-k0")
-build_smollm2_shuffled = build_meta_trained("smollm2-135m-shuffled")
-build_smollm2_seed1 = build_meta_trained("smollm2-135m-seed1")
-build_smollm2_seed2 = build_meta_trained("smollm2-135m-seed2")
+def build_meta_trained(name: str, folder: Path) -> None:
+    """A model that is meta-trained here, with the settings in ``hparams/MetaTrain``."""
+    path = hparams_file("MetaTrain", META_TRAINED[name])
+    print(f"preparing {name}: meta-training with {path.parent.name}/{path.name}", flush=True)
+    config = build_config(MetaTrainConfig, read_yaml(path), str(path))
+    run_meta_training(config, folder, training_folder(artefact_folder(name)))
+    shutil.rmtree(training_folder(artefact_folder(name)), ignore_errors=True)
 
 
 def rebuild(name: str, output: Path) -> None:

@@ -13,7 +13,7 @@ from propmeta_edit.config import read_yaml
 from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS
 from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import DataSet, choose_cases
-from propmeta_edit.models.artefacts import RECIPES, artefact_folder
+from propmeta_edit.models.artefacts import BUNDLED, artefact_folder
 from propmeta_edit.recipes.comparison import METHODS, RowKind, Setup
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
 
@@ -68,7 +68,7 @@ def describe_plan(
 
 
 def _state_of(model: str) -> str:
-    if model in RECIPES:
+    if model in BUNDLED:
         return "" if artefact_folder(model).is_dir() else " (to prepare)"
     return "" if Path(model).is_dir() else " (to fetch)"
 
@@ -76,7 +76,7 @@ def _state_of(model: str) -> str:
 @cache
 def _read_shape(model: str) -> _Shape | None:
     """Sizes from a folder's own configuration; None if it is not on this machine."""
-    folder = artefact_folder(model) if model in RECIPES else Path(model)
+    folder = artefact_folder(model) if model in BUNDLED else Path(model)
     if not (folder / "config.json").is_file():
         return None
     import torch

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
-from propmeta_edit.models.artefacts import artefact_folder, build_whole, cache_home, ensure_artefact
+from propmeta_edit.models.artefacts import BUNDLED, artefact_folder, build_whole, cache_home, ensure_artefact
+from propmeta_edit.recipes.bundled import origin_of, shipped_folder
 
 
 def test_home_is_the_environment_variable(monkeypatch, tmp_path):
@@ -53,6 +57,32 @@ def test_artefacts_are_built_on_first_use(monkeypatch):
     folder = ensure_artefact("smollm2-135m")
     assert folder == artefact_folder("smollm2-135m") == ensure_artefact("smollm2-135m")
     assert (folder / "x").exists() and len(calls) == 1
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_every_bundled_model_has_a_recipe(name):
+    assert origin_of(name) == json.loads(json.dumps(origin_of(name))) and artefact_folder(name).name == name
+
+
+def test_a_model_made_from_older_files_is_not_taken(monkeypatch, tmp_path):
+    """A package with newer files makes its own model, and so do the models that start from that one."""
+    before = {name: artefact_folder(name) for name in BUNDLED}
+    for folder in before.values():
+        folder.mkdir(parents=True)
+    newer = shutil.copytree(shipped_folder("smollm2-135m"), tmp_path / "shipped" / "smollm2-135m")
+    card = json.loads((newer / "card.json").read_text())
+    (newer / "card.json").write_text(json.dumps({**card, "sha256": "0" * 64}))
+    shutil.copytree(shipped_folder("smollm2-135m-metaft"), tmp_path / "shipped" / "smollm2-135m-metaft")
+    monkeypatch.setattr("propmeta_edit.recipes.bundled.shipped_folder", lambda name: tmp_path / "shipped" / name)
+    for name, folder in before.items():
+        assert artefact_folder(name).exists() == name.startswith("gemma3"), name
+        assert folder.exists()
+
+
+def test_a_control_with_other_settings_is_made_anew(monkeypatch):
+    before = artefact_folder("smollm2-135m-k0")
+    monkeypatch.setattr("propmeta_edit.recipes.bundled.WORLD_VERSION", -1)
+    assert artefact_folder("smollm2-135m-k0") != before
 
 
 def test_easyedit_finds_its_loader_in_the_path():
