@@ -41,6 +41,7 @@ setup(
         "matplotlib",
         "pandas",
         "peft",
+        "psutil",
         "pyyaml",
         "safetensors",
         "scipy",

@@ -1,13 +1,16 @@
 """The two loops as plainly as they can be written: torch's optimiser, the whole model's forward pass, one text at a time.
 
-The engine is measured against these, and the tests hold it to the same numbers.
+The engine is measured against these, and the tests hold it to the same numbers. The outer gradient is also written with ``higher``,
+as meta-learning code commonly is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import higher
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -56,6 +59,37 @@ def task_gradients(
         for parameter, value in zip(parameters.values(), before, strict=True):
             parameter.copy_(value)
     return gradients, loss.item()
+
+
+def task_gradients_by_higher(
+    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], task: MetaTask, settings: InnerLoopSettings
+) -> tuple[list[torch.Tensor], float]:
+    """The same by ``higher``, which has no AdamW: Adam, so the two agree where ``weight_decay`` is 0."""
+    optimizer = torch.optim.Adam(parameters.values(), lr=settings.inner_lr)
+    with (
+        _slices_of_modules_are_lists(),
+        higher.innerloop_ctx(model, optimizer, copy_initial_weights=True, track_higher_grads=False) as (adapted, inner),
+    ):
+        for _ in range(settings.num_inner_steps):
+            inner.step(text_loss(adapted, tokenizer, task.target.prompt, task.target.target_new))
+        loss = text_loss(adapted, tokenizer, format_question(task.related.text), task.related.answers[0])
+        moved = dict(adapted.named_parameters())
+        return list(torch.autograd.grad(loss, [moved[name] for name in parameters])), loss.item()
+
+
+@contextmanager
+def _slices_of_modules_are_lists() -> Iterator[None]:
+    """``higher`` patches a model's module lists so that they cannot be sliced, which the models of transformers do."""
+    original = nn.ModuleList.__getitem__
+
+    def get(self: nn.ModuleList, index: int | slice) -> Any:
+        return list(self)[index] if isinstance(index, slice) else original(self, index)
+
+    nn.ModuleList.__getitem__ = get  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.ModuleList.__getitem__ = original  # type: ignore[method-assign]
 
 
 def outer_step(

@@ -19,7 +19,8 @@ from propmeta_edit.metatrain.trainer import compute_step_gradients, order_tasks
 from propmeta_edit.models.layers import MODULE_CHOICES, select_parameters
 from propmeta_edit.records import MetaTask
 
-REFERENCE, ENGINE = "reference", "engine"
+REFERENCE, HIGHER, ENGINE = "reference", "higher", "engine"
+_PLAIN_LOOPS = {REFERENCE: reference_loops.task_gradients, HIGHER: reference_loops.task_gradients_by_higher}
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Side:
     """One way to meta-train a model.
 
     Args:
-        kind: ``reference`` or ``engine``.
+        kind: ``reference``, ``higher`` or ``engine``.
     """
 
     kind: str
@@ -53,7 +54,7 @@ class Side:
                 if self.kind == ENGINE:
                     apply_outer_step(optimizer, parameters, compute_step_gradients(model, tokenizer, parameters, some, self.config))
                     continue
-                own = [reference_loops.task_gradients(model, tokenizer, parameters, task, self.config.inner)[0] for task in some]
+                own = [_PLAIN_LOOPS[self.kind](model, tokenizer, parameters, task, self.config.inner)[0] for task in some]
                 reference_loops.outer_step(optimizer, parameters, own)
         speed_parts.wait_for(model.device)
         return (time.perf_counter() - started) / len(tasks)
@@ -81,7 +82,7 @@ def compare(
 def _against_reference(
     model_name: str, device: str, config: MetaTrainConfig, sizes: Sequence[int], tasks: Sequence[MetaTask], repeats: int
 ) -> list[dict[str, Any]]:
-    sides = [Side(REFERENCE, model_name, device, replace(config, tasks_per_step=1))]
+    sides = [Side(kind, model_name, device, replace(config, tasks_per_step=1)) for kind in _PLAIN_LOOPS]
     sides += [Side(ENGINE, model_name, device, replace(config, tasks_per_step=size)) for size in sizes]
     loaded = sides[0].load()  # one model for all: no side depends on the values of its weights
     names = {f"{side.kind} {side.config.tasks_per_step}": side for side in sides}

@@ -6,14 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
+import torch
+
 from propmeta_edit.edits.edit import Edit, find_transposed
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
 from propmeta_edit.finetune.single_edit import put_in_place, require_full_precision, write_facts
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
+from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest, as_requests
 from propmeta_edit.text.encoding import encode_requests
+
+_MOST_AT_ONCE = 64  # beyond this nothing gets faster
 
 
 class EditSettings(Protocol):
@@ -62,12 +67,16 @@ def compute_edit(
 
 
 def compute_edits(
-    model: Any, tokenizer: Any, requests: Sequence[EditRequest | Mapping[str, Any]], hparams: EditSettings, at_once: int = 8
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[EditRequest | Mapping[str, Any]],
+    hparams: EditSettings,
+    at_once: int | None = None,
 ) -> list[Edit]:
     """One independent edit a request, ``at_once`` of them side by side; up to rounding the same as one by one.
 
     Args:
-        at_once: each takes about four times the edited tensors in memory while it is computed.
+        at_once: as many as fit into half of the device's free memory, but no more than 64, if not given.
     """
     several = [as_requests(request) for request in requests]
     edits: list[Edit] = []
@@ -75,6 +84,7 @@ def compute_edits(
     require_full_precision(parameters)
     before = {name: parameter.data for name, parameter in parameters.items()}
     transposed = find_transposed(model, before)
+    at_once = at_once or choose_at_once(before, free_memory(model.device))
     for start in range(0, len(several), at_once):
         some = several[start : start + at_once]
         target = [batch.to(model.device) for batch in encode_requests(tokenizer, some, hparams.batch_size)]
@@ -85,6 +95,15 @@ def compute_edits(
         about = (str(hparams.model_name), "MetaFT", describe_settings(hparams))
         edits += [Edit(tuple(o), w, before, *about, transposed=transposed) for o, w in zip(some, weights, strict=True)]
     return edits
+
+
+def choose_at_once(edited: Mapping[str, torch.Tensor], free_bytes: int) -> int:
+    """How many edits to compute side by side: each needs its weights, a gradient, AdamW's two moments, and its result.
+
+    What the texts take is small beside these; half of the memory is left for it.
+    """
+    bytes_an_edit = 5 * sum(value.nbytes for value in edited.values())
+    return max(1, min(_MOST_AT_ONCE, free_bytes // 2 // bytes_an_edit))
 
 
 def describe_settings(hparams: EditSettings) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import torch
 
 from propmeta_edit.errors import ConfigError
@@ -45,3 +46,13 @@ def resolve_dtype(dtype: str, device: str) -> str:
     if dtype != "fast":
         return dtype
     return "bfloat16" if has_native_bf16(device) else "float32"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device without taking them from anything else."""
+    if device.type == "cuda":
+        unused_of_ours = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused_of_ours
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    return int(psutil.virtual_memory().available)

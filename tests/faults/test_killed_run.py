@@ -108,13 +108,14 @@ def start(tokenizer, tmp_path):
 
 
 @pytest.mark.slow
-def test_kill_9_ten_times_gives_the_same_bits(start, tmp_path):
-    """The command itself, killed without warning at random moments and given again, against one that was left alone."""
-    assert start("whole", 240, 5).wait(timeout=300) == 0
-    moments, kills = random.Random(0), 0
+@pytest.mark.parametrize("kills", [10, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_many_times_it_ends_with_the_same_bits(start, tmp_path, kills):
+    """The command itself, killed without warning (-9) at random moments and given again, against one that was left alone."""
+    num_tasks, moments = 24 * kills, random.Random(kills)
+    assert start("whole", num_tasks, 5).wait(timeout=300) == 0
     state = tmp_path / "killed.training" / STATE
-    while kills < 10:
-        process = start("killed", 240, 5)
+    for _ in range(kills):
+        process = start("killed", num_tasks, 5)
         before = state.stat().st_mtime_ns if state.exists() else 0
         deadline = time.time() + 60
         while process.poll() is None and time.time() < deadline and (state.stat().st_mtime_ns if state.exists() else 0) == before:
@@ -123,13 +124,12 @@ def test_kill_9_ten_times_gives_the_same_bits(start, tmp_path):
         assert process.poll() is None, "it must not end before it is killed"
         process.kill()
         process.wait()
-        kills += 1
-    assert start("killed", 240, 5).wait(timeout=300) == 0
+    assert start("killed", num_tasks, 5).wait(timeout=300) == 0
     first, second = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
     assert sha256_of_file(first) == sha256_of_file(second)
     first, second = (json.loads((tmp_path / name / "progress.json").read_text()) for name in ("whole", "killed"))
     assert first["seconds"] > 0 and second["seconds"] > 0
-    assert first["losses"] == second["losses"] and len(first["losses"]) == 240 and first["validation"] == second["validation"]
+    assert first["losses"] == second["losses"] and len(first["losses"]) == num_tasks and first["validation"] == second["validation"]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ Preparing it from the shipped compact files takes half a minute, once.
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -20,6 +21,8 @@ from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
 from propmeta_edit.cli import main
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.world import single_hop_questions
+from propmeta_edit.edits.compute import compute_edits
+from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ModelError
 from propmeta_edit.evaluation.methods import easyedit_request
 from propmeta_edit.evaluation.scoring import contains_answer
@@ -30,9 +33,11 @@ from propmeta_edit.models.bundled import load_smollm2_from_gguf
 from propmeta_edit.models.compact import ADAPTER, DIFFERENCE
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256
-from propmeta_edit.recipes.bundled import build_smollm2, build_smollm2_metaft, compute_single_hop_accuracy, shipped_folder
+from propmeta_edit.recipes.bundled import BASE, build_smollm2, build_smollm2_metaft, compute_single_hop_accuracy, shipped_folder
+from propmeta_edit.recipes.comparison import METHODS, Setup, build_method, read_settings
 from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.recipes.worlds import ensure_world
+from propmeta_edit.text.prompts import format_question
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,6 +153,56 @@ def test_edits_in_a_row_write_their_facts_and_leave_no_trace(loaded, hparams, ca
 @pytest.mark.long
 def test_two_hundred_edits_in_a_row_leave_no_trace(loaded, hparams, cases):
     assert edit_in_a_row(loaded, hparams, cases, 200) >= 180
+
+
+@pytest.fixture
+def base_setup():
+    """One model in fp32 for every method."""
+    return Setup("smollm2-135m", {}, "cpu", "float32", seed=0, edits_at_once=8)
+
+
+@pytest.mark.long
+@pytest.mark.easyedit
+def test_a_thousand_edits_of_mixed_methods_leave_no_trace(prepared, base_setup):
+    """Ours, several standing at once and undone in any order, among those of EasyEdit's methods that write in place."""
+    cases = load_cre(ensure_world() / "train_data_id.jsonl")
+    counts = {"ROME": 8, "MEMIT": 10, "AlphaEdit": 10, "LoRA": 12}
+    methods = {n: build_method(METHODS[n], read_settings(METHODS[n], base_setup, "smollm2-135m"), BASE, base_setup) for n in counts}
+    model, tokenizer = methods["ROME"].model, methods["ROME"].tokenizer
+    assert all(method.model is model for method in methods.values())
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    turns = [name for name, count in counts.items() for _ in range(count)]
+    order, done, written = random.Random(0), 0, []
+    order.shuffle(turns)
+    while done < 1000:  # every third group is followed by one of EasyEdit's
+        group = [cases[(done + k) % len(cases)] for k in range(8)]
+        settings = MetaFTHyperParams(model_name="base", device="cpu", layers=[order.choice([7, 8])], lr=2e-3)
+        edits = compute_edits(model, tokenizer, [case.edits[0] for case in group], settings)
+        for edit in edits:
+            edit.apply(model)
+        for edit in order.sample(edits, len(edits)):
+            edit.undo(model)
+        with edits[0].applied(model):
+            [text] = generate_greedily(model, tokenizer, [group[0].edits[0].prompt])
+        written.append(contains_answer(text, [group[0].edits[0].target_new]))
+        done += len(edits)
+        if turns and len(written) % 4 == 3:
+            [outcome] = methods[turns.pop()].evaluate_many([group[1]])
+            written.append(contains_answer(outcome.fact_generated[0], [group[1].edits[0].target_new]))
+            done += 1
+    assert not turns and sum(written) > 0.9 * len(written)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+@pytest.mark.long
+def test_sixty_four_edits_answer_in_one_batch_as_one_by_one(loaded, hparams, cases):
+    model, tokenizer = loaded
+    edits = compute_edits(model, tokenizer, [case.edits[0] for case in cases[:64]], hparams)
+    prompts = [format_question(case.question.text) for case in cases[:64]]
+    together = generate_with_edits(model, tokenizer, prompts, edits)
+    single = [EditedModel(model, edit).answer(tokenizer, [prompt])[0] for edit, prompt in zip(edits, prompts, strict=True)]
+    assert sum(a == b for a, b in zip(together, single, strict=True)) >= 63, "but for what rounding decides"
+    assert len(set(together)) > 16
 
 
 @pytest.mark.easyedit

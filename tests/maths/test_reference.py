@@ -36,6 +36,20 @@ def test_an_edit_of_several_facts(family, tokenizer):
         torch.testing.assert_close(p.data, expected[name].data, rtol=1e-5, atol=1e-7, msg=name)
 
 
+def test_one_task_by_higher(family, tokenizer):
+    """Other people's code for the same gradient; its Adam has no decoupled weight decay."""
+    settings = InnerLoopSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.0)
+    model = tiny.make_model(family)
+    parameters = select_parameters(model, [1])
+    with only_trainable(model, parameters):
+        expected, expected_loss = reference_loops.task_gradients_by_higher(model, tokenizer, parameters, TASKS[0], settings)
+        gradients, loss = reference_loops.task_gradients(model, tokenizer, parameters, TASKS[0], settings)
+    assert loss == pytest.approx(expected_loss, rel=1e-4)
+    for own, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3)
+    assert max(float(g.abs().max()) for g in gradients) > 0.05, "the tolerance is small against the gradients"
+
+
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_two_outer_steps(family, tokenizer, at_once):
     """All tasks in each step, one after another and side by side."""

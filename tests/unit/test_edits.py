@@ -13,12 +13,13 @@ import pytest
 import tiny
 import torch
 
-from propmeta_edit.edits.compute import compute_edit, compute_edits
+from propmeta_edit.edits.compute import choose_at_once, compute_edit, compute_edits
 from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, hash_tensors, standing_edits, take_fingerprint
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ModelError, RequestError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
 from propmeta_edit.finetune.weights import snapshot
+from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest
@@ -290,6 +291,17 @@ def test_many_at_once_are_the_single_ones(model, edits, tokenizer):
             torch.testing.assert_close(other.weights[name], value, rtol=1e-5, atol=1e-7)
         with other.applied(model):
             pass
+
+
+def test_as_many_at_once_as_the_memory_allows(model, edits, tokenizer, monkeypatch):
+    edited = edits[0].weights
+    size = sum(value.nbytes for value in edited.values())
+    assert [choose_at_once(edited, factor * size) for factor in (0, 9, 20, 30, 10**6)] == [1, 1, 2, 3, 64]
+    asked = []
+    monkeypatch.setattr("propmeta_edit.edits.compute.free_memory", lambda device: asked.append(device) or 20 * size)
+    found = compute_edits(model, tokenizer, REQUESTS, hparams())
+    assert asked == [model.device] and len(found) == len(REQUESTS)
+    assert free_memory(model.device) > 0
 
 
 def test_an_edit_from_what_another_method_returned(model, tokenizer):
