@@ -118,9 +118,19 @@ def train_cake_adapter(model: Any, tokenizer: Any, edits: Sequence[EditRequest],
                     schedule.step()
                     optimizer.zero_grad()
         except BaseException:
-            peft_model.unload().eval()
+            forget_adapter(peft_model.unload().eval())
             raise
     return peft_model.eval()
+
+
+def merge_adapter_in_place(peft_model: Any) -> None:
+    """The model inside has the adapter's weights in its own, and is as one that never had an adapter."""
+    forget_adapter(peft_model.merge_and_unload())
+
+
+def forget_adapter(model: Any) -> None:
+    """Releases of PEFT before 0.19 leave an adapter's settings on the model, where the next one takes them for a second adapter."""
+    vars(model).pop("peft_config", None)
 
 
 def target_weights(model: Any) -> dict[str, torch.nn.Parameter]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy
 import torch
 
+from propmeta_edit.baselines.cake import forget_adapter, merge_adapter_in_place
 from propmeta_edit.easyedit.alphaedit import apply_easyedits_own
 from propmeta_edit.easyedit.forms import find_form, load_easyedit
 from propmeta_edit.easyedit.layer_outputs import named_after
@@ -110,6 +111,7 @@ def remove_adapters(model: Any) -> None:
         if isinstance(module, BaseTunerLayer):
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+    forget_adapter(model)
 
 
 def _merge_lora(
@@ -127,7 +129,7 @@ def _merge_lora(
         with torch.random.fork_rng(devices):
             torch.manual_seed(0)  # of the adapter's random half and of dropout, so that an edit does not depend on the ones before
             adapted, _ = apply(model, tok, requests, hparams, **kwargs)
-        adapted.merge_and_unload()
+        merge_adapter_in_place(adapted)
     finally:
         model.gradient_checkpointing_disable()
         model.disable_input_require_grads()

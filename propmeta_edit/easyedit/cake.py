@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from propmeta_edit.baselines.cake import CakeSettings, target_weights, train_cake_adapter
+from propmeta_edit.baselines.cake import CakeSettings, merge_adapter_in_place, target_weights, train_cake_adapter
 from propmeta_edit.easyedit.hparams import FromYaml
 from propmeta_edit.finetune.weights import snapshot
 from propmeta_edit.models.devices import resolve_device
@@ -89,7 +89,7 @@ def apply_cake_to_model(
     original = snapshot(target_weights(model))
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
-        train_cake_adapter(model, tok, edits, hparams.recipe).merge_and_unload()
+        merge_adapter_in_place(train_cake_adapter(model, tok, edits, hparams.recipe))
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])
