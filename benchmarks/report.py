@@ -9,8 +9,10 @@ import argparse
 import base64
 import io
 import json
+import re
 import sys
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +27,47 @@ from propmeta_edit.evaluation.tables import markdown_table
 from propmeta_edit.files import write_text_atomically
 
 SUMMARIES = ("table.json", "summary.json")
+SHORT = 24  # characters of a table's cell that stay on one line
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-:root { color-scheme: light dark; --line: #ccc; --soft: #f5f5f5; --text: #1a1a1a; --back: #fff; }
-@media (prefers-color-scheme: dark) { :root { --line: #444; --soft: #222; --text: #e6e6e6; --back: #151515; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; }
+:root { color-scheme: light dark; --line: #d0d0d0; --soft: #f3f4f6; --text: #1a1a1a; --back: #fff; --link: #0b57d0; }
+@media (prefers-color-scheme: dark) {
+  :root { --line: #444; --soft: #242424; --text: #e6e6e6; --back: #151515; --link: #8ab4f8; }
+  img { filter: invert(.918) hue-rotate(180deg); }
+}
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem; overflow-wrap: break-word; }
 body { color: var(--text); background: var(--back); }
-h1, h2, h3 { line-height: 1.2; margin-top: 2rem; }
+a { color: var(--link); }
+h1, h2, h3, h4 { line-height: 1.2; margin: 2rem 0 .6rem; }
+h1 { margin-top: .5rem; }
+h2 { border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
+p, ul { max-width: 68rem; }
+ul { padding-left: 1.2rem; }
 nav a { margin-right: 1rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; margin: 1rem 0; }
+.wide { overflow: auto; width: fit-content; max-width: 100%; max-height: 44rem; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top; }
-th { background: var(--soft); position: sticky; top: 0; }
-img { max-width: 100%; height: auto; background: #fff; padding: .3rem; border-radius: 4px; }
+td { min-width: 2rem; }
+td.short { white-space: nowrap; }
+td.long { min-width: 12rem; }
+th { background: var(--soft); position: sticky; top: 0; z-index: 1; vertical-align: bottom; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { margin: 0; flex: 0 1 auto; min-width: 0; }
+figcaption { font-size: .85rem; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 code { background: var(--soft); padding: 0 .2rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { th:first-child, td:first-child { position: sticky; left: 0; background: var(--back); } }
+@media (max-width: 40rem) { th:first-child { z-index: 2; background: var(--soft); } td.long { min-width: 9rem; } }
+@media print { .wide { max-height: none; overflow: visible; } }
 </style></head><body>
 <h1>{{ title }}</h1>
 <nav>{% for part in parts %}<a href="#{{ part.anchor }}">{{ part.name }}</a>{% endfor %}</nav>
 {% for part in parts %}<section id="{{ part.anchor }}"><h2>{{ part.name }}</h2>
-{% for picture in part.pictures %}<figure><img alt="{{ picture.alt }}" src="data:image/png;base64,{{ picture.data }}">
-<figcaption>{{ picture.alt }}</figcaption></figure>{% endfor %}
+<div class="pictures">{% for picture in part.pictures %}
+<figure><img alt="{{ picture.alt }}" src="data:image/png;base64,{{ picture.data }}">
+<figcaption>{{ picture.alt }}</figcaption></figure>{% endfor %}</div>
 {{ part.body | safe }}</section>
 {% endfor %}</body></html>
 """
@@ -68,12 +89,12 @@ def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
     """
     if not folder.is_dir():
         raise DataError("is no folder", folder)
-    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"), key=_tables_first)]
+    texts = [_below_a_part(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.md"), key=_tables_first)]
     pictures = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
     for name in SUMMARIES:
         if (folder / name).is_file():
             summary = json.loads((folder / name).read_text(encoding="utf-8"))
-            pictures = {"accuracy": draw_accuracy(summary), **pictures}
+            pictures = {**draw_accuracies(summary), **pictures}
             texts.append(describe_origin(summary))
     for path in sorted(folder.glob("*.csv")):
         if path.stem not in ("table", "summary"):
@@ -91,36 +112,44 @@ def _tables_first(path: Path) -> tuple[bool, str]:
     return path.stem != "table", path.stem
 
 
-def draw_accuracy(summary: Sequence[dict[str, Any]]) -> bytes:
-    """Accuracy of every row with its 95 % interval, a panel a data set, as PNG."""
-    datasets = list(dict.fromkeys(entry["dataset"] for entry in summary))
-    methods = list(dict.fromkeys(entry["method"] for entry in summary))
-    figure = Figure(figsize=(1.5 + 2.6 * len(datasets), 0.9 + 0.28 * len(methods)), layout="constrained")
-    panels = figure.subplots(1, len(datasets), squeeze=False, sharey=True)[0]
-    for panel, dataset in zip(panels, datasets, strict=True):
-        for entry in (entry for entry in summary if entry["dataset"] == dataset):
-            place, (low, high) = methods.index(entry["method"]), entry["accuracy_ci95"]
+def _below_a_part(text: str) -> str:
+    """The text with its headings below the second level, where the page's parts are."""
+    return re.sub(r"(?m)^#+(?= )", lambda found: "#" * max(3, len(found[0]) + 1), text)
+
+
+def draw_accuracies(summary: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    """Accuracy of every row with its 95 % interval, a PNG a data set: a page puts them side by side or below each other."""
+    pictures = {}
+    for dataset in dict.fromkeys(entry["dataset"] for entry in summary):
+        entries = [entry for entry in summary if entry["dataset"] == dataset]
+        figure = Figure(figsize=(4, 0.8 + 0.26 * len(entries)), layout="constrained")
+        panel = figure.subplots()
+        for place, entry in enumerate(entries):
+            low, high = entry["accuracy_ci95"]
             panel.plot([100 * low, 100 * high], [place, place], color="0.5")
             panel.plot(100 * entry["accuracy"], place, "o", color="black", markersize=4)
-        panel.set(xlim=(0, 100), title=dataset, xlabel="accuracy, %")
-        panel.title.set_fontsize(9)
+        panel.set(xlim=(0, 100), ylim=(len(entries) - 0.5, -0.5), xlabel=f"accuracy on {dataset}, %")
+        panel.set_yticks(range(len(entries)), [entry["method"] for entry in entries])
         panel.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(methods)), methods)
-    panels[0].invert_yaxis()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+        panel.spines[["top", "right"]].set_visible(False)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=96)
+        pictures[f"accuracy-{dataset}"] = buffer.getvalue()
+    return pictures
 
 
 def describe_origin(summary: Sequence[dict[str, Any]]) -> str:
-    """Models, data, settings and versions that the rows came from."""
+    """Models, data, settings and versions that the rows came from; what is the same for all of them is said once."""
     frame = pd.DataFrame(summary)
     hashes = {"model_sha256": 8, "data_sha256": 8, "hparams_sha256": 8}
     for name, length in hashes.items():
         frame[name] = frame[name].str[:length]
     frame["versions"] = [", ".join(f"{name} {version}" for name, version in row.items()) for row in frame["versions"]]
-    columns = ["method", "dataset", "model", *hashes, "seed", "protocol", "device", "dtype", "versions"]
-    return f"### Where the rows come from\n\n{frame_to_markdown(frame[columns])}"
+    common = [name for name in ("seed", "protocol", "device", "dtype", "versions") if frame[name].nunique() == 1]
+    others = [name for name in ("seed", "protocol", "device", "dtype", "versions") if name not in common]
+    lines = "".join(f"- {name}: {frame[name].iloc[0]}\n" for name in common)
+    table = frame_to_markdown(frame[["method", "dataset", "model", *hashes, *others]])
+    return f"### Where the rows come from\n\n{lines}\n{table}"
 
 
 def frame_to_markdown(frame: pd.DataFrame) -> str:
@@ -130,12 +159,23 @@ def frame_to_markdown(frame: pd.DataFrame) -> str:
     return markdown_table([str(name) for name in frame.columns], cells)
 
 
+def fit_tables(page: str) -> str:
+    """Tables that scroll by themselves on a narrow screen, with cells that are told by their length."""
+    page = page.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
+
+    def tell_length(found: re.Match[str]) -> str:
+        length = len(unescape(found[1]))
+        return f'<td class="{"short" if length <= SHORT else "long"}">{found[1]}</td>'
+
+    return re.sub(r"<td>(.*?)</td>", tell_length, page, flags=re.DOTALL)
+
+
 def run(options: argparse.Namespace) -> None:
     to_html = MarkdownIt("commonmark", {"html": False}).enable("table")  # a model's answers must stay text
     parts, markdown = [], [f"# {options.title}", ""]
     for number, folder in enumerate(options.folders):
         text, pictures = read_folder(folder)
-        body = to_html.render(text).replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+        body = fit_tables(to_html.render(text))
         shown = [{"alt": f"{folder.name}: {name}", "data": base64.b64encode(data).decode()} for name, data in pictures.items()]
         parts.append({"name": folder.name, "anchor": f"part-{number}", "body": body, "pictures": shown})
         markdown += [f"## {folder.name}", ""]

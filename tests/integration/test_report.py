@@ -61,7 +61,11 @@ def test_a_page_with_tables_pictures_and_origins(tmp_path):
     assert "prefers-color-scheme: dark" in page and "width=device-width" in page
     for text in (page, markdown):
         assert "50.0 [18.8, 81.2]" in text and "engine_vs_reference: 3.14" in text and "0.1235" in text and "aaaaaaaa" in text
-    assert (output / "0-accuracy.png").read_bytes()[:4] == b"\x89PNG" and "![table2: accuracy](0-accuracy.png)" in markdown
+    assert (output / "0-accuracy-cre-id.png").read_bytes()[:4] == b"\x89PNG"
+    assert "![table2: accuracy-cre-id](0-accuracy-cre-id.png)" in markdown
+    assert "- seed: 0" in markdown and "### Against FT, paired" in markdown, (
+        "what is common is said once; no heading beside the parts"
+    )
 
 
 def test_folders_without_results(tmp_path, capsys):
