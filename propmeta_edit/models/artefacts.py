@@ -86,18 +86,19 @@ def build_whole(folder: Path, build: Callable[[Path], None]) -> None:
 def resolve_model_folder(name_or_path: str) -> str:
     """A model name as users write it to what transformers loads.
 
-    In this order: an existing folder; a bundled name (built on first use); a hub id ``owner/name``, taken from the hub's cache
-    folder or downloaded into it (not with ``HF_HUB_OFFLINE=1``).
+    In this order: a bundled name (built on first use), which no folder that happens to be called so can stand in for (write
+    ``./name`` for that one); an existing folder; a hub id ``owner/name``, taken from the hub's cache folder or downloaded into it
+    (not with ``HF_HUB_OFFLINE=1``).
 
     Raises:
         ModelError: none of these.
     """
     if not name_or_path:
         raise ModelError("no model given: name a folder, a hub id 'owner/name', or one of " + ", ".join(BUNDLED))
-    if Path(name_or_path).is_dir():
-        return name_or_path
     if name_or_path in BUNDLED:
         return str(ensure_artefact(name_or_path))
+    if Path(name_or_path).is_dir():
+        return name_or_path
     is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
     if is_hub_id:
         return _fetch_from_hub(name_or_path)

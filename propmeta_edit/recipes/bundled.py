@@ -172,9 +172,16 @@ def _train_metaft(folder: Path) -> None:
 
 
 def compact_checkpoint(checkpoint: Path, folder: Path) -> None:
-    """A meta-tuned checkpoint as its difference from its base, with the card and the losses."""
+    """A meta-tuned checkpoint as its difference from its base, with the card and the losses.
+
+    Raises:
+        ModelError: the base of that name has other weights than meta-training started from.
+    """
     card = read_checkpoint_card(checkpoint)
-    base, tuned = (dict(load_model(str(f))[0].named_parameters()) for f in (resolve_model_folder(card["base_model"]), checkpoint))
+    base_folder = resolve_model_folder(card["base_model"])
+    if model_sha256(base_folder) != card["base_sha256"]:
+        raise ModelError(f"{checkpoint} was meta-trained from other weights than {base_folder} has")
+    base, tuned = (dict(load_model(str(folder))[0].named_parameters()) for folder in (base_folder, checkpoint))
     save_difference(base, {name: tuned[name].detach() for name in card["trained_tensors"]}, folder)
     shutil.copy(checkpoint / PROGRESS, folder / PROGRESS)
     _write_json(folder / CARD, {**card, "sha256": sha256_of_file(folder / DIFFERENCE)})

@@ -6,9 +6,11 @@ import json
 import shutil
 
 import pytest
+import tiny
 
-from propmeta_edit.models.artefacts import BUNDLED, artefact_folder, build_whole, cache_home, ensure_artefact
-from propmeta_edit.recipes.bundled import origin_of, shipped_folder
+from propmeta_edit.errors import ModelError
+from propmeta_edit.models.artefacts import BUNDLED, artefact_folder, build_whole, cache_home, ensure_artefact, resolve_model_folder
+from propmeta_edit.recipes.bundled import compact_checkpoint, origin_of, shipped_folder
 
 
 def test_home_is_the_environment_variable(monkeypatch, tmp_path):
@@ -83,6 +85,26 @@ def test_a_control_with_other_settings_is_made_anew(monkeypatch):
     before = artefact_folder("smollm2-135m-k0")
     monkeypatch.setattr("propmeta_edit.recipes.bundled.WORLD_VERSION", -1)
     assert artefact_folder("smollm2-135m-k0") != before
+
+
+def test_a_folder_called_like_a_bundled_model_does_not_stand_in_for_it(monkeypatch, tmp_path):
+    bundled = artefact_folder("smollm2-135m")
+    bundled.mkdir(parents=True)
+    (tmp_path / "smollm2-135m").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model_folder("smollm2-135m") == str(bundled)
+    assert resolve_model_folder("./smollm2-135m") == "./smollm2-135m"
+
+
+def test_a_checkpoint_of_another_base_is_not_shipped(tokenizer, tmp_path):
+    """Its difference would be from other weights than the ones it is added to."""
+    base = tiny.save_model_folder(tmp_path / "base", tokenizer)
+    tuned = shutil.copytree(base, tmp_path / "tuned")
+    (tuned / "metaft.json").write_text(
+        json.dumps({"base_model": str(base), "base_sha256": "0" * 64, "trained_tensors": [], "settings": {}})
+    )
+    with pytest.raises(ModelError, match="from other weights than"):
+        compact_checkpoint(tuned, tmp_path / "out")
 
 
 def test_easyedit_finds_its_loader_in_the_path():
