@@ -19,7 +19,7 @@ from analysis_tables import (
 )
 from matplotlib.figure import Figure
 
-from propmeta_edit.analysis.gains import THIRDS, CaseResult, compare_by_group
+from propmeta_edit.analysis.gains import HALVES, THIRDS, CaseResult, compare_by_group
 from propmeta_edit.evaluation.statistics import mean_interval
 from propmeta_edit.files import save_figure
 
@@ -138,7 +138,8 @@ def _group_entries(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
     found = [{**entry, "group": "all cases"} for entry in compare_by_group(results, lambda result: "")]
     for name, group_of in group_functions(results).items():
         entries = compare_by_group(results, group_of)
-        if name == "prior strength":
-            entries = [{**e, "group": f"prior {e['group']}"} for e in sorted(entries, key=lambda e: THIRDS.index(e["group"]))]
+        if name.startswith("prior"):
+            entries.sort(key=lambda entry: (*THIRDS, *HALVES).index(entry["group"]))
+            entries = [{**entry, "group": f"prior {entry['group']}"} for entry in entries]
         found += entries
     return found

@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from propmeta_edit.analysis.gains import KINDS, THIRDS, CaseResult, compare_by_group, cut_into_thirds
+from propmeta_edit.analysis.gains import (
+    HALVES,
+    KINDS,
+    THIRDS,
+    CaseResult,
+    compare_by_group,
+    cut_at_median_of_relation,
+    cut_into_thirds,
+)
 from propmeta_edit.evaluation.statistics import mean_interval, ratio_interval, wilson_interval
 from propmeta_edit.evaluation.tables import markdown_table
 
@@ -214,13 +222,14 @@ def describe_weights(weights: Mapping[str, Mapping[str, Any]], dataset: str) -> 
 
 def group_functions(results: Sequence[CaseResult]) -> dict[str, Callable[[CaseResult], str | None]]:
     """The ways to group cases, by name."""
-    thirds = cut_into_thirds(results)
+    thirds, halves = cut_into_thirds(results), cut_at_median_of_relation(results)
     sizes: dict[str, int] = {}
     for result in results:
         relation = result.own.tags.get("relation", "")
         sizes[relation] = sizes.get(relation, 0) + 1
     return {
         "prior strength": lambda r: thirds.get(r.own.case_id),
+        "prior strength, relations alike": lambda r: halves.get(r.own.case_id),
         "entity type": lambda r: r.own.tags.get("entity_type"),
         "relation": lambda r: (
             r.own.tags["relation"] if sizes[r.own.tags.get("relation", "")] >= FEW and "relation" in r.own.tags else None
@@ -235,8 +244,8 @@ def describe_gains(gains: Mapping[str, Sequence[CaseResult]]) -> str:
         lines += [f"## {dataset}: MetaFT against FT by kind of case, n = {len(results)}", ""]
         for name, group_of in group_functions(results).items():
             entries = compare_by_group(results, group_of)
-            if name == "prior strength":
-                entries.sort(key=lambda entry: THIRDS.index(entry["group"]))
+            if name.startswith("prior"):
+                entries.sort(key=lambda entry: (*THIRDS, *HALVES).index(entry["group"]))
             rows = [
                 [
                     entry["group"],

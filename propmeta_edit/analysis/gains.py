@@ -20,6 +20,7 @@ from propmeta_edit.text.prompts import format_question
 
 KINDS = ("right", "the new object", "as before", "something else")
 THIRDS = ("low", "middle", "high")
+HALVES = ("below its relation's median", "above its relation's median")
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,24 @@ def cut_into_thirds(results: Sequence[CaseResult]) -> dict[str, str]:
         return {}
     low, high = np.quantile(list(known.values()), [1 / 3, 2 / 3])
     return {case: THIRDS[int(value > low) + int(value > high)] for case, value in known.items()}
+
+
+def cut_at_median_of_relation(results: Sequence[CaseResult]) -> dict[str, str]:
+    """One of ``HALVES`` by case: its prior strength against the median of its relation, so that relations count equally in both.
+
+    Left out are cases without a strength or a relation, and those at the median itself.
+    """
+    by_relation: dict[str, list[CaseResult]] = {}
+    for result in results:
+        if "relation" in result.own.tags and not math.isnan(result.prior_strength):
+            by_relation.setdefault(result.own.tags["relation"], []).append(result)
+    halves = {}
+    for members in by_relation.values():
+        median = float(np.median([member.prior_strength for member in members]))
+        for member in members:
+            if member.prior_strength != median:
+                halves[member.own.case_id] = HALVES[int(member.prior_strength > median)]
+    return halves
 
 
 def compute_prior_strengths(model: Any, tokenizer: Any, unedited: Sequence[Row], batch_size: int = 16) -> list[float]:

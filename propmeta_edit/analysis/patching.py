@@ -82,8 +82,8 @@ def _join_at(added: Sequence[tuple[tuple[int, ...], torch.Tensor]]) -> Callable[
 def _check(patches: Sequence[Patch], states: torch.Tensor, num_layers: int, num_tokens: int) -> None:
     if states.dim() != 3 or states.shape[:2] != (num_layers + 1, num_tokens):
         raise ModelError(
-            f"the other run's states must be [{num_layers + 1}, {num_tokens}, D] for this model and text, got {list(states.shape)}; record "
-            "them with the same text"
+            f"the other run's states must be [{num_layers + 1}, {num_tokens}, D] for this text, got {list(states.shape)}; record "
+            "them with the same model and text"
         )
     for patch in patches:
         if not 0 <= patch.layer < num_layers:

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from propmeta_edit.analysis.finished import FinishedPieces
 from propmeta_edit.analysis.gains import (
+    HALVES,
     classify_answer,
     collect_results,
     compare_by_group,
     compute_prior_strengths,
+    cut_at_median_of_relation,
     cut_into_thirds,
 )
 from propmeta_edit.data.world import generate_world
@@ -167,6 +169,9 @@ def test_wins_and_losses_by_group():
     assert entries[0]["p_holm"] == pytest.approx(0.25) and (entries[1]["own"], entries[1]["reference"]) == (1, 1)
     thirds = cut_into_thirds(results)
     assert [thirds[str(n)] for n in range(9)] == ["low"] * 3 + ["middle"] * 3 + ["high"] * 3 and "9" not in thirds
+    halves = cut_at_median_of_relation(results)
+    below, above = (sorted(case for case, half in halves.items() if half == name) for name in HALVES)
+    assert below == ["0", "1", "2", "7"] and above == ["4", "5", "6", "8"], "of 0 to 6 and of 7, 8; 3 is the first one's median"
     with pytest.raises(
         DataError, match="no case of cre has rows of ROME, FT and unedited; there are rows of FT on cre, MetaFT on cre"
     ):

@@ -121,7 +121,7 @@ def test_patches_that_do_not_fit_are_refused(tokenizer):
         compute_patched_log_probs(model, [1, 2, 3], states, [Patch(3, ())])
     with pytest.raises(ModelError, match="position 3 is outside the text: it has positions 0 to 2"):
         compute_patched_log_probs(model, [1, 2, 3], states, [Patch(0, (3,))])
-    with pytest.raises(ModelError, match=r"must be \[4, 2, D\] for this model and text, got \[4, 3, 16\]"):
+    with pytest.raises(ModelError, match=r"must be \[4, 2, D\] for this text, got \[4, 3, 16\]"):
         compute_patched_log_probs(model, [1, 2], states, [])
 
 
