@@ -101,21 +101,31 @@ def _describe_data_set(name: str, studies: Studies) -> str:
     return "\n".join([*lines, "### Later: share of the effect that one group's states bring along, %", "", _by_layer(studies)])
 
 
+EFFECTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "answer, unedited": lambda study: study["question"]["unedited"],
+    "answer, edited": lambda study: study["question"]["edited"],
+    "its rise": lambda study: study["question"]["edited"] - study["question"]["unedited"],
+    "its rise for another subject": lambda study: study["elsewhere"]["edited"] - study["elsewhere"]["unedited"],
+    "edited, own subject over another": lambda study: study["question"]["edited"] - study["elsewhere"]["edited"],
+    "new object's rise, fact's prompt": lambda study: study["fact"]["edited"] - study["fact"]["unedited"],
+    "subject's states moved, %": lambda study: 100 * study["question"]["shift"]["subject"],
+    "another subject's states moved, %": lambda study: 100 * study["elsewhere"]["shift"]["subject"],
+}
+
+
 def _effects(studies: Studies) -> str:
-    header = [
-        "edited by",
-        "answer's rise, nats",
-        "first token right, %",
-        "new object's rise, nats",
-        "answer's rise for another subject",
-    ]
+    """Every measure by arm, and MetaFT's minus the others', case by case."""
     rows = []
     for arm, own in studies.items():
         right = sum(study["lens"]["edited"]["rank"][-1][study["ends"].index("last")][1] == 0 for study in own)
-        rise = {p: [s[p]["edited"] - s[p]["unedited"] for s in own] for p in ("question", "fact", "elsewhere")}
         share = with_interval(right / len(own), *wilson_interval(right, len(own)), scale=100, digits=0)
-        rows.append([arm, mean_cell(rise["question"]), share, mean_cell(rise["fact"]), mean_cell(rise["elsewhere"])])
-    return markdown_table(header, rows)
+        rows.append([arm, share, *(mean_cell([take(study) for study in own]) for take in EFFECTS.values())])
+    for arm in [name for name in studies if name != "MetaFT"]:
+        pairs = list(zip(studies["MetaFT"], studies[arm], strict=True))
+        cells = [mean_cell([take(own) - take(other) for own, other in pairs]) for take in EFFECTS.values()]
+        rows.append([f"MetaFT minus {arm}", "–", *cells])
+    header = ["edited by", "answer's first token right, %", *EFFECTS]
+    return markdown_table(header, rows) + "\nLog-probabilities of the first telling token, in nats.\n"
 
 
 def _lens(studies: Studies) -> str:
