@@ -180,17 +180,22 @@ def study_weights(stages: Sequence[Stage], dataset: DataSet, path: Path, *, numb
     if len(cases) < 2:
         raise DataError(f"two cases or more are needed to compare changes, and {dataset.name} has {len(cases)} that can be studied")
     done = FinishedPieces(path, {"cases": [case.case_id for case in cases], "data": dataset.sha256})
-    base = stages[1].arm
-    unedited = snapshot(base.parameters())
+    base = stages[1]
+    unedited = snapshot(base.arm.parameters())
     of_base: list[Tensors] = []
     for stage in tqdm(stages, desc="weights", unit="stage"):
         if stage.key in done.pieces:
             continue
-        of_base = of_base or [edit.change() for edit in base.edit(cases)]
+        is_comparable = set(stage.arm.parameters()) == set(unedited)
+        if is_comparable and stage is not base and not of_base:
+            of_base = [edit.change() for edit in base.arm.edit(cases)]
         with _standing(stage, unedited):
-            moved = {n: p.detach() - unedited[n] for n, p in stage.arm.parameters().items() if n in unedited}
-            moved = moved if set(moved) == set(unedited) and compute_norm(moved) else {}
-            entries = _study_stage(stage.arm, cases, of_base if set(stage.arm.parameters()) == set(unedited) else [], moved)
+            moved = {n: p.detach() - unedited[n] for n, p in stage.arm.parameters().items()} if is_comparable else {}
+            moved = moved if moved and compute_norm(moved) else {}
+            edits = stage.arm.edit(cases)
+            changes = [edit.change() for edit in edits]
+            of_base = changes if stage is base else of_base
+            entries = _describe_edits(stage.arm, cases, edits, changes, of_base if is_comparable else [], moved)
         meta = describe_change(unedited, moved) if moved else {}
         done.add(stage.key, {"num_tasks": stage.num_tasks, "meta": meta, "edits": entries})
     return {stage.label: done.pieces[stage.key] for stage in stages}
@@ -208,10 +213,10 @@ def _standing(stage: Stage, like: Tensors) -> Iterator[None]:
         yield
 
 
-def _study_stage(arm: Arm, cases: Sequence[Case], of_base: Sequence[Tensors], moved: Tensors) -> list[dict[str, Any]]:
+def _describe_edits(
+    arm: Arm, cases: Sequence[Case], edits: Sequence[Edit], changes: Sequence[Tensors], of_base: Sequence[Tensors], moved: Tensors
+) -> list[dict[str, Any]]:
     model, tokenizer = arm.load()
-    edits = arm.edit(cases)
-    changes = [edit.change() for edit in edits]
     entries = []
     for number, (case, edit, among) in enumerate(zip(cases, edits, mean_cosines(changes), strict=True)):
         probe = make_question_probe(tokenizer, case)
