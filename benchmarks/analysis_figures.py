@@ -115,12 +115,12 @@ def draw_weights(weights: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_gains(gains: Mapping[str, Sequence[CaseResult]], path: Path) -> None:
-    """MetaFT minus FT in each group of cases, a column a data set."""
+    """MetaFT minus FT in each group of cases, a panel a data set."""
     columns = [_group_entries(results) for results in gains.values()]
-    figure = Figure(figsize=(3.9 * len(columns), 0.6 + 0.19 * max(len(column) for column in columns)), layout="constrained")
-    for axis, (dataset, results), entries in zip(
-        figure.subplots(1, len(columns), squeeze=False)[0], gains.items(), columns, strict=True
-    ):
+    heights = [len(column) + 4 for column in columns]
+    figure = Figure(figsize=(6, 0.16 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(columns), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights})
+    for axis, (dataset, results), entries in zip(axes[:, 0], gains.items(), columns, strict=True):
         places = np.arange(len(entries))[::-1]
         middle, low, high = (np.array([100 * entry[name] for entry in entries]) for name in ("difference", "low", "high"))
         spread = [(middle - low).clip(0), (high - middle).clip(0)]
@@ -129,7 +129,8 @@ def draw_gains(gains: Mapping[str, Sequence[CaseResult]], path: Path) -> None:
         axis.set_yticks(places, [f"{entry['group']} ({entry['n']})" for entry in entries])
         axis.tick_params(labelsize=SMALL - 1.5)
         axis.set_title(f"{dataset}, n = {len(results)}", fontsize=SMALL)
-        axis.set_xlabel("MetaFT minus FT, points", fontsize=SMALL)
+        axis.margins(y=0.02)
+    axes[-1, 0].set_xlabel("MetaFT minus FT, points", fontsize=SMALL)
     save(figure, path)
 
 

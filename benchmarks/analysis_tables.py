@@ -22,7 +22,7 @@ from propmeta_edit.evaluation.tables import markdown_table
 Studies = Mapping[str, Sequence[Mapping[str, Any]]]
 TOKENS = ("new object", "answer", "companion's object")
 TOP = 10  # a token among the lens's likeliest so many counts as visible
-FEW = 8  # cases a relation must have to be shown by itself
+FEW = 10  # cases a relation must have to be shown by itself
 SHAPES = ("relative_norm", "stable_rank", "top_share")
 
 

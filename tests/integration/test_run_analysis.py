@@ -197,15 +197,15 @@ def test_prior_strength_is_the_probability_of_what_was_said(place):
 def test_gains_are_read_from_rows(place, capsys):
     path = place / "rows.jsonl"
     rows = RowFile(path)
-    for n in range(9):
+    for n in range(12):
         rows.append(make_row("unedited", n, False, f" Paris {n}"))
         rows.append(make_row("FT", n, n < 2))
         rows.append(make_row("MetaFT", n, n < 6))
     run = arguments(place, "--parts", "gains", "--rows", str(path))
     assert run_analysis.main(run) == 0
     text = capsys.readouterr().out
-    assert "## cre: MetaFT against FT by kind of case, n = 9" in text and "| capital | 9 | 67 | 22 | +44 [" in text
-    assert "| low | 3 |" in text and "| something else | 4 | 0 | 0 | 3 | 78 [" in text
+    assert "## cre: MetaFT against FT by kind of case, n = 12" in text and "| capital | 12 | 50 | 17 | +33 [" in text
+    assert "| low | 4 |" in text and "| something else | 4 | 0 | 0 | 6 | 83 [" in text
     assert (place / "out" / "gains.png").read_bytes()[:4] == b"\x89PNG"
     kept = (place / "out" / "priors.jsonl").read_text()
     assert run_analysis.main(run) == 0 and (place / "out" / "priors.jsonl").read_text() == kept
