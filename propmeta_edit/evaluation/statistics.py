@@ -55,3 +55,47 @@ def compare_paired(first: Sequence[bool], second: Sequence[bool], num_resamples:
     low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / n, [2.5, 97.5])
     p_value = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
     return PairedComparison(n, float(gains.mean()), float(low), float(high), wins, losses, p_value)
+
+
+def adjust_holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: p-values of a family of tests that can each be held against one level; order kept."""
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda number: p_values[number])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = largest
+    return adjusted
+
+
+def ratio_interval(
+    numerators: np.ndarray, denominators: np.ndarray, num_resamples: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A sum over cases divided by another, with the 95 % percentile bootstrap over cases; with ones below, a mean.
+
+    A ratio of sums does not explode where a single case's denominator is near zero, as a mean of ratios does.
+
+    Args:
+        numerators, denominators: [n, m], a case a row; NaN in either leaves that case out of that column.
+
+    Returns:
+        (ratio, low, high), [m] each; NaN where a column has no case.
+
+    Raises:
+        ValueError: no case, or shapes that differ.
+    """
+    if numerators.ndim != 2 or numerators.shape != denominators.shape or not len(numerators):
+        raise ValueError(f"two equal [n, m] arrays of at least one case are needed, got {numerators.shape}, {denominators.shape}")
+    valid = ~(np.isnan(numerators) | np.isnan(denominators))
+    above, below = np.where(valid, numerators, 0.0), np.where(valid, denominators, 0.0)
+    n = len(above)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=num_resamples)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = (counts @ above) / (counts @ below)
+        ratio = above.sum(axis=0) / below.sum(axis=0)
+    known = valid.any(axis=0)
+    low, high = (np.where(known, np.nanpercentile(np.where(known, drawn, 0.0), q, axis=0), np.nan) for q in (2.5, 97.5))
+    return np.where(known, ratio, np.nan), low, high
+
+
+def mean_interval(values: np.ndarray, num_resamples: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over cases [n, m] with their 95 % percentile bootstrap intervals; NaN is left out. As ``ratio_interval``."""
+    return ratio_interval(values, np.ones_like(values), num_resamples, seed)

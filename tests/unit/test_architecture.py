@@ -23,6 +23,7 @@ ORDER = [
     "baselines",
     "easyedit",
     "evaluation",
+    "analysis",
     "recipes",
     "cli",
 ]

@@ -1,0 +1,168 @@
+"""What changed inside: the same facts written by FT and by MetaFT, looked at by lens, patches and weights, and won or lost by kind.
+
+python benchmarks/run_analysis.py --limit 40 --output results/analysis
+python benchmarks/run_analysis.py --datasets cre-ood --parts states --limit 60                    (lens and patches alone)
+python benchmarks/run_analysis.py --parts weights --checkpoints my-checkpoint                     (along a meta-training run)
+python benchmarks/run_analysis.py --parts gains --rows results/evidence/rows.jsonl                (of a run of run_table2.py)
+
+Three arms: FT with its own settings, FT-as-MetaFT (the same with MetaFT's layer and rate, so that changes can be compared tensor by
+tensor) and MetaFT. The parts:
+
+states    by layer and position, what the logit lens says of the new object and of the answer on the two-hop prompt; and which
+          positions' states, put from the edited run into the unedited one after a block, bring the answer along
+weights   size, rank and direction of the change that an edit makes, from the base on to the meta-trained model
+gains     which cases MetaFT wins and loses against FT, by relation, entity type and how sure the unedited model was
+
+Whatever is finished stays in the output folder; the same command goes on from there. Tables go to analysis.md, pictures beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import analysis_figures
+import analysis_tables
+
+from propmeta_edit.analysis.finished import FinishedPieces
+from propmeta_edit.analysis.gains import CaseResult, collect_results, compute_prior_strengths
+from propmeta_edit.cli import run_or_exit
+from propmeta_edit.config import read_yaml
+from propmeta_edit.evaluation.rows import Row, RowFile, select_rows
+from propmeta_edit.files import write_text_atomically
+from propmeta_edit.models.devices import resolve_device
+from propmeta_edit.recipes.analysis import Arm, list_stages, make_arms, study_states, study_weights
+from propmeta_edit.recipes.comparison import hash_of_model, load_dataset
+from propmeta_edit.recipes.settings import hparams_file
+
+PARTS = ("states", "weights", "gains")
+SECONDS = {"states": 8.0, "weights": 4.0}  # an edit of the bundled model on two CPU cores, for --plan
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--hparams", default="smollm2-135m", help="name of the YAMLs in hparams/FT and hparams/MetaFT (%(default)s)"
+    )
+    parser.add_argument("--parts", help=f"comma-separated of {', '.join(PARTS)} (default: states,weights, and gains with --rows)")
+    parser.add_argument(
+        "--datasets", default="valid-ood", help="comma-separated, as for run_table2.py; of cre's form (default %(default)s)"
+    )
+    parser.add_argument("--limit", type=int, default=40, help="cases a data set in states; a larger one continues (%(default)s)")
+    parser.add_argument("--every", type=int, default=3, help="blocks between two that are patched (default %(default)s)")
+    parser.add_argument("--weight-cases", type=int, default=16, help="facts in weights, of the first data set (%(default)s)")
+    parser.add_argument(
+        "--checkpoints", help="a checkpoint meta-trained from the base that kept states on its way (checkpoint_every), for weights"
+    )
+    parser.add_argument("--rows", nargs="*", default=[], help="rows.jsonl of run_table2.py with unedited, FT and MetaFT, for gains")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0, help="which cases come first (default %(default)s)")
+    parser.add_argument("--output", default="results/analysis", help="folder of everything (default %(default)s)")
+    parser.add_argument("--plan", action="store_true", help="say what would be computed, and start nothing")
+    options = parser.parse_args(argv)
+    for name, least in (("limit", 1), ("every", 1), ("weight_cases", 2)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(options, name)}")
+    chosen = options.parts or ("states,weights,gains" if options.rows else "states,weights")
+    options.parts = [part.strip() for part in chosen.split(",")]
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"--parts must be of {', '.join(PARTS)}, got {unknown[0]!r}")
+    if ("gains" in options.parts) != bool(options.rows):
+        parser.error(
+            "the part gains and --rows go together: give the rows.jsonl of a run with unedited, FT and MetaFT, or leave both out"
+        )
+    return options
+
+
+def read_arms(options: argparse.Namespace) -> dict[str, Arm]:
+    """The arms of the chosen settings."""
+    ft, metaft = (read_yaml(hparams_file(method, options.hparams)) for method in ("FT", "MetaFT"))
+    return make_arms(ft, metaft, resolve_device(options.device))
+
+
+def describe_plan(options: argparse.Namespace, arms: dict[str, Arm]) -> str:
+    """What would be computed, and about how long the bundled model takes."""
+    lines = [f"{name}: {arm.hparams.model_name}, layers {arm.hparams.layers}, rate {arm.hparams.lr}" for name, arm in arms.items()]
+    names = options.datasets.split(",")
+    if "states" in options.parts:
+        edits = len(arms) * options.limit * len(names)
+        lines.append(
+            f"states: {options.limit} cases of {', '.join(names)}, {edits} edits; about {edits * SECONDS['states'] / 60:.0f} min"
+        )
+    if "weights" in options.parts:
+        stages = list_stages(arms, options.checkpoints)
+        minutes = len(stages) * options.weight_cases * SECONDS["weights"] / 60
+        lines.append(f"weights: {options.weight_cases} facts at {', '.join(s.label for s in stages)}; about {minutes:.0f} min")
+    if "gains" in options.parts:
+        lines.append(f"gains: {len(read_rows(options.rows))} rows, and one forward pass for each of the unedited model's")
+    return "\n".join([*lines, "Nothing was started."])
+
+
+def read_rows(paths: list[str]) -> list[Row]:
+    """The rows of several files; of a case that is in two, the first file's."""
+    rows = [row for path in paths for row in RowFile(require_file(path)).rows]
+    return list({row.key: row for row in reversed(rows)}.values())[::-1]
+
+
+def require_file(path: str) -> Path:
+    """The path of a file that is there; a RowFile would begin a new one."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--rows: no file {path}; give the rows.jsonl of a run of run_table2.py")
+    return Path(path)
+
+
+def collect_gains(options: argparse.Namespace, arm: Arm) -> dict[str, list[CaseResult]]:
+    """Each case's verdicts and its prior strength, by data set; strengths that are on disk are not computed again."""
+    rows = read_rows(options.rows)
+    done = FinishedPieces(Path(options.output) / "priors.jsonl", {"model_sha256": hash_of_model(str(arm.hparams.model_name))})
+    found = {}
+    for dataset in dict.fromkeys(row.dataset for row in rows if row.method == "unedited"):
+        unedited = select_rows(rows, "unedited", dataset)
+        key = f"{dataset}@{unedited[0].data_sha256}|{len(unedited)}"
+        if key not in done.pieces:
+            strengths = compute_prior_strengths(*arm.load(), unedited)
+            done.add(key, {row.case_id: value for row, value in zip(unedited, strengths, strict=True)})
+        found[dataset] = collect_results(rows, dataset, "MetaFT", "FT", "unedited", done.pieces[key])
+    return found
+
+
+def run(options: argparse.Namespace) -> None:
+    arms, output = read_arms(options), Path(options.output)
+    if options.plan:
+        print(describe_plan(options, arms))
+        return
+    datasets = [load_dataset(name.strip(), options.seed) for name in options.datasets.split(",")]
+    pages = []
+    if "states" in options.parts:
+        where = output / "states.jsonl"
+        shared = {"number": options.limit, "every": options.every, "seed": options.seed}
+        states = {data.name: study_states(arms, data, where, **shared) for data in datasets}
+        pages.append(analysis_tables.describe_states(states))
+        for name, studies in states.items():
+            analysis_figures.draw_lens(studies, output / f"lens-{name}")
+        analysis_figures.draw_patching(states, output / "patching")
+    if "weights" in options.parts:
+        stages = list_stages(arms, options.checkpoints)
+        where = output / "weights.jsonl"
+        weights = study_weights(stages, datasets[0], where, number=options.weight_cases, seed=options.seed)
+        pages.append(analysis_tables.describe_weights(weights, datasets[0].name))
+        analysis_figures.draw_weights(weights, output / "weights")
+    if "gains" in options.parts:
+        gains = collect_gains(options, arms["FT"])
+        pages.append(analysis_tables.describe_gains(gains))
+        analysis_figures.draw_gains(gains, output / "gains")
+    text = "\n".join(pages)
+    write_text_atomically(output / "analysis.md", text)
+    print(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 2 for what the user can mend."""
+    options = parse_arguments(argv)
+    return run_or_exit(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

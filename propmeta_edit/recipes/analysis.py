@@ -1,0 +1,237 @@
+"""What changed inside: the same facts written by FT and by MetaFT, each edit studied once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from propmeta_edit.analysis.case_study import choose_companions, study_edit
+from propmeta_edit.analysis.finished import FinishedPieces
+from propmeta_edit.analysis.lens import read_tokens, record_states
+from propmeta_edit.analysis.probes import make_question_probe
+from propmeta_edit.analysis.weight_change import (
+    compute_cosine,
+    compute_norm,
+    describe_change,
+    find_kept_states,
+    load_kept_state,
+    mean_cosines,
+)
+from propmeta_edit.config import build_config
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.edits.compute import compute_edits
+from propmeta_edit.edits.edit import Edit
+from propmeta_edit.errors import DataError, ModelError
+from propmeta_edit.evaluation.runner import DataSet
+from propmeta_edit.files import sha256_of_file
+from propmeta_edit.finetune.weights import apply_snapshot, restored_on_exit, snapshot
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
+from propmeta_edit.recipes.comparison import hash_of_model
+from propmeta_edit.records import Case
+
+ARMS = ("FT", "FT-as-MetaFT", "MetaFT")
+AT_ONCE = 4  # edits computed side by side
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to edit, with the model it starts from."""
+
+    name: str
+    hparams: MetaFTHyperParams
+
+    def identity(self) -> dict[str, Any]:
+        """What decides its numbers."""
+        return {**self.hparams.to_dict(), "device": None, "model_sha256": hash_of_model(str(self.hparams.model_name))}
+
+    def load(self) -> tuple[Any, Any]:
+        """(model in fp32, tokenizer); loaded once, and shared by the arms that start from the same model."""
+        return _load(str(self.hparams.model_name), str(self.hparams.device))
+
+    def edit(self, cases: Sequence[Case]) -> list[Edit]:
+        """One independent edit a case."""
+        return compute_edits(*self.load(), [case.edits[0] for case in cases], self.hparams, AT_ONCE) if cases else []
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What its edits move."""
+        return select_parameters(self.load()[0], self.hparams.layers, self.hparams.modules)
+
+
+@cache
+def _load(model: str, device: str) -> tuple[Any, Any]:
+    return load_model(model, device=device)
+
+
+def make_arms(ft: Mapping[str, Any], metaft: Mapping[str, Any], device: str) -> dict[str, Arm]:
+    """FT with its own settings, FT with MetaFT's, and MetaFT; all in fp32, since what is looked for is small.
+
+    Args:
+        ft, metaft: settings as the YAMLs in ``hparams/FT`` and ``hparams/MetaFT`` hold them.
+    """
+    values = {"FT": ft, "FT-as-MetaFT": {**metaft, "model_name": ft["model_name"]}, "MetaFT": metaft}
+    more = {"device": device, "dtype": "float32"}
+    return {n: Arm(n, build_config(MetaFTHyperParams, {**v, **more}, f"the settings of {n}")) for n, v in values.items()}
+
+
+def choose_cases(dataset: DataSet, tokenizer: Any, number: int, seed: int) -> list[tuple[Case, Case]]:
+    """Cases in a seeded order, each with its companion; more of them begin with the same ones.
+
+    Raises:
+        DataError: none can be studied.
+    """
+    pairs = choose_companions(tokenizer, dataset.cases)
+    if not pairs:
+        raise DataError(
+            f"no case of {dataset.name} can be studied: one edit with a subject, and a question that repeats the edit's prompt "
+            "word for word, are needed; the cre data sets have them"
+        )
+    Random(seed).shuffle(pairs)
+    return pairs[:number]
+
+
+def study_states(
+    arms: Mapping[str, Arm], dataset: DataSet, path: Path, *, number: int, every: int, seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """``study_edit`` of every arm on the same cases; what is in the file already is not computed again.
+
+    Returns:
+        By arm a list of studies, case by case in the same order.
+    """
+    done = FinishedPieces(path, {"arms": {name: arm.identity() for name, arm in arms.items()}, "every": every})
+    pairs = choose_cases(dataset, arms["FT"].load()[1], number, seed)
+    keys = {
+        (name, case.case_id): f"{name}|{dataset.name}@{dataset.sha256[:12]}|{case.case_id}" for name in arms for case, _ in pairs
+    }
+    left = sum(key not in done.pieces for key in keys.values())
+    with tqdm(total=left, desc=f"states, {dataset.name}", unit="edit", disable=not left) as bar:
+        for start in range(0, len(pairs), AT_ONCE):  # all arms of a few cases before the next, so that a stopped run is paired
+            for name, arm in arms.items():
+                todo = [pair for pair in pairs[start : start + AT_ONCE] if keys[name, pair[0].case_id] not in done.pieces]
+                edits = arm.edit([case for case, _ in todo])
+                for (case, companion), edit in zip(todo, edits, strict=True):
+                    done.add(keys[name, case.case_id], study_edit(*arm.load(), case, companion, edit, every))
+                    bar.update()
+    return {name: [done.pieces[keys[name, case.case_id]] for case, _ in pairs] for name in arms}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A point on the way from the base to the meta-trained model.
+
+    Args:
+        num_tasks: of meta-training; None where that is not known or not the point.
+        file: the trained tensors to put into the arm's model, if it is a state on the way.
+    """
+
+    label: str
+    arm: Arm
+    num_tasks: int | None
+    file: Path | None = None
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.label, self.arm.identity(), self.file and sha256_of_file(self.file)], sort_keys=True)
+
+
+def list_stages(arms: Mapping[str, Arm], checkpoints: str | None) -> list[Stage]:
+    """FT with its own settings, the base, the states that a run kept, the meta-trained model.
+
+    Raises:
+        ModelError: a folder without kept states, or of a run from another base.
+    """
+    base = arms["FT-as-MetaFT"]
+    stages = [Stage("FT", arms["FT"], None), Stage("FT-as-MetaFT", base, 0)]
+    if checkpoints is not None:
+        kept = find_kept_states(checkpoints)
+        if (Path(checkpoints) / CHECKPOINT_CARD).is_file():
+            origin = read_checkpoint_card(checkpoints).get("base_sha256")
+            if origin != hash_of_model(str(base.hparams.model_name)):
+                raise ModelError(
+                    f"{checkpoints} was meta-trained from other weights (sha256 {str(origin)[:12]}...) than "
+                    f"{base.hparams.model_name} has; give a run from this base"
+                )
+        stages += [Stage(f"after {number} tasks", base, number, file) for number, file in kept.items()]
+    return [*stages, Stage("MetaFT", arms["MetaFT"], None)]
+
+
+def study_weights(stages: Sequence[Stage], dataset: DataSet, path: Path, *, number: int, seed: int) -> dict[str, dict[str, Any]]:
+    """What edits of the same facts are like at each stage; the first stage is FT's own, the second the base.
+
+    Returns:
+        By label: ``num_tasks``; ``meta``, the change from the base that meta-training made (``describe_change``, empty for none);
+        ``edits``, an entry a fact: its ``shape`` (``describe_change``), mean cosine with the other facts' changes, cosines with the
+        base's change of the same fact and with meta-training's, and the ``gain`` of the answer's log-probability in nats.
+
+    Raises:
+        DataError: fewer than two cases.
+    """
+    cases = [case for case, _ in choose_cases(dataset, stages[0].arm.load()[1], number, seed)]
+    if len(cases) < 2:
+        raise DataError(f"two cases or more are needed to compare changes, and {dataset.name} has {len(cases)} that can be studied")
+    done = FinishedPieces(path, {"cases": [case.case_id for case in cases], "data": dataset.sha256})
+    base = stages[1]
+    unedited = snapshot(base.arm.parameters())
+    of_base: list[Tensors] = []
+    for stage in tqdm(stages, desc="weights", unit="stage"):
+        if stage.key in done.pieces:
+            continue
+        is_comparable = set(stage.arm.parameters()) == set(unedited)
+        if is_comparable and stage is not base and not of_base:
+            of_base = [edit.change() for edit in base.arm.edit(cases)]
+        with _standing(stage, unedited):
+            moved = {n: p.detach() - unedited[n] for n, p in stage.arm.parameters().items()} if is_comparable else {}
+            moved = moved if moved and compute_norm(moved) else {}
+            edits = stage.arm.edit(cases)
+            changes = [edit.change() for edit in edits]
+            of_base = changes if stage is base else of_base
+            entries = _describe_edits(stage.arm, cases, edits, changes, of_base if is_comparable else [], moved)
+        meta = describe_change(unedited, moved) if moved else {}
+        done.add(stage.key, {"num_tasks": stage.num_tasks, "meta": meta, "edits": entries})
+    return {stage.label: done.pieces[stage.key] for stage in stages}
+
+
+@contextmanager
+def _standing(stage: Stage, like: Tensors) -> Iterator[None]:
+    """Inside, the arm's model has the stage's trained tensors."""
+    if stage.file is None:
+        yield
+        return
+    parameters = stage.arm.parameters()
+    with restored_on_exit(parameters):
+        apply_snapshot(parameters, load_kept_state(stage.file, like))
+        yield
+
+
+def _describe_edits(
+    arm: Arm, cases: Sequence[Case], edits: Sequence[Edit], changes: Sequence[Tensors], of_base: Sequence[Tensors], moved: Tensors
+) -> list[dict[str, Any]]:
+    model, tokenizer = arm.load()
+    entries = []
+    for number, (case, edit, among) in enumerate(zip(cases, edits, mean_cosines(changes), strict=True)):
+        probe = make_question_probe(tokenizer, case)
+        said = []
+        for standing in (False, True):
+            with edit.applied(model) if standing else nullcontext():
+                said.append(float(read_tokens(model, record_states(model, probe.input_ids)[-1, -1], [probe.target])[0][0]))
+        entries.append(
+            {
+                "case": case.case_id,
+                "shape": describe_change(edit.before or {}, changes[number]),
+                "cosine with other facts": among,
+                "cosine with the base's": compute_cosine(changes[number], of_base[number]) if of_base else None,
+                "cosine with meta-training": compute_cosine(changes[number], moved) if moved else None,
+                "gain": said[1] - said[0],
+            }
+        )
+    return entries
