@@ -36,6 +36,25 @@ def write_text_atomically(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def cut_torn_line(path: Path) -> None:
+    """Cut off a last line without its end, which a process that was killed while writing left; no file is fine."""
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            file.truncate(whole)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Put a line at the end of a file, on disk before returning."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def save_figure(figure: Any, path: Path) -> None:
     """A picture of matplotlib's, in the format of the file's ending, whole or not at all."""
     with written_whole(path) as temporary:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from propmeta_edit.errors import DataError
+from propmeta_edit.files import append_line, cut_torn_line
 
 
 class FinishedPieces:
@@ -28,8 +28,9 @@ class FinishedPieces:
         self.path = Path(path)
         self._settings = json.loads(json.dumps(settings))
         self.pieces: dict[str, Any] = {}
-        whole = self._read_whole_lines()
-        for number, line in enumerate(whole, start=1):
+        cut_torn_line(self.path)
+        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+        for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
                 key, made_with, value = entry["key"], entry["settings"], entry["value"]
@@ -41,21 +42,8 @@ class FinishedPieces:
                 raise DataError(f"made with other settings ({told}); choose another --output, or remove it", self.path, number)
             self.pieces[key] = value
 
-    def _read_whole_lines(self) -> list[bytes]:
-        if not self.path.exists():
-            return []
-        content = self.path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end != len(content):
-            with open(self.path, "rb+") as file:
-                file.truncate(end)
-        return content[:end].split(b"\n")[:-1]
-
     def add(self, key: str, value: Any) -> None:
         """Put a piece on disk before returning."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "settings": self._settings, "value": value}, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json.dumps({"key": key, "settings": self._settings, "value": value}, ensure_ascii=False))
         self.pieces[key] = value

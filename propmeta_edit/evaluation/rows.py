@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from propmeta_edit.errors import DataError
+from propmeta_edit.files import append_line, cut_torn_line
 
 PROTOCOL = "qa-greedy-10-contains"
 SETTINGS = ("model_sha256", "data_sha256", "hparams_sha256", "seed", "protocol")
@@ -77,18 +77,9 @@ class RowFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._cut_torn_line()
+        cut_torn_line(self.path)
         self.rows = self._read()
         self._keys = {row.key for row in self.rows}
-
-    def _cut_torn_line(self) -> None:
-        if not self.path.exists():
-            return
-        with open(self.path, "rb+") as file:
-            content = file.read()
-            whole = content.rfind(b"\n") + 1
-            if whole != len(content):
-                file.truncate(whole)
 
     def _read(self) -> list[Row]:
         if not self.path.exists():
@@ -120,10 +111,7 @@ class RowFile:
         if row.key in self._keys:
             raise DataError(f"the case {row.key} is in the file already", self.path)
         self.require_same_settings(row.method, row.dataset, row.settings)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, json.dumps(asdict(row), ensure_ascii=False))
         self.rows.append(row)
         self._keys.add(row.key)
 
