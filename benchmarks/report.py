@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from propmeta_edit.cli import run_or_exit
 from propmeta_edit.errors import DataError
-from propmeta_edit.evaluation.tables import markdown_table
+from propmeta_edit.evaluation.tables import frame_to_markdown
 from propmeta_edit.files import write_text_atomically
 
 SUMMARIES = ("table.json", "summary.json")
@@ -98,7 +98,7 @@ def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
             texts.append(describe_origin(summary))
     for path in sorted(folder.glob("*.csv")):
         if path.stem not in ("table", "summary"):
-            texts.append(f"### {path.stem}\n\n{frame_to_markdown(pd.read_csv(path))}")
+            texts.append(f"### {path.stem}\n\n{frame_to_markdown(pd.read_csv(path), '.4g')}")
     if (folder / "speed.json").is_file():
         speed = json.loads((folder / "speed.json").read_text(encoding="utf-8"))
         ratios = "".join(f"- {name}: {value:.2f}\n" for name, value in speed.items() if isinstance(value, float))
@@ -150,13 +150,6 @@ def describe_origin(summary: Sequence[dict[str, Any]]) -> str:
     lines = "".join(f"- {name}: {frame[name].iloc[0]}\n" for name in common)
     table = frame_to_markdown(frame[["method", "dataset", "model", *hashes, *others]])
     return f"### Where the rows come from\n\n{lines}\n{table}"
-
-
-def frame_to_markdown(frame: pd.DataFrame) -> str:
-    """A table; numbers to four significant digits."""
-    rows = frame.itertuples(index=False)
-    cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell).replace("|", "/") for cell in row] for row in rows]
-    return markdown_table([str(name) for name in frame.columns], cells)
 
 
 def fit_tables(page: str) -> str:

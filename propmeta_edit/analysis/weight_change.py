@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from safetensors.torch import load_file
 from propmeta_edit.errors import ModelError
 
 Tensors = Mapping[str, torch.Tensor]
-_KEPT = re.compile(r"tasks-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -106,26 +104,6 @@ def mean_cosines(changes: Sequence[Tensors]) -> list[float]:
         for column in range(row):
             pairs[row, column] = pairs[column, row] = compute_cosine(changes[row], changes[column])
     return [float(value) for value in (pairs.sum(dim=1) - 1) / (len(changes) - 1)]
-
-
-def find_kept_states(folder: str | Path) -> dict[int, Path]:
-    """The states that a meta-training run kept (``checkpoint_every``), by number of tasks, the earliest first.
-
-    Args:
-        folder: a meta-tuned checkpoint, the folder of its run, or the folder of the files themselves.
-
-    Raises:
-        ModelError: no such file in any of these.
-    """
-    folder = Path(folder)
-    for place in (folder / "training" / "checkpoints", folder / "checkpoints", folder):
-        found = {int(match[1]): file for file in place.glob("tasks-*.safetensors") if (match := _KEPT.fullmatch(file.name))}
-        if found:
-            return dict(sorted(found.items()))
-    raise ModelError(
-        f"{folder} keeps no states of a meta-training run (tasks-000160.safetensors and so on, there or in training/checkpoints); "
-        "meta-train with checkpoint_every"
-    )
 
 
 def load_kept_state(file: Path, like: Tensors) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from propmeta_edit.evaluation.rows import Row, select_rows
 from propmeta_edit.evaluation.statistics import compare_paired
-from propmeta_edit.evaluation.tables import markdown_table
+from propmeta_edit.evaluation.tables import frame_to_markdown
 from propmeta_edit.files import write_text_atomically
 
 
@@ -92,14 +92,6 @@ def _comparison_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
         }
         for e in entries
     )
-
-
-def frame_to_markdown(table: pd.DataFrame) -> str:
-    """A frame as Markdown: numbers as they are, what is missing as a dash."""
-    if table.empty:
-        return "(nothing to compare)\n"
-    cells = [["–" if pd.isna(cell) else str(cell).replace("|", "/") for cell in row] for row in table.itertuples(index=False)]
-    return markdown_table([str(name) for name in table.columns], cells)
 
 
 def _example_lines(rows: Sequence[Row], method: str, reference: str, number: int) -> list[str]:

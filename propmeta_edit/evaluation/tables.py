@@ -117,6 +117,20 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)]) + "\n"
 
 
+def frame_to_markdown(frame: pd.DataFrame, number: str = ".1f") -> str:
+    """A frame as Markdown: floats in the format ``number``, what is missing as a dash."""
+    if frame.empty:
+        return "(nothing to compare)\n"
+    rows = frame.itertuples(index=False)
+    return markdown_table([str(name) for name in frame.columns], [[_as_cell(value, number) for value in row] for row in rows])
+
+
+def _as_cell(value: Any, number: str) -> str:
+    if pd.isna(value):
+        return "–"
+    return f"{value:{number}}" if isinstance(value, float) else str(value).replace("|", "/")
+
+
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 

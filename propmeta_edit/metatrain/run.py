@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ from propmeta_edit.finetune.weights import apply_snapshot
 LOG = logging.getLogger(__name__)
 STATE, PREVIOUS_STATE = "state.safetensors", "state.previous.safetensors"
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+_KEPT = re.compile(r"tasks-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,33 @@ class TrainingRun:
 
     def write_checkpoint(self, parameters: Mapping[str, nn.Parameter], num_tasks: int) -> None:
         """The trained tensors after ``num_tasks`` tasks."""
-        with written_whole(self.folder / "checkpoints" / f"tasks-{num_tasks:06d}.safetensors") as file:
+        with written_whole(kept_state(self.folder, num_tasks)) as file:
             _save_tensors({name: p.detach().contiguous() for name, p in parameters.items()}, file)
+
+
+def kept_state(folder: Path, num_tasks: int) -> Path:
+    """Where the run in ``folder`` keeps its trained tensors as they were after ``num_tasks`` tasks."""
+    return folder / "checkpoints" / f"tasks-{num_tasks:06d}.safetensors"
+
+
+def find_kept_states(folder: str | Path) -> dict[int, Path]:
+    """The states that a meta-training run kept (``checkpoint_every``), by number of tasks, the earliest first.
+
+    Args:
+        folder: a meta-tuned checkpoint, the folder of its run, or the folder of the files themselves.
+
+    Raises:
+        ModelError: no such file in any of these.
+    """
+    folder = Path(folder)
+    for place in (folder / "training" / "checkpoints", folder / "checkpoints", folder):
+        found = {int(match[1]): file for file in place.glob("tasks-*.safetensors") if (match := _KEPT.fullmatch(file.name))}
+        if found:
+            return dict(sorted(found.items()))
+    raise ModelError(
+        f"{folder} keeps no states of a meta-training run (tasks-000160.safetensors and so on, there or in training/checkpoints); "
+        "meta-train with checkpoint_every"
+    )
 
 
 def _save_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:

@@ -22,7 +22,6 @@ from propmeta_edit.analysis.weight_change import (
     compute_cosine,
     compute_norm,
     describe_change,
-    find_kept_states,
     load_kept_state,
     mean_cosines,
 )
@@ -34,6 +33,7 @@ from propmeta_edit.errors import DataError, ModelError
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.files import sha256_of_file
 from propmeta_edit.finetune.weights import apply_snapshot, restored_on_exit, snapshot
+from propmeta_edit.metatrain.run import find_kept_states
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
 from propmeta_edit.recipes.comparison import hash_of_model

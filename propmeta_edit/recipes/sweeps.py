@@ -19,6 +19,7 @@ from propmeta_edit.evaluation.runner import MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.run import kept_state
 from propmeta_edit.recipes.comparison import edit_settings_of, hash_of_model, read_training_time
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, resolve, train_to_folder
 
@@ -54,7 +55,7 @@ def make_point_spec(point: Point, folder: Path) -> MethodSpec:
             train_to_folder(config, checkpoint)
         model = str(checkpoint)
         if point.num_tasks is not None:
-            weights = checkpoint / "training" / "checkpoints" / f"tasks-{point.num_tasks:06d}.safetensors"
+            weights = kept_state(checkpoint / "training", point.num_tasks)
             if not weights.is_file():
                 raise ConfigError(f"{checkpoint} keeps no state after {point.num_tasks} tasks; checkpoint_every must divide it")
     values = {**edit_settings_of(asdict(config)), "model_name": model, "device": config.device, "dtype": config.dtype}

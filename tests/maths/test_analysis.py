@@ -19,7 +19,6 @@ from propmeta_edit.analysis.weight_change import (
     compute_norm,
     describe_change,
     describe_matrix,
-    find_kept_states,
     load_kept_state,
     mean_cosines,
 )
@@ -27,6 +26,7 @@ from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.evaluation.statistics import adjust_holm, mean_interval, ratio_interval
+from propmeta_edit.metatrain.run import find_kept_states
 from propmeta_edit.models.layers import get_blocks
 from propmeta_edit.records import Case, EditRequest, Question
 
