@@ -58,7 +58,7 @@ def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> 
     hparams = make_hparams(
         "FT",
         {
-            "alg_name": "FT", "model_name": "llama", "device": model.device.index or 0, "layers": [setting.layer],
+            "alg_name": "FT", "model_name": "llama", "device": setting.device, "layers": [setting.layer],
             "num_steps": setting.num_steps, "batch_size": 1, "max_length": 40, "lr": RATE, "weight_decay": 0, "kl_factor": 0,
             "norm_constraint": False, "rewrite_module_tmp": "model.layers.{}.", "layer_module_tmp": "model.layers.{}",
             "mlp_module_tmp": "model.layers.{}.mlp", "attn_module_tmp": "model.layers.{}.self_attn", "ln_f_module": "model.norm",

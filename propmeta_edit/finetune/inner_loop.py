@@ -13,6 +13,7 @@ from torch import nn
 
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.losses import compute_answer_loss
+from propmeta_edit.finetune.packed import packed_products
 from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -71,16 +72,19 @@ def apply_inner_loop(
         weight_decay=settings.weight_decay,
         fused=True,
     )
+    losses: list[torch.Tensor] = []
+    if not settings.num_inner_steps:
+        return losses
     prefix = FrozenPrefix(model, parameters)
-    states = [prefix.compute_states(batch) for batch in target] if settings.num_inner_steps else []
-    losses = []
-    for _ in range(settings.num_inner_steps):
-        for batch, state in zip(target, states, strict=True):
-            with prefix.skipped(state):
-                loss = compute_answer_loss(model, batch, settings.loss_reduction, num_edits)
-            set_gradients(parameters, torch.autograd.grad(loss.sum(), list(parameters.values())))
-            optimizer.step()
-            losses.append(loss.detach())
+    with packed_products(model, parameters):
+        states = [prefix.compute_states(batch) for batch in target]
+        for _ in range(settings.num_inner_steps):
+            for batch, state in zip(target, states, strict=True):
+                with prefix.skipped(state):
+                    loss = compute_answer_loss(model, batch, settings.loss_reduction, num_edits)
+                set_gradients(parameters, torch.autograd.grad(loss.sum(), list(parameters.values())))
+                optimizer.step()
+                losses.append(loss.detach())
     set_gradients(parameters, [None] * len(parameters))
     return losses
 

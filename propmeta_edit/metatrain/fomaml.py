@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop, set_gradients
+from propmeta_edit.finetune.packed import packed_products
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.metatrain.outer_losses import OuterLoss
 from propmeta_edit.metatrain.processes import ALONE, Processes
@@ -47,7 +48,7 @@ def compute_task_gradients(
         target: batches of N target facts, task by task.
         outer_loss: L_related of the N tasks, [N], made at θ (``metatrain.outer_losses``) and called at θ_τ.
     """
-    with stacked_weights(model, parameters, num_tasks) as adapted:
+    with packed_products(model, parameters), stacked_weights(model, parameters, num_tasks) as adapted:
         losses = apply_inner_loop(model, adapted.parameters, target, inner, num_tasks)  # Eq. 2: θ -> θ_τ
         related_losses = outer_loss(model)
         gradients = torch.autograd.grad(related_losses.sum(), list(adapted.parameters.values()))  # Eq. 4

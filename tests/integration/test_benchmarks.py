@@ -116,6 +116,20 @@ def test_speed_of_meta_training(base, tmp_path, cases):
     assert [row["tasks"] for row in result["growth"]] == [2, 4, 8]
 
 
+@pytest.mark.easyedit
+def test_speed_of_edits(tmp_path, cases):
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.unk_token = tokenizer.eos_token  # EasyEdit's FT masks by it
+    base = tiny.save_model_folder(tmp_path / "base", tokenizer)
+    arguments = ["edit", "--models", str(base), "--at-once", "1,2", "--layers", "1", "--number", "2", "--repeats", "1"]
+    assert run_speed.main([*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "speed.json").read_text())
+    assert result["single_vs_easyedit_ft"] > 0 and result["batched_vs_easyedit_ft"] > 0 and result["single_vs_floor"] > 0
+    first = [(row["side"], row["at once"], row["steps"]) for row in result["rows"][:3]]
+    assert first == [("EasyEdit FT", 1, 10), ("single", 1, 10), ("batched", 2, 10)]
+    assert {row["steps"] for row in result["rows"]} == {5, 10, 20}
+
+
 def test_floor_counts_bytes_and_operations(base, cases):
     setting = speed_edit.Setting(str(base), "cpu", "float32", 1, num_steps=2)
     model, tokenizer = setting.load()
