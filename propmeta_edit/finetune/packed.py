@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import psutil
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.forwards import replaced_forwards
 
 LOG = logging.getLogger(__name__)
 SMALLEST = 2**16  # numbers of a weight; below that the call costs more than the layout saves
-SHARE_OF_FREE_MEMORY = 4  # the copies take at most a quarter of it
+SHARE_OF_MEMORY = 8  # the copies take at most an eighth of all there is; what is free would differ between a run and its resumption
 
 
 @contextmanager
@@ -96,10 +96,10 @@ def _find_packed(model: nn.Module, trained: Collection[str]) -> dict[nn.Module, 
     frozen = [module for module in frozen if _can_be_packed(module)]
     known = {module: packed for module in frozen if (packed := _PACKED.get(module)) is not None and packed.is_of(module)}
     new = [module for module in frozen if module not in known]
-    size = 2 * sum(module.weight.nbytes for module in new)
-    if new and size > free_memory(torch.device("cpu")) // SHARE_OF_FREE_MEMORY:
-        LOG.info("no room for packed copies of %d weights (%.1f GiB): plain products", len(new), size / 2**30)
-        new = []
+    size = 2 * sum(module.weight.nbytes for module in frozen)
+    if size > psutil.virtual_memory().total // SHARE_OF_MEMORY:
+        LOG.info("no room for packed copies of %d weights (%.1f GiB): plain products", len(frozen), size / 2**30)
+        return {}
     for module in new:
         _PACKED[module] = known[module] = PackedProjection(module)
     return known
