@@ -27,7 +27,10 @@ SHAPES: dict[str, dict[str, Any]] = {  # random weights; the tokenizer is the bu
         "num_key_value_heads": 8, "vocab_size": 128256,
     },
 }  # fmt: skip
-KINDS = {"products": ("mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "mkldnn::_linear_pointwise"), "optimiser": ("adamw", "adam")}
+KINDS = {
+    "products": ("mm", "bmm", "addmm", "baddbmm", "linear", "matmul", "mkldnn::_linear_pointwise"),
+    "optimiser": ("adamw", "adam"),
+}
 
 
 def load(name: str, device: str, dtype: str, layers: Sequence[int], modules: str) -> tuple[Any, Any]:
