@@ -65,12 +65,13 @@ def write_comparisons(rows: Sequence[Row], folder: str | Path, method: str, refe
         method: whose right and wrong answers are shown, beside those of ``reference``.
     """
     entries = compare_with(rows, reference)
-    lines = [f"## Against {reference}, paired", "", frame_to_markdown(_comparison_table(entries))]
+    table = frame_to_markdown(_comparison_table(entries)) if entries else "(nothing to compare)\n"
+    lines = [f"## Against {reference}, paired", "", table]
     lines += ["Difference in points with its 95 % bootstrap interval; p: McNemar's exact test.", ""]
     for tag in ("entity_type", "relation"):
-        table = break_down(rows, tag)
-        if not table.empty:
-            lines += [f"## Accuracy % by {tag.replace('_', ' ')}", "", frame_to_markdown(table.reset_index())]
+        parts = break_down(rows, tag)
+        if not parts.empty:
+            lines += [f"## Accuracy % by {tag.replace('_', ' ')}", "", frame_to_markdown(parts.reset_index())]
     lines += _example_lines(rows, method, reference, num_examples)
     markdown = "\n".join(lines) + "\n"
     folder = Path(folder)

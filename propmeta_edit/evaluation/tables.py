@@ -119,8 +119,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def frame_to_markdown(frame: pd.DataFrame, number: str = ".1f") -> str:
     """A frame as Markdown: floats in the format ``number``, what is missing as a dash."""
-    if frame.empty:
-        return "(nothing to compare)\n"
     rows = frame.itertuples(index=False)
     return markdown_table([str(name) for name in frame.columns], [[_as_cell(value, number) for value in row] for row in rows])
 

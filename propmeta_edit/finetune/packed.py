@@ -1,7 +1,7 @@
 """Frozen projections on a CPU: each weight is laid out once as the processor reads it, instead of in every product.
 
 A product of a dozen tokens with a matrix spends most of its time on rearranging the matrix. Weights that no step changes need that
-once: two to three times the speed in fp32, up to twice in bf16, for one more copy of them a direction (docs/speed.md).
+only once, for one more copy of them a direction; docs/speed.md has what it gives.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class PackedProjection:
         return self.multiply(inputs)
 
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The same, without a gradient."""
         if self._forward is None:
             self._forward = _pack(self._weight if self._is_linear else self._weight.T)
         return _multiply(inputs, self._forward, self._bias)

@@ -126,22 +126,9 @@ def test_speed_of_meta_training(base, tmp_path, cases):
 @pytest.mark.easyedit
 def test_speed_of_edits(tmp_path):
     """In a process of its own: EasyEdit's imports slow down whatever this one does afterwards."""
-    arguments = [
-        "edit",
-        "--models",
-        "tiny",
-        "--at-once",
-        "1,2",
-        "--layers",
-        "1",
-        "--number",
-        "2",
-        "--repeats",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    command = [sys.executable, str(ROOT / "benchmarks" / "run_speed.py"), *arguments, "--output", str(tmp_path)]
+    arguments = ["edit", "--models", "tiny", "--at-once", "1,2", "--layers", "1", "--number", "2", "--repeats", "1"]
+    arguments += ["--device", "cpu", "--output", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "run_speed.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "speed.json").read_text())
