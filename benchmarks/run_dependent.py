@@ -6,6 +6,7 @@ python benchmarks/run_dependent.py --counts 1,10,100 --output results/dependent
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -18,6 +19,7 @@ import pandas as pd
 import speed_parts
 import torch
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from propmeta_edit.cli import run_or_exit
 from propmeta_edit.config import build_config, read_yaml
@@ -25,11 +27,13 @@ from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.evaluation.statistics import wilson_interval
-from propmeta_edit.files import save_figure, write_text_atomically
+from propmeta_edit.files import save_figure, sha256_of_json, write_text_atomically
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
+from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.loading import model_sha256
 from propmeta_edit.recipes.comparison import load_dataset
 from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.records import Case, EditRequest, Question
@@ -43,7 +47,11 @@ MEASURES = ("efficacy", "portability", "locality")
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hparams", default="smollm2-135m", help="name of the YAMLs in hparams/MetaFT and hparams/FT")
-    parser.add_argument("--dataset", default="cre-ood", help="as for run_table2.py; one edit a case (default %(default)s)")
+    parser.add_argument(
+        "--datasets",
+        default="cre-id,cre-ood,cre-ood-entity,cre-ood-relation",
+        help="as for run_table2.py, their cases of one edit in a random order (default %(default)s: 1,400 cases)",
+    )
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--modes", default=",".join(MODES), help="sequential: each on top of the last; joint: one inner loop")
     parser.add_argument("--counts", default="1,10,100,1000", help="after how many facts it is asked (default %(default)s)")
@@ -51,8 +59,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8, help="facts of one update in the joint mode (default %(default)s)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default="results/dependent")
+    parser.add_argument(
+        "--output", default="results/dependent", help="folder (default %(default)s); what is finished there is kept"
+    )
     return parser.parse_args(argv)
+
+
+def read_cases(items: str, seed: int) -> list[Case]:
+    """The cases of one edit of all data sets, shuffled together."""
+    found = [case for item in items.split(",") for case in load_dataset(item.strip(), seed).cases if len(case.edits) == 1]
+    random.Random(seed).shuffle(found)
+    return found
 
 
 def ask(
@@ -94,7 +111,7 @@ def edit_and_ask(
 
         def write(groups: Sequence[Sequence[EditRequest]] = groups, size: int = size) -> None:
             inner, where = hparams.inner_loop_settings(), {"layers": hparams.layers, "modules": hparams.modules}
-            for group in groups:
+            for group in tqdm(groups, desc=f"{method}, {mode}", unit="call", disable=None):
                 write_facts(model, tokenizer, group, inner, batch_size=size, **where)
 
         started = time.perf_counter()
@@ -110,6 +127,13 @@ def edit_and_ask(
         rows.append(row)
     put_in_place(parameters, original)
     return rows
+
+
+def _hash_of(method: str, counts: Sequence[int], options: argparse.Namespace) -> str:
+    """Of what a chain depends on, so that another one in the same folder is not taken for it."""
+    settings = read_yaml(hparams_file(method, options.hparams))
+    asked = [options.datasets, options.asked, options.batch_size, options.seed, list(counts)]
+    return sha256_of_json([settings, model_sha256(resolve_model_folder(settings["model_name"])), asked])[:8]
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -131,12 +155,20 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 def run(options: argparse.Namespace) -> None:
     counts = sorted(int(count) for count in options.counts.split(","))
-    cases = [case for case in load_dataset(options.dataset, options.seed).cases if len(case.edits) == 1]
+    cases = read_cases(options.datasets, options.seed)
     if len(cases) <= max(counts):
-        raise ConfigError(f"{options.dataset} has {len(cases)} cases of one edit; --counts must stay below that, got {max(counts)}")
-    methods, modes = options.methods.split(","), options.modes.split(",")
-    rows = [row for method in methods for mode in modes for row in edit_and_ask(method, mode, counts, cases, options)]
-    table, output = pd.DataFrame(rows), Path(options.output)
+        raise ConfigError(
+            f"{options.datasets} has {len(cases)} cases of one edit; --counts must stay below that, got {max(counts)}"
+        )
+    output = Path(options.output)
+    tables = []
+    for method, mode in itertools.product(options.methods.split(","), options.modes.split(",")):
+        own = output / f"{method}-{mode}-{_hash_of(method, counts, options)}.csv"
+        if not own.is_file():  # a chain of edits is whole or not there: its last count needs the weights of those before
+            chain = pd.DataFrame(edit_and_ask(method, mode, counts, cases, options))
+            write_text_atomically(own, chain.to_csv(index=False))
+        tables.append(pd.read_csv(own))
+    table = pd.concat(tables)
     write_text_atomically(output / "dependent.csv", table.to_csv(index=False))
     draw(table, output / "dependent.png")
     print(table[["method", "mode", "facts", *MEASURES, "seconds", "peak GiB added"]].round(3).to_string(index=False))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def keep(rows: Iterable[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
+    """All rows; each is shown, and in ``speed.csv``, as soon as it is measured."""
+    found = []
+    for row in rows:
+        print(json.dumps(row), flush=True)
+        found.append(row)
+        write_text_atomically(output / "speed.csv", pd.DataFrame(found).to_csv(index=False))
+    return found
+
+
 def run_meta(options: argparse.Namespace, names: list[str], device: str, dtype: str) -> dict[str, Any]:
     sizes = [int(size) for size in options.at_once.split(",")]
     layers = [int(layer) for layer in options.layers.split(",")] if options.layers else None
-    rows = [row for n in names for row in speed_meta.compare(n, device, dtype, sizes, layers, options.number, options.repeats)]
+    measured = (row for n in names for row in speed_meta.compare(n, device, dtype, sizes, layers, options.number, options.repeats))
+    rows = keep(measured, Path(options.output))
     growth = speed_meta.check_growth(names[-1], device, dtype, options.number)
     return {**speed_meta.summarise(rows), "growth": growth, "rows": rows}
 
@@ -58,7 +70,7 @@ def run_edit(options: argparse.Namespace, names: list[str], device: str, dtype: 
         if name == names[-1]:
             settings += [replace(base, at_once=size) for size in sizes if size not in (1, max(sizes))]
             settings += [replace(base, num_steps=steps) for steps in (5, 20)] + [replace(base, filler=words) for words in (50, 200)]
-    rows = speed_edit.compare(settings, options.number, options.repeats)
+    rows = keep(speed_edit.compare(settings, options.number, options.repeats), Path(options.output))
     return {**speed_edit.summarise(rows), "rows": rows}
 
 
@@ -71,9 +83,7 @@ def run(options: argparse.Namespace) -> None:
     result = {"what": options.what, "device": name, "torch": torch.__version__, **found}
     output = Path(options.output)
     write_text_atomically(output / "speed.json", json.dumps(result, indent=1) + "\n")
-    table = pd.DataFrame(result["rows"])
-    write_text_atomically(output / "speed.csv", table.to_csv(index=False))
-    print(table.round(3).to_string(index=False))
+    print(pd.DataFrame(result["rows"]).round(3).to_string(index=False))
     print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
 
 

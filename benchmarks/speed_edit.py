@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -164,14 +163,14 @@ def estimate_floor(model: Any, tokenizer: Any, setting: Setting, machine: Mappin
     return {"traffic seconds": by_traffic, "arithmetic seconds": by_arithmetic, "floor": max(by_traffic, by_arithmetic)}
 
 
-def compare(settings: Sequence[Setting], number: int, repeats: int) -> list[dict[str, Any]]:
+def compare(settings: Sequence[Setting], number: int, repeats: int) -> Iterator[dict[str, Any]]:
     """All sides for each setting; EasyEdit's FT cannot mix dtypes, so its model is in the setting's dtype only if that is fp32."""
-    return [row for setting in settings for row in _compare_one(setting, number, repeats)]
+    for setting in settings:
+        yield from _compare_one(setting, number, repeats)
 
 
-def _compare_one(setting: Setting, number: int, repeats: int) -> list[dict[str, Any]]:
+def _compare_one(setting: Setting, number: int, repeats: int) -> Iterator[dict[str, Any]]:
     """One setting; its models are gone when the next one's are loaded."""
-    rows = []
     plain = replace(setting, dtype="float32")
     ours = setting.load()
     theirs = plain.load() if setting.dtype != "float32" else ours
@@ -182,7 +181,7 @@ def _compare_one(setting: Setting, number: int, repeats: int) -> list[dict[str, 
     floor = estimate_floor(*ours, setting, machine, number)
     for name in sides:
         own = plain if name == EASYEDIT else setting
-        row = {
+        yield {
             "model": setting.model_name,
             "side": name,
             "layer": setting.layer,
@@ -198,9 +197,6 @@ def _compare_one(setting: Setting, number: int, repeats: int) -> list[dict[str, 
             **floor,
             **machine,
         }
-        print(json.dumps(row), flush=True)
-        rows.append(row)
-    return rows
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,7 +65,7 @@ def read_tasks(number: int) -> list[MetaTask]:
 
 def compare(
     model_name: str, device: str, dtype: str, steps: Sequence[int], layers: Sequence[int] | None, num_tasks: int, repeats: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """All measurements on one model: tasks a step and dtype, then other layers and modules at the best setting."""
     depth = speed_parts.depth_of(model_name)
     chosen = list(layers or [depth // 4, 0, depth - 1])
@@ -76,21 +75,21 @@ def compare(
     plans = [(base, steps)] + ([(replace(base, dtype=dtype), steps)] if dtype != "float32" else [])
     plans += [(replace(best, layers=[layer]), [max(steps)]) for layer in chosen[1:]]
     plans += [(replace(best, modules=modules), [max(steps)]) for modules in MODULE_CHOICES[:2]]
-    return [row for config, sizes in plans for row in _against_reference(model_name, device, config, sizes, tasks, repeats)]
+    for config, sizes in plans:
+        yield from _against_reference(model_name, device, config, sizes, tasks, repeats)
 
 
 def _against_reference(
     model_name: str, device: str, config: MetaTrainConfig, sizes: Sequence[int], tasks: Sequence[MetaTask], repeats: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     sides = [Side(kind, model_name, device, replace(config, tasks_per_step=1)) for kind in _PLAIN_LOOPS]
     sides += [Side(ENGINE, model_name, device, replace(config, tasks_per_step=size)) for size in sizes]
     loaded = sides[0].load()  # one model for all: no side depends on the values of its weights
     names = {f"{side.kind} {side.config.tasks_per_step}": side for side in sides}
     times = speed_parts.measure({name: lambda s=side: s.run(*loaded, tasks) for name, side in names.items()}, repeats)  # type: ignore[misc]
-    rows = []
     for name, side in names.items():
         some = tasks[: side.config.tasks_per_step]
-        row = {
+        yield {
             "model": model_name,
             "side": side.kind,
             "layer": (config.layers or [None])[0],
@@ -102,9 +101,6 @@ def _against_reference(
             "peak GiB added": speed_parts.peak_memory(lambda s=side: s.run(*loaded, tasks), loaded[0].device),
             **speed_parts.share_of_time(lambda s=side, t=some: s.run(*loaded, t), loaded[0].device),  # type: ignore[misc]
         }
-        print(json.dumps(row), flush=True)
-        rows.append(row)
-    return rows
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

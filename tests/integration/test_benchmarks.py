@@ -110,6 +110,16 @@ def cases(monkeypatch):
     return found
 
 
+def test_a_row_of_speed_is_on_disk_as_soon_as_it_is_measured(tmp_path):
+    def measure():
+        yield {"side": "engine", "seconds a task": 0.5}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_speed.keep(measure(), tmp_path)
+    assert (tmp_path / "speed.csv").read_text() == "side,seconds a task\nengine,0.5\n"
+
+
 def test_speed_of_meta_training(base, tmp_path, cases):
     arguments = ["meta", "--models", str(base), "--at-once", "1,2", "--layers", "1,0", "--number", "2", "--repeats", "1"]
     assert run_speed.main([*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path / "out")]) == 0
@@ -171,4 +181,9 @@ def test_edits_that_stay(base, tmp_path, cases, monkeypatch):
     ]
     assert table["efficacy n"].tolist() == [1, 4, 1, 4] and table["locality n"].tolist() == [5] * 4
     assert (tmp_path / "out" / "dependent.png").read_bytes()[:4] == b"\x89PNG"
+
+    with monkeypatch.context() as again:  # a second call finds every chain on disk
+        again.setattr(run_dependent, "edit_and_ask", lambda *_: pytest.fail("a chain that is there ran again"))
+        assert run_dependent.main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert pd.read_csv(tmp_path / "out" / "dependent.csv").equals(table)
     assert run_dependent.main([*arguments[:5], "50", "--output", str(tmp_path / "no")]) == 2
