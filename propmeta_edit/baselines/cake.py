@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from propmeta_edit.errors import ConfigError
+from propmeta_edit.finetune.losses import compute_answer_logits
+from propmeta_edit.models.devices import has_native_bf16
 from propmeta_edit.models.layers import weights_of
 from propmeta_edit.records import EditRequest
-from propmeta_edit.text.encoding import encode_answer
+from propmeta_edit.text.encoding import EncodedBatch, EncodedText, collate, encode_answer
 
 TARGET_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 GPT2_TARGET_MODULES = {"c_attn", "c_proj", "c_fc"}
@@ -80,6 +83,8 @@ def make_training_pairs(edits: Sequence[EditRequest]) -> list[tuple[str, str]]:
 def train_cake_adapter(model: Any, tokenizer: Any, edits: Sequence[EditRequest], settings: CakeSettings) -> Any:
     """Train the LoRA of one case as the Hugging Face trainer does by default: AdamW, linear decay, gradients clipped to norm 1.
 
+    Products are in bf16, as published, where the device has it in hardware.
+
     Returns:
         The PEFT model around ``model``, in eval mode. ``unload()`` gives the model back as it was, ``merge_and_unload()`` edits it.
     """
@@ -109,9 +114,9 @@ def train_cake_adapter(model: Any, tokenizer: Any, edits: Sequence[EditRequest],
             for _ in range(settings.num_epochs):
                 shuffled = order.sample(examples, len(examples))
                 for start in range(0, len(shuffled), settings.batch_size):
-                    batch = collate(shuffled[start : start + settings.batch_size], tokenizer.pad_token_id, settings.learn_prompts)
-                    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-                        loss = peft_model(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False).loss
+                    batch = make_batch(tokenizer, shuffled[start : start + settings.batch_size], settings.learn_prompts)
+                    with torch.autocast(model.device.type, torch.bfloat16, enabled=has_native_bf16(model.device)):
+                        loss = compute_token_loss(model, batch.to(model.device))
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                     optimizer.step()
@@ -144,19 +149,21 @@ def _target_modules(model: Any) -> list[str]:
     return sorted(leaves & TARGET_MODULES) or sorted(leaves & GPT2_TARGET_MODULES)
 
 
-def _encode(tokenizer: Any, text: str, completion: str, settings: CakeSettings) -> dict[str, list[int]]:
+def _encode(tokenizer: Any, text: str, completion: str, settings: CakeSettings) -> EncodedText:
     input_ids, labels = encode_answer(tokenizer, text, completion)
     kept = slice(-settings.max_length, None)  # the end holds the completion
-    return {"input_ids": input_ids[kept], "labels": (input_ids if settings.learn_prompts else labels)[kept]}
+    return input_ids[kept], (input_ids if settings.learn_prompts else labels)[kept]
 
 
-def collate(examples: Sequence[dict[str, list[int]]], padding: int, learn_padding: bool) -> dict[str, torch.Tensor]:
+def make_batch(tokenizer: Any, examples: Sequence[EncodedText], learn_padding: bool) -> EncodedBatch:
     """Examples side by side, padded on the right; the published code learns the padding too."""
-    longest = max(len(example["input_ids"]) for example in examples)
-    label = padding if learn_padding else -100
-    rows = [(example, longest - len(example["input_ids"])) for example in examples]
-    return {
-        "input_ids": torch.tensor([example["input_ids"] + [padding] * gap for example, gap in rows]),
-        "attention_mask": torch.tensor([[1] * len(example["input_ids"]) + [0] * gap for example, gap in rows]),
-        "labels": torch.tensor([example["labels"] + [label] * gap for example, gap in rows]),
-    }
+    batch = collate(tokenizer, examples, padding_side="right")
+    if not learn_padding:
+        return batch
+    return replace(batch, labels=torch.where(batch.attention_mask == 0, batch.input_ids, batch.labels))
+
+
+def compute_token_loss(model: Any, batch: EncodedBatch) -> torch.Tensor:
+    """The mean over all labelled tokens of a batch, as transformers' models compute it, with the head at those tokens alone."""
+    logits, is_scored = compute_answer_logits(model, batch)
+    return F.cross_entropy(logits, batch.labels[:, 1:][is_scored])

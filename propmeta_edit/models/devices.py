@@ -32,7 +32,7 @@ def resolve_device(device: str | int | None = "auto") -> str:
     return name
 
 
-def has_native_bf16(device: str) -> bool:
+def has_native_bf16(device: str | torch.device) -> bool:
     """Whether the device multiplies bf16 matrices in hardware; elsewhere bf16 is slower than fp32."""
     kind = torch.device(device).type
     if kind == "cuda":

@@ -9,7 +9,14 @@ import tiny
 import torch
 
 from propmeta_edit.baselines import cake
-from propmeta_edit.baselines.cake import CakeSettings, collate, make_augmentation, make_training_pairs, train_cake_adapter
+from propmeta_edit.baselines.cake import (
+    CakeSettings,
+    compute_token_loss,
+    make_augmentation,
+    make_batch,
+    make_training_pairs,
+    train_cake_adapter,
+)
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake
 from propmeta_edit.easyedit.cake import CaKEHyperParams, apply_cake_to_model
 from propmeta_edit.errors import ConfigError
@@ -41,16 +48,23 @@ def test_the_files_own_augmentation_wins(tmp_path):
 
 
 def test_loss_is_on_the_completion_alone_unless_asked(tokenizer):
-    settings = CakeSettings()
-    example = cake._encode(tokenizer, EDIT.prompt, EDIT.target_new, settings)
-    learnt = [token for token in example["labels"] if token != -100]
-    assert tokenizer.decode(learnt) == " Peru" and len(learnt) < len(example["labels"])
+    ids, labels = cake._encode(tokenizer, EDIT.prompt, EDIT.target_new, CakeSettings())
+    learnt = [token for token in labels if token != -100]
+    assert tokenizer.decode(learnt) == " Peru" and len(learnt) < len(labels)
     published = cake._encode(tokenizer, EDIT.prompt, EDIT.target_new, CakeSettings(learn_prompts=True))
-    assert published["labels"] == published["input_ids"] == example["input_ids"]
-    pad = tokenizer.pad_token_id
-    short = {"input_ids": [5], "labels": [5]}
-    assert collate([example, short], pad, learn_padding=False)["labels"][1, -1] == -100
-    assert collate([published, short], pad, learn_padding=True)["labels"][1, -1] == pad
+    assert published == (ids, ids)
+    short = ([5], [5])
+    assert make_batch(tokenizer, [(ids, labels), short], learn_padding=False).labels[1, -1] == -100
+    assert make_batch(tokenizer, [published, short], learn_padding=True).labels[1, -1] == tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize("learn", [False, True])
+def test_the_loss_is_the_models_own(family, tokenizer, learn):
+    model = tiny.make_model(family, dtype=torch.float32)
+    settings = CakeSettings(learn_prompts=learn)
+    batch = make_batch(tokenizer, [cake._encode(tokenizer, *pair, settings) for pair in make_augmentation(EDIT)[:4]], learn)
+    theirs = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+    torch.testing.assert_close(compute_token_loss(model, batch), theirs)
 
 
 def test_unload_gives_the_model_back_and_merging_edits_it(family, tokenizer):
