@@ -160,7 +160,9 @@ def make_batch(tokenizer: Any, examples: Sequence[EncodedText], learn_padding: b
     batch = collate(tokenizer, examples, padding_side="right")
     if not learn_padding:
         return batch
-    return replace(batch, labels=torch.where(batch.attention_mask == 0, batch.input_ids, batch.labels))
+    labels = torch.where(batch.attention_mask == 0, batch.input_ids, batch.labels)
+    positions = torch.arange(labels.shape[1]).expand_as(labels)  # the padding's too, as it is learnt
+    return replace(batch, labels=labels, position_ids=positions)
 
 
 def compute_token_loss(model: Any, batch: EncodedBatch) -> torch.Tensor:

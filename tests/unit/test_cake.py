@@ -60,8 +60,8 @@ def test_loss_is_on_the_completion_alone_unless_asked(tokenizer):
 
 @pytest.mark.parametrize("learn", [False, True])
 def test_the_loss_is_the_models_own(family, tokenizer, learn):
-    model = tiny.make_model(family, dtype=torch.float32)
-    settings = CakeSettings(learn_prompts=learn)
+    model = tiny.make_model(family, dtype=torch.float32).eval()
+    settings = CakeSettings(learn_prompts=learn, max_length=40)
     batch = make_batch(tokenizer, [cake._encode(tokenizer, *pair, settings) for pair in make_augmentation(EDIT)[:4]], learn)
     theirs = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
     torch.testing.assert_close(compute_token_loss(model, batch), theirs)
