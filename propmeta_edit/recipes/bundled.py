@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -117,16 +118,19 @@ def build_meta_trained(name: str, folder: Path) -> None:
 def rebuild(name: str, output: Path) -> None:
     """Make a bundled model's compact files anew, by the training they came from, in a new folder.
 
+    Meta-training that was stopped goes on when the same command is given again.
+
     Raises:
         ConfigError: a name without compact files.
         ModelError: ``output`` exists.
     """
-    builders = {BASE: _train_base, METAFT: _train_metaft}
+    builders = {BASE: _train_base, METAFT: partial(_train_metaft, states=training_folder(output))}
     if name not in builders:
         raise ConfigError(f"{name!r} does not come as compact files; those that do are {', '.join(builders)}")
     if output.exists():
         raise ModelError(f"{output} exists; choose another --output, or remove it")
     build_whole(output, builders[name])
+    shutil.rmtree(training_folder(output), ignore_errors=True)
 
 
 def _train_base(folder: Path) -> None:
@@ -161,12 +165,12 @@ def _train_base(folder: Path) -> None:
     _write_json(folder / CARD, card)
 
 
-def _train_metaft(folder: Path) -> None:
+def _train_metaft(folder: Path, states: Path) -> None:
     """The difference that meta-training with the shipped settings makes."""
     trained = folder / "checkpoint"
     trained.mkdir()
     path = hparams_file("MetaTrain", BASE)
-    run_meta_training(build_config(MetaTrainConfig, read_yaml(path), str(path)), trained, training_folder(folder.parent / METAFT))
+    run_meta_training(build_config(MetaTrainConfig, read_yaml(path), str(path)), trained, states)
     compact_checkpoint(trained, folder)
     shutil.rmtree(trained)
 
