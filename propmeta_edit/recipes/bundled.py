@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import resources
@@ -124,13 +124,14 @@ def rebuild(name: str, output: Path) -> None:
         ConfigError: a name without compact files.
         ModelError: ``output`` exists.
     """
-    builders = {BASE: _train_base, METAFT: partial(_train_metaft, states=training_folder(output))}
+    states = training_folder(output)
+    builders: dict[str, Callable[[Path], None]] = {BASE: _train_base, METAFT: partial(_train_metaft, states=states)}
     if name not in builders:
         raise ConfigError(f"{name!r} does not come as compact files; those that do are {', '.join(builders)}")
     if output.exists():
         raise ModelError(f"{output} exists; choose another --output, or remove it")
     build_whole(output, builders[name])
-    shutil.rmtree(training_folder(output), ignore_errors=True)
+    shutil.rmtree(states, ignore_errors=True)
 
 
 def _train_base(folder: Path) -> None:
