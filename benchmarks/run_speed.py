@@ -21,6 +21,7 @@ import speed_parts
 import torch
 
 from propmeta_edit.cli import run_or_exit
+from propmeta_edit.evaluation.tables import frame_to_markdown
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import DTYPES
@@ -83,7 +84,9 @@ def run(options: argparse.Namespace) -> None:
     result = {"what": options.what, "device": name, "torch": torch.__version__, **found}
     output = Path(options.output)
     write_text_atomically(output / "speed.json", json.dumps(result, indent=1) + "\n")
-    print(pd.DataFrame(result["rows"]).round(3).to_string(index=False))
+    table = frame_to_markdown(pd.DataFrame(result["rows"]), ".3g")
+    write_text_atomically(output / "speed.md", table)
+    print(table)
     print(json.dumps({key: value for key, value in result.items() if key != "rows"}, indent=1))
 
 

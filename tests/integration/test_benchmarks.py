@@ -130,6 +130,7 @@ def test_speed_of_meta_training(base, tmp_path, cases):
     assert [(row["side"], row["tasks a step"]) for row in rows[:4]] == sides
     assert all(row["share products"] + row["share optimiser"] + row["share other"] == pytest.approx(1) for row in rows)
     assert [row["tasks"] for row in result["growth"]] == [2, 4, 8]
+    assert (tmp_path / "out" / "speed.md").read_text().count("\n| ") >= len(rows)
 
 
 @pytest.mark.slow
