@@ -117,7 +117,7 @@ def train_cake_adapter(model: Any, tokenizer: Any, edits: Sequence[EditRequest],
                     batch = make_batch(tokenizer, shuffled[start : start + settings.batch_size], settings.learn_prompts)
                     with torch.autocast(model.device.type, torch.bfloat16, enabled=has_native_bf16(model.device)):
                         loss = compute_token_loss(model, batch.to(model.device))
-                    loss.backward()
+                    torch.autograd.backward(loss)
                     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                     optimizer.step()
                     schedule.step()

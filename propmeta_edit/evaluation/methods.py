@@ -22,6 +22,10 @@ from propmeta_edit.records import Case, EditRequest
 from propmeta_edit.text.encoding import padded_on
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
 
+# What happens only once in a process is not an edit's time, so the first edit is made twice, unless it takes so many seconds that
+# nothing of the kind can matter.
+LONG_EDIT = 10.0
+
 
 @dataclass
 class Unedited:
@@ -68,15 +72,19 @@ class Editing:
 
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         before = _answer_neighbours(self.model, self.tokenizer, cases)
-        if not self._is_warm:  # what happens only once in a process is not an edit's time
-            with self._edited(cases[0]):
-                self._is_warm = True
         outcomes = []
         for case, neighbour in zip(cases, before, strict=True):
-            with self._edited(case) as seconds:
-                [outcome] = _ask(self.model, self.tokenizer, [case], [neighbour])
-            outcomes.append(replace(outcome, seconds_per_edit=seconds))
+            outcome = self._evaluate(case, neighbour)
+            if not self._is_warm and (outcome.seconds_per_edit or 0.0) < LONG_EDIT:
+                outcome = self._evaluate(case, neighbour)
+            self._is_warm = True
+            outcomes.append(outcome)
         return outcomes
+
+    def _evaluate(self, case: Case, neighbour: str | None) -> CaseOutcome:
+        with self._edited(case) as seconds:
+            [outcome] = _ask(self.model, self.tokenizer, [case], [neighbour])
+        return replace(outcome, seconds_per_edit=seconds)
 
     @contextmanager
     def _edited(self, case: Case) -> Iterator[float]:

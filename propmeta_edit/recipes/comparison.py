@@ -24,7 +24,7 @@ from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.evaluation.companions import with_neighbours, with_wrong_facts
-from propmeta_edit.evaluation.methods import Editing, FineTuning, InContext, Unedited
+from propmeta_edit.evaluation.methods import LONG_EDIT, Editing, FineTuning, InContext, Unedited
 from propmeta_edit.evaluation.runner import TIMED_CASES, DataSet, Method, MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import resolve_model_folder
@@ -112,8 +112,9 @@ NOTES = [
     "efficacy: the edited fact itself occurs in ten greedy tokens after its prompt.",
     "second hop, other fact: single-hop questions about the new object, and about something else, still answered.",
     "neighbour same: the ten tokens after a question about another subject are those of before the edit.",
-    f"s / edit: mean of the edit call alone over the first {TIMED_CASES} cases, one by one; loading, one warm-up edit, evaluation, "
-    "restoring and the one-time meta-training are outside. The other cases of FT and MetaFT are edited side by side.",
+    f"s / edit: mean of the edit call alone over the first {TIMED_CASES} cases, one by one; loading, a warm-up edit (where edits "
+    f"take less than {LONG_EDIT:.0f} s), evaluation, restoring and the one-time meta-training are outside. The other cases of FT "
+    "and MetaFT are edited side by side.",
     "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",
     "once before: seconds spent before any edit (meta-training, second moments, projections), on the machine that spent them.",
     "CaKE and FT-paraphrases train on texts from fixed templates where the data has none of its own.",

@@ -1,0 +1,32 @@
+"""The time of an edit: the first is made twice, unless it is so long that what happens once cannot matter."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+import torch
+
+from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
+from propmeta_edit.evaluation.methods import LONG_EDIT, Editing
+from propmeta_edit.records import Case, EditRequest, Question
+
+CASES = [Case(f"c{i}", (EditRequest(f"Ann {i} lives in", "Peru"),), Question("Where?", ("Lima",))) for i in range(3)]
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(LONG_EDIT / 2, 4), (LONG_EDIT * 2, 3)])
+def test_a_short_first_edit_is_made_twice(tokenizer, monkeypatch, seconds, calls):
+    model = tiny.make_model("llama", dtype=torch.float32)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    written = []
+
+    def apply(model, tokenizer, requests, *arguments, **options):
+        written.append(requests[0]["prompt"])
+        return apply_metaft_to_model(model, tokenizer, requests, *arguments, **options)
+
+    clock = iter(n * seconds for n in range(100))
+    editing = Editing(model, tokenizer, apply, MetaFTHyperParams("tiny", device="cpu", layers=[1], lr=1e-2, num_steps=1))
+    monkeypatch.setattr(editing, "_clock", lambda: next(clock))
+    outcomes = [outcome for case in CASES for outcome in editing.evaluate_many([case])]
+    assert [outcome.seconds_per_edit for outcome in outcomes] == [seconds] * 3
+    assert len(written) == calls and written[-3:] == [case.edits[0].prompt for case in CASES]
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
