@@ -34,7 +34,7 @@ from propmeta_edit.models.compact import ADAPTER, DIFFERENCE
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.bundled import BASE, build_smollm2, build_smollm2_metaft, compute_single_hop_accuracy, shipped_folder
-from propmeta_edit.recipes.comparison import METHODS, Setup, build_method, read_settings
+from propmeta_edit.recipes.comparison import Setup, make_specs
 from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.recipes.worlds import ensure_world
 from propmeta_edit.text.prompts import format_question
@@ -167,7 +167,7 @@ def test_a_thousand_edits_of_mixed_methods_leave_no_trace(prepared, base_setup):
     """Ours, several standing at once and undone in any order, among those of EasyEdit's methods that write in place."""
     cases = load_cre(ensure_world() / "train_data_id.jsonl")
     counts = {"ROME": 4, "MEMIT": 6, "AlphaEdit": 6, "LoRA": 12}
-    methods = {n: build_method(METHODS[n], read_settings(METHODS[n], base_setup, "smollm2-135m"), BASE, base_setup) for n in counts}
+    methods = {spec.name: spec.build() for spec in make_specs(list(counts), base_setup, BASE)}
     model, tokenizer = methods["ROME"].model, methods["ROME"].tokenizer
     assert all(method.model is model for method in methods.values())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
