@@ -166,15 +166,15 @@ def base_setup():
 def test_a_thousand_edits_of_mixed_methods_leave_no_trace(prepared, base_setup):
     """Ours, several standing at once and undone in any order, among those of EasyEdit's methods that write in place."""
     cases = load_cre(ensure_world() / "train_data_id.jsonl")
-    counts = {"ROME": 4, "MEMIT": 6, "AlphaEdit": 6, "LoRA": 12}
+    counts = {"ROME": 2, "MEMIT": 3, "AlphaEdit": 3, "LoRA": 6}
     methods = {spec.name: spec.build() for spec in make_specs(list(counts), base_setup, BASE)}
     model, tokenizer = methods["ROME"].model, methods["ROME"].tokenizer
     assert all(method.model is model for method in methods.values())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     turns = [name for name, count in counts.items() for _ in range(count)]
-    order, done, written = random.Random(0), 0, []
+    order, done, written, answers_of_theirs = random.Random(0), 0, [], set()
     order.shuffle(turns)
-    while done < 1000:  # every third group is followed by one of EasyEdit's
+    while done < 1000:  # every fourth group is followed by one of EasyEdit's
         group = [cases[(done + k) % len(cases)] for k in range(8)]
         settings = MetaFTHyperParams(model_name="base", device="cpu", layers=[order.choice([7, 8])], lr=2e-3)
         edits = compute_edits(model, tokenizer, [case.edits[0] for case in group], settings)
@@ -188,10 +188,11 @@ def test_a_thousand_edits_of_mixed_methods_leave_no_trace(prepared, base_setup):
         done += len(edits)
         if turns and len(written) % 4 == 3:
             [outcome] = methods[turns.pop()].evaluate_many([group[1]])
-            written.append(contains_answer(outcome.fact_generated[0], [group[1].edits[0].target_new]))
+            answers_of_theirs.add(outcome.fact_generated[0])
             done += 1
-    assert not turns and sum(written) > 0.9 * len(written)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert not turns and len(answers_of_theirs) > 1
+    assert sum(written) > 0.95 * len(written), "ours; theirs have settings that do not write every fact"
 
 
 @pytest.mark.long
