@@ -39,7 +39,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="fast", choices=[*sorted(DTYPES), "fast"], help="of the frozen rest, at its best")
     parser.add_argument("--output", default="results/speed")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.number < max(int(size) for size in options.at_once.split(",")):
+        parser.error(f"--number must be at least the largest of --at-once ({options.at_once}), got {options.number}")
+    return options
 
 
 def keep(rows: Iterable[dict[str, Any]], output: Path) -> list[dict[str, Any]]:

@@ -120,6 +120,12 @@ def test_a_row_of_speed_is_on_disk_as_soon_as_it_is_measured(tmp_path):
     assert (tmp_path / "speed.csv").read_text() == "side,seconds a task\nengine,0.5\n"
 
 
+def test_as_many_tasks_are_measured_as_run_side_by_side(capsys):
+    with pytest.raises(SystemExit):
+        run_speed.parse_arguments(["edit", "--at-once", "1,8", "--number", "4"])
+    assert "--number must be at least the largest of --at-once (1,8), got 4" in capsys.readouterr().err
+
+
 def test_speed_of_meta_training(base, tmp_path, cases):
     arguments = ["meta", "--models", str(base), "--at-once", "1,2", "--layers", "1,0", "--number", "2", "--repeats", "1"]
     assert run_speed.main([*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path / "out")]) == 0
