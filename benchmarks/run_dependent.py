@@ -29,12 +29,10 @@ from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.evaluation.statistics import wilson_interval
 from propmeta_edit.files import save_figure, sha256_of_json, write_text_atomically
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
-from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.loading import model_sha256
-from propmeta_edit.recipes.comparison import load_dataset
+from propmeta_edit.recipes.comparison import hash_of_model, load_dataset
 from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.records import Case, EditRequest, Question
 from propmeta_edit.text.prompts import format_question
@@ -133,7 +131,7 @@ def _hash_of(method: str, counts: Sequence[int], options: argparse.Namespace) ->
     """Of what a chain depends on, so that another one in the same folder is not taken for it."""
     settings = read_yaml(hparams_file(method, options.hparams))
     asked = [options.datasets, options.asked, options.batch_size, options.seed, list(counts)]
-    return sha256_of_json([settings, model_sha256(resolve_model_folder(settings["model_name"])), asked])[:8]
+    return sha256_of_json([settings, hash_of_model(settings["model_name"]), asked])[:8]
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

@@ -32,17 +32,26 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("what", choices=["meta", "edit"])
     shapes = ", ".join(speed_parts.SHAPES)
     parser.add_argument("--models", default="tiny,smollm2-135m", help=f"names, folders, or {shapes}; the last one's ratios count")
-    parser.add_argument("--at-once", default="1,2,4,8,16", help="tasks a step, or edits side by side (default %(default)s)")
-    parser.add_argument("--layers", help="comma-separated (default: a quarter of the depth; meta: the outermost as well)")
+    parser.add_argument(
+        "--at-once", type=_numbers, default="1,2,4,8,16", help="tasks a step, or edits side by side (default %(default)s)"
+    )
+    parser.add_argument(
+        "--layers", type=_numbers, help="comma-separated (default: a quarter of the depth; meta: the outermost as well)"
+    )
     parser.add_argument("--number", type=int, default=16, help="tasks or edits of one measurement (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds by turns; the median counts (default %(default)s)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="fast", choices=[*sorted(DTYPES), "fast"], help="of the frozen rest, at its best")
     parser.add_argument("--output", default="results/speed")
     options = parser.parse_args(argv)
-    if options.number < max(int(size) for size in options.at_once.split(",")):
-        parser.error(f"--number must be at least the largest of --at-once ({options.at_once}), got {options.number}")
+    if options.number < max(options.at_once):
+        sizes = ",".join(str(size) for size in options.at_once)
+        parser.error(f"--number must be at least the largest of --at-once ({sizes}), got {options.number}")
     return options
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def keep(rows: Iterable[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
@@ -56,19 +65,18 @@ def keep(rows: Iterable[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
 
 
 def run_meta(options: argparse.Namespace, names: list[str], device: str, dtype: str) -> dict[str, Any]:
-    sizes = [int(size) for size in options.at_once.split(",")]
-    layers = [int(layer) for layer in options.layers.split(",")] if options.layers else None
-    measured = (row for n in names for row in speed_meta.compare(n, device, dtype, sizes, layers, options.number, options.repeats))
+    how = (device, dtype, options.at_once, options.layers, options.number, options.repeats)
+    measured = (row for name in names for row in speed_meta.compare(name, *how))
     rows = keep(measured, Path(options.output))
     growth = speed_meta.check_growth(names[-1], device, dtype, options.number)
     return {**speed_meta.summarise(rows), "growth": growth, "rows": rows}
 
 
 def run_edit(options: argparse.Namespace, names: list[str], device: str, dtype: str) -> dict[str, Any]:
-    sizes = [int(size) for size in options.at_once.split(",")]
+    sizes = options.at_once
     settings = []
     for name in reversed(names):  # the last model first: it is the one that counts
-        layer = int(options.layers.split(",")[0]) if options.layers else speed_parts.depth_of(name) // 4
+        layer = options.layers[0] if options.layers else speed_parts.depth_of(name) // 4
         base = speed_edit.Setting(name, device, dtype, layer, at_once=max(sizes))
         settings.append(base)
         if name == names[-1]:

@@ -108,11 +108,10 @@ def build_gemma3(folder: Path) -> None:
 
 def build_meta_trained(name: str, folder: Path) -> None:
     """A model that is meta-trained here, with the settings in ``hparams/MetaTrain``."""
-    path = hparams_file("MetaTrain", META_TRAINED[name])
+    path, states = hparams_file("MetaTrain", META_TRAINED[name]), training_folder(artefact_folder(name))
     print(f"preparing {name}: meta-training with {path.parent.name}/{path.name}", flush=True)
-    config = build_config(MetaTrainConfig, read_yaml(path), str(path))
-    run_meta_training(config, folder, training_folder(artefact_folder(name)))
-    shutil.rmtree(training_folder(artefact_folder(name)), ignore_errors=True)
+    run_meta_training(build_config(MetaTrainConfig, read_yaml(path), str(path)), folder, states)
+    shutil.rmtree(states, ignore_errors=True)
 
 
 def rebuild(name: str, output: Path) -> None:
@@ -124,14 +123,13 @@ def rebuild(name: str, output: Path) -> None:
         ConfigError: a name without compact files.
         ModelError: ``output`` exists.
     """
-    states = training_folder(output)
-    builders: dict[str, Callable[[Path], None]] = {BASE: _train_base, METAFT: partial(_train_metaft, states=states)}
+    train_metaft = partial(_train_metaft, states=training_folder(output))
+    builders: dict[str, Callable[[Path], None]] = {BASE: _train_base, METAFT: train_metaft}
     if name not in builders:
         raise ConfigError(f"{name!r} does not come as compact files; those that do are {', '.join(builders)}")
     if output.exists():
         raise ModelError(f"{output} exists; choose another --output, or remove it")
     build_whole(output, builders[name])
-    shutil.rmtree(states, ignore_errors=True)
 
 
 def _train_base(folder: Path) -> None:
@@ -174,6 +172,7 @@ def _train_metaft(folder: Path, states: Path) -> None:
     run_meta_training(build_config(MetaTrainConfig, read_yaml(path), str(path)), trained, states)
     compact_checkpoint(trained, folder)
     shutil.rmtree(trained)
+    shutil.rmtree(states, ignore_errors=True)
 
 
 def compact_checkpoint(checkpoint: Path, folder: Path) -> None:
