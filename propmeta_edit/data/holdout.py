@@ -16,7 +16,8 @@ def hold_out_validation(cases: Sequence[Case], size: int | None, seed: int) -> t
 
     A fifth of the entities and of the relations (by the tags ``entity_name`` and ``relation``) is held out. ``valid-ood`` has the
     cases in which both are held out; cases with only one of them are dropped; of the rest, ``size`` become ``valid-id`` (a tenth
-    if None) and the others stay for training.
+    if None) and the others stay for training, save those about a subject of either split: a record with several questions, or a
+    subject with several records, must not be edited in training and asked about in validation.
 
     Raises:
         DataError: too few entities or relations to leave anything in one of the three parts.
@@ -30,10 +31,17 @@ def hold_out_validation(cases: Sequence[Case], size: int | None, seed: int) -> t
     rest = [case for case, flags in zip(cases, is_held, strict=True) if not any(flags)]
     random.Random(f"{seed}:cases").shuffle(rest)
     size = len(rest) // 10 if size is None else size
-    train, valid = rest[size:], rest[:size]
+    valid = rest[:size]
+    subjects = {_subject_of(case) for case in [*valid, *ood]}
+    train = [case for case in rest[size:] if _subject_of(case) not in subjects]
     if not (ood and train and valid):
         raise DataError(
             f"cannot hold validation out of {len(cases)} cases: {len(train)} would stay for training, {len(valid)} in and "
             f"{len(ood)} out of distribution; use fewer validation_cases, more data, or validate_every: null"
         )
     return train, {"valid-id": valid, "valid-ood": ood}
+
+
+def _subject_of(case: Case) -> str:
+    fact = case.edits[0]
+    return fact.subject or fact.prompt

@@ -168,6 +168,11 @@ def make_hparams(name: str, values: Mapping[str, Any]) -> Any:
     missing = sorted(n for n, f in fields.items() if n not in kept and _has_no_default(f))
     if unknown or missing:
         raise ConfigError(f"{name}: unknown settings {unknown}, missing settings {missing}")
+    for length, number in kept.get("context_template_length_params", ()):
+        if number < 5 or number % 5:  # EasyEdit starts as many from each of five words and leaves the rest out
+            raise ConfigError(
+                f"{name}: context_template_length_params has [{length}, {number}], [tokens, openings]; openings must be a multiple of 5"
+            )
     return settings_class(**kept)
 
 

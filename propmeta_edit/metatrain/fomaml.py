@@ -65,6 +65,9 @@ def apply_outer_step(
 
     Args:
         tasks: this process's own; none if the last step has fewer tasks than there are processes.
+
+    Raises:
+        FloatingPointError: a gradient that is not finite; θ and the optimiser are as they were.
     """
     num_tasks = sum(processes.join([len(task.related_losses) for task in tasks]))
     columns = (
@@ -72,6 +75,8 @@ def apply_outer_step(
     )
     sums = [torch.stack(column).sum(dim=0) for column in columns]
     processes.add_up(sums)
+    if not torch.stack([total.isfinite().all() for total in sums]).all():
+        raise FloatingPointError("the outer gradient is not finite")
     set_gradients(parameters, [total / num_tasks for total in sums])
     optimizer.step()
     set_gradients(parameters, [None] * len(parameters))

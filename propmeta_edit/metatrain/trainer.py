@@ -83,7 +83,8 @@ def meta_train(
     Raises:
         ConfigError: sharded blocks, and tasks that cannot be shared out evenly.
         Stopped: ``should_stop`` said so.
-        ModelError: a loss that is not finite (the task is named), or a layer outside the model.
+        ModelError: a loss or an outer gradient that is not finite (the task, or the step's tasks, are named; no weight has seen
+            it), or a layer outside the model.
     """
     parameters = select_parameters(model, config.layers, config.modules)
     LOG.info("training %d tensors, %.2f M numbers, on %d tasks", len(parameters), num_parameters(parameters) / 1e6, len(tasks))
@@ -106,9 +107,16 @@ def meta_train(
             own_tasks = tasks[start : min(start + config.tasks_per_step, done + tasks_per_step)]
             started = time.perf_counter()
             gradients = compute_step_gradients(model, tokenizer, parameters, own_tasks, config)
+            losses = _read_losses(own_tasks, gradients)  # before θ moves: what is not finite must reach no weight and no file
             optimizer.param_groups[0]["lr"] = outer_learning_rate(config, done, len(tasks))
-            apply_outer_step(optimizer, parameters, gradients, processes)
-            progress.losses += processes.join(_read_losses(own_tasks, gradients))
+            try:
+                apply_outer_step(optimizer, parameters, gradients, processes)
+            except FloatingPointError as error:
+                raise ModelError(
+                    f"{error} over tasks {done + 1} to {min(done + tasks_per_step, len(tasks))} "
+                    f"({', '.join(task.task_id for task in tasks[done : done + tasks_per_step])}); lower inner_lr or outer_lr"
+                ) from error
+            progress.losses += processes.join(losses)
             progress.seconds += time.perf_counter() - started
             before, done = done, len(progress.losses)
             if report and processes.is_main:

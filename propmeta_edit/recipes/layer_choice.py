@@ -20,7 +20,7 @@ from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.trainer import meta_train
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.loading import load_model, model_sha256
-from propmeta_edit.recipes.meta_training import compute_edited_accuracy, load_tasks, logged_to, resolve
+from propmeta_edit.recipes.meta_training import compute_edited_accuracy, load_tasks, logged_to, resolve, stopped_by_sigterm
 
 RESULTS, PICTURE = "results.json", "layers.png"
 
@@ -86,14 +86,14 @@ def _score(config: MetaTrainConfig, base_sha256: str, candidate: tuple[int, str]
     result = own / f"tasks-{num_tasks}.json"
     if result.is_file():
         return Score(**json.loads(result.read_text(encoding="utf-8")))
-    config = replace(config, layers=[layer], modules=modules, num_tasks=num_tasks, save_every=num_tasks)
+    config = replace(config, layers=[layer], modules=modules, num_tasks=num_tasks)
     tasks, validation = load_tasks(config)
     # How far a candidate has got is not among the settings that decide its bits up to there.
     settings = {**asdict(replace(config, num_tasks=None, save_every=1, device="auto")), "base_sha256": base_sha256}
     run = TrainingRun(own, settings)
-    with logged_to(own / "log.txt"):
+    with logged_to(own / "log.txt"), stopped_by_sigterm() as should_stop:
         model, tokenizer = load_model(config.model, device=config.device, dtype=config.dtype, layers=[layer], modules=modules)
-        meta_train(model, tokenizer, tasks, replace(config, validate_every=None), run)
+        meta_train(model, tokenizer, tasks, replace(config, validate_every=None), run, should_stop=should_stop)
         splits = compute_edited_accuracy(model, tokenizer, config, validation)
     score = Score(layer, modules, num_tasks, sum(splits.values()) / len(splits), splits)
     write_text_atomically(result, json.dumps(asdict(score)) + "\n")

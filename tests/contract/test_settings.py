@@ -22,3 +22,7 @@ def test_it_is_read_and_fits(report, form, method, name):
         assert "has adalora alone, not 'lora'" in report[name][method]
     else:
         assert report[name][method] == ""
+
+
+def test_openings_come_in_fives(report):
+    assert "[5, 3]" in report["openings"] and "multiple of 5" in report["openings"]

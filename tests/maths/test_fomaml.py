@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -11,13 +12,14 @@ from transformers import LlamaConfig
 
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.exact_maml import compute_exact_task_gradients
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
+from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, outer_learning_rate
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest, MetaTask, Question
@@ -265,6 +267,28 @@ def test_outer_step_is_adamw_on_the_mean_task_gradient():
     expected = adamw_by_hand(torch.tensor([0.5, -1.5], dtype=torch.float64), [sum(gradients) / 2], 0.1, 0.01)
     torch.testing.assert_close(parameter.data, expected, rtol=1e-12, atol=0)
     assert parameter.grad is None
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_weight(tokenizer, monkeypatch, tmp_path):
+    """Its losses may well be finite: the second step's gradient is spoilt here, the first one's stands."""
+    model = tiny.make_model("llama")
+    config = MetaTrainConfig(model="tiny", layers=[1], num_inner_steps=1, inner_lr=0.01, outer_lr=0.01)
+    tasks = [MetaTask(f"t{i}", REQUEST, QUESTION) for i in range(3)]
+    reference = tiny.make_model("llama")
+    meta_train(reference, tokenizer, tasks[:1], config)
+
+    def spoil(model, tokenizer, parameters, some, config):
+        found = compute_step_gradients(model, tokenizer, parameters, some, config)
+        if some[0].task_id == "t1":
+            found[0].gradients[0][0, 0] = math.nan
+        return found
+
+    monkeypatch.setattr("propmeta_edit.metatrain.trainer.compute_step_gradients", spoil)
+    with pytest.raises(ModelError, match=r"outer gradient is not finite over tasks 2 to 2 \(t1\); lower inner_lr"):
+        meta_train(model, tokenizer, tasks, config, TrainingRun(tmp_path, {}))
+    assert not (tmp_path / "state.safetensors").exists()
+    expected = dict(reference.named_parameters())
+    assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
 
 
 def test_outer_rate_is_constant_or_falls_linearly_to_zero():

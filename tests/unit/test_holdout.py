@@ -27,6 +27,14 @@ def test_entities_and_relations_of_valid_ood_are_unseen_in_training(cases):
     assert len(hold_out_validation(cases, None, seed=1)[1]["valid-id"]) == (len(train) + 30) // 10
 
 
+def test_a_record_with_several_questions_is_on_one_side(tmp_path):
+    path = write_world(tmp_path, 0, {"train": 400})["train"]
+    cases = load_cre(path, question_choice="all")
+    train, validation = hold_out_validation(cases, 48, seed=0)
+    asked = {case.edits[0].subject for split in validation.values() for case in split}
+    assert len(cases) > 600 and len(train) > 200 and not asked & {case.edits[0].subject for case in train}
+
+
 def test_too_little_data_is_refused(cases):
     with pytest.raises(DataError, match="use fewer validation_cases, more data, or validate_every: null"):
         hold_out_validation(cases[:12], 100, seed=0)

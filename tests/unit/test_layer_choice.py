@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import pytest
 import tiny
+import torch
+from safetensors.torch import load_file
 
 from propmeta_edit.cli import main
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.trainer import Stopped
 from propmeta_edit.recipes import layer_choice
 from propmeta_edit.recipes.layer_choice import choose_layer
 
@@ -43,6 +47,25 @@ def test_the_better_half_goes_on_and_what_is_done_stays_done(config, tmp_path, m
     assert len(asked) == 7, "a finished search does nothing"
     assert json.loads((tmp_path / "search" / "results.json").read_text())[0]["num_tasks"] == 2
     assert (tmp_path / "search" / "layers.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_candidate_that_was_stopped_goes_on_where_it_was(config, tmp_path, monkeypatch, caplog):
+    """As a scheduler's SIGTERM stops it, after the first of its two outer steps."""
+    monkeypatch.setattr(layer_choice, "compute_edited_accuracy", lambda *args: {"valid-id": 0.5})
+
+    @contextmanager
+    def stopped():
+        yield lambda: True
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped after 2 of 4 tasks"):
+        patch.setattr(layer_choice, "stopped_by_sigterm", stopped)
+        choose_layer(config, [1], ["mlp"], 4, tmp_path / "search")
+    with caplog.at_level("INFO"):
+        assert choose_layer(config, [1], ["mlp"], 4, tmp_path / "search")[-1].num_tasks == 4
+    choose_layer(config, [1], ["mlp"], 4, tmp_path / "whole")
+    assert "continuing after 2 tasks" in caplog.text
+    states = [load_file(tmp_path / name / "layer-01-mlp" / "state.safetensors") for name in ("search", "whole")]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def test_the_command(config, tmp_path, capsys):
