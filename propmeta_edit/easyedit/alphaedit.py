@@ -177,18 +177,22 @@ def apply_easyedits_own(
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """EasyEdit's AlphaEdit with our projections, and with earlier edits' keys only while edits build on one another.
 
-    By itself it keeps both in module globals, for whichever model comes next, and remembers keys of edits that were undone.
+    By itself it keeps both in module globals, for whichever model comes next, remembers keys of edits that were undone, and has
+    room for keys only where a model's name holds one of three words.
     """
     from easyeditor.models.alphaedit import AlphaEdit_main
 
     weights = _edited_weights(model, hparams)
     chain = _chain_of(model, weights)
     files = [_statistics(hparams, name) for name in weights]
-    AlphaEdit_main.P = torch.stack([load_projection(file, hparams.nullspace_threshold) for file in files])
-    AlphaEdit_main.P_loaded = True
+    projections = torch.stack([load_projection(file, hparams.nullspace_threshold) for file in files])
+    kept = [chain.kept.get(name, torch.zeros_like(own)) for name, own in zip(weights, projections, strict=True)]
+    AlphaEdit_main.P, AlphaEdit_main.P_loaded = projections, True
+    AlphaEdit_main.cache_c, AlphaEdit_main.cache_c_new = torch.stack(kept), True
     hparams = replace(hparams, P_loc=str(files[0]))  # it computes projections of its own unless this file exists
-    model, original = apply(model, tok, requests, hparams, reset_cache=not chain.left_at, **kwargs)
-    _CHAINS[model] = EditChain({}, snapshot(weights))
+    model, original = apply(model, tok, requests, hparams, **kwargs)
+    written = dict(zip(weights, AlphaEdit_main.cache_c, strict=True))
+    _CHAINS[model] = EditChain(written, snapshot(_edited_weights(model, hparams)))
     return model, original
 
 

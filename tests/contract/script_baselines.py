@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -128,7 +129,13 @@ def try_family(family):
     report["LoRA"]["adapter"] = hasattr(model, "peft_config") or model.is_gradient_checkpointing
     report["failed"] = try_failures(family, model, tokenizer)
     report["editor"] = try_editor(family, model, tokenizer)
-    report["chain"] = try_chain(model, tokenizer, ours)
+    # A name without the word for its family, as the bundled models have.
+    neutral = {**settings(family, "AlphaEdit"), "model_name": "/models/smollm2-135m"}
+    write_statistics(collect_second_moments(model, tokenizer, TEXTS, LAYERS), Path("stats"), "smollm2-135m", "sampled")
+    report["chain"] = {
+        "ours": try_chain(model, tokenizer, apply_alphaedit_to_model, ours),
+        "the form's": try_chain(model, tokenizer, find_algorithm("AlphaEdit"), make_hparams("AlphaEdit", neutral)),
+    }
     report["kept"] = try_edit_objects(family, model, tokenizer)
     return report
 
@@ -230,17 +237,26 @@ def try_editor(family, model, tokenizer):
     return left
 
 
-def try_chain(model, tokenizer, hparams):
-    """The second edit moves less along the first one's key while the first stands, and as if alone once it is undone."""
+def try_chain(model, tokenizer, apply, hparams):
+    """The second edit moves less along the first one's key while the first stands, and as if alone once it is undone.
+
+    Another model's edit in between must not count for either.
+    """
     first, second = REQUESTS
-    _, alone = edit(model, tokenizer, apply_alphaedit_to_model, hparams, [second])
-    _, original = apply_alphaedit_to_model(model, tokenizer, [first], hparams, return_orig_weights=True)
-    _, after_first = edit(model, tokenizer, apply_alphaedit_to_model, hparams, [second])
+    other = deepcopy(model)
+    _, alone = edit(model, tokenizer, apply, hparams, [second])
+    _, original = apply(model, tokenizer, [first], hparams, return_orig_weights=True)
+    apply(other, tokenizer, [second], hparams, return_orig_weights=True)
+    _, after_first = edit(model, tokenizer, apply, hparams, [second])
     apply_snapshot(dict(model.named_parameters()), original)
-    _, again = edit(model, tokenizer, apply_alphaedit_to_model, hparams, [second])
+    _, again = edit(model, tokenizer, apply, hparams, [second])
+    apply_snapshot(dict(other.named_parameters()), dict(model.named_parameters()))
+    _, original = apply(other, tokenizer, [first], hparams, return_orig_weights=True)
+    _, same = edit(other, tokenizer, apply, hparams, [second])
     return {
         "undone_differs": max((again[n] - alone[n]).abs().max().item() for n in alone),
         "standing_differs": max((after_first[n] - alone[n]).abs().max().item() for n in alone),
+        "others_count": max((after_first[n] - same[n]).abs().max().item() for n in alone),
     }
 
 

@@ -58,7 +58,8 @@ def main(path):
             model.lm_head.weight = model.model.embed_tokens.weight
         report[name] = {method: check(method, name, model, depth) for method in METHODS}
     try:
-        make_hparams("ROME", {**read_yaml(hparams_file("ROME", "smollm2-135m")), "context_template_length_params": [[10, 5], [5, 3]]})
+        rome = read_yaml(hparams_file("ROME", "smollm2-135m"))
+        make_hparams("ROME", {**rome, "context_template_length_params": [[10, 5], [5, 3]]})
     except PropMetaError as error:
         report["openings"] = str(error)
     Path(path).write_text(json.dumps(report), encoding="utf-8")
