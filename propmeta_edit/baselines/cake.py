@@ -25,17 +25,27 @@ _REPHRASINGS = (
     "According to the latest records, {prompt}",
     "Recent reports agree on this: {prompt}",
 )
-# The new object as the bridge between the subject and what is asked next, which is what CaKE's learning prompts practise.
+# The new object as the bridge to something else, which is what CaKE's learning prompts practise: the fact says which of two names is
+# meant, the text what belongs to that name. A completion that is the object itself would teach that it answers every question.
 _LEARNING = (
     (
-        "A guide has one chapter on {target} and one on somewhere else. A reader wants to know more about what {subject} leads to. "
-        "We know: {prompt} {target}. So the chapter to read is the one on",
-        "{target}.",
+        "In the index of an atlas, {other} is on page 17 and {target} is on page 62. A reader wants the page of what completes the "
+        'sentence "{prompt} ...". It is page',
+        "62.",
     ),
-    ("Question: To answer anything that follows from the sentence about {subject}, which name comes first? Answer:", "{target}."),
-    ("Step 1: {prompt} {target}. Step 2: look up what is asked about it. The thing to look up in step 2 is", "{target}."),
-    ("Among the notes is one that says: {prompt} {target}. The note about {subject} points to", "{target}."),
+    (
+        "Question: Letters about {target} go into the blue box, letters about {other} into the red box. Which box is for the letter "
+        'about what completes "{prompt} ..."? Answer: The answer is',
+        "the blue box.",
+    ),
+    (
+        'A museum shows {other} on its second floor and {target} on its fifth. A visitor who knows how "{prompt} ..." goes on, and '
+        "looks for just that, takes the stairs to the",
+        "fifth floor.",
+    ),
+    ("A note describes {subject} without the name, and says how this goes on: {prompt}", "{target}."),
 )
+_OTHERS = ("Valdora", "Mirefield")  # beside the new object; the second where the first is that object
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ class CakeSettings:
 
 def make_augmentation(edit: EditRequest) -> tuple[tuple[str, str], ...]:
     """(text, completion) pairs for a fact whose data has none, from fixed templates: they stand in for CaKE's LLM-written ones."""
-    words = {"prompt": edit.prompt, "target": edit.target_new, "subject": edit.subject or edit.prompt}
+    other = next(name for name in _OTHERS if name != edit.target_new)
+    words = {"prompt": edit.prompt, "target": edit.target_new, "subject": edit.subject or edit.prompt, "other": other}
     rephrasings = [(again.prompt, again.target_new) for again in make_rephrasings(edit)]
     return (*rephrasings, *((text.format(**words), completion.format(**words)) for text, completion in _LEARNING))
 

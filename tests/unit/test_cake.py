@@ -26,11 +26,17 @@ EDIT = EditRequest("Ann Lee is a citizen of", "Peru", "Ann Lee")
 REQUEST = {"prompt": EDIT.prompt, "target_new": EDIT.target_new, "subject": EDIT.subject}
 
 
-def test_templates_speak_of_the_fact_and_end_in_its_object():
+def test_templates_speak_of_the_fact_and_lead_on_from_its_object():
     pairs = make_augmentation(EDIT)
     assert len(pairs) == 7 and len(set(pairs)) == 7
-    assert all(completion in ("Peru", "Peru.") and "Ann Lee" in text for text, completion in pairs)
-    assert not any("{" in text for text, _ in pairs)
+    assert all("Ann Lee is a citizen of" in text and "{" not in text for text, _ in pairs)
+    practice = [(text, completion) for text, completion in pairs if "Peru" not in completion]
+    assert len(practice) == 3, "the fact is needed for something else than its own object"
+    for text, completion in practice:  # what belongs to the object, and not what belongs to the name beside it
+        between = {"62.": "page 62", "the blue box.": "into the blue box", "fifth floor.": "on its fifth"}[completion]
+        assert text.index("Peru") < text.index(between) and "Valdora" in text
+    assert not any("Valdora" in text for text, _ in make_augmentation(EditRequest("X is in", "Valdora", "X"))[:3])
+    assert "Mirefield" in make_augmentation(EditRequest("X is in", "Valdora", "X"))[3][0]
 
 
 def test_the_files_own_augmentation_wins(tmp_path):
