@@ -25,7 +25,7 @@ _REPHRASINGS = (
     "According to the latest records, {prompt}",
     "Recent reports agree on this: {prompt}",
 )
-# The new object as the bridge to something else, which is what CaKE's learning prompts practise: the fact says which of two names is
+# The new object as the bridge to something else, as CaKE's learning prompts practise it: the fact says which of two names is
 # meant, the text what belongs to that name. A completion that is the object itself would teach that it answers every question.
 _LEARNING = (
     (
@@ -34,7 +34,7 @@ _LEARNING = (
         "62.",
     ),
     (
-        "Question: Letters about {target} go into the blue box, letters about {other} into the red box. Which box is for the letter "
+        "Question: Letters about {target} go into the blue box, letters about {other} into the red box. Which box is for letters "
         'about what completes "{prompt} ..."? Answer: The answer is',
         "the blue box.",
     ),
