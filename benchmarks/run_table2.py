@@ -16,7 +16,7 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import Execute, run_methods
-from propmeta_edit.evaluation.tables import summarise, write_tables
+from propmeta_edit.evaluation.tables import require_one_base, summarise, write_tables
 from propmeta_edit.evaluation.workers import RayWorkers
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
@@ -56,7 +56,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"comma-separated rows (default %(default)s), or all for {', '.join(CONTROLS)} as well; further ones: "
         f"{', '.join(VARIANTS)}",
     )
-    parser.add_argument("--edits-at-once", type=int, default=8, help="cases of FT and MetaFT side by side (default %(default)s)")
+    parser.add_argument(
+        "--edits-at-once",
+        type=int,
+        default=8,
+        help="cases of FT and MetaFT side by side (default %(default)s); halved where memory runs out, which the table says",
+    )
     parser.add_argument(
         "--datasets",
         default="cre-id,cre-ood",
@@ -154,14 +159,20 @@ def run(options: argparse.Namespace) -> int:
         versions=versions,
         execute=_find_workers(options),
     )
-    in_order = sorted(rows.rows, key=lambda row: list(METHODS).index(row.method))
-    notes = NOTES
+    order = {name: place for place, name in enumerate(METHODS)}
+    in_order = sorted(rows.rows, key=lambda row: order.get(row.method, len(order)))  # a row of another script comes last
+    require_one_base(in_order)
+    notes = [*NOTES]
     if options.minutes_per_row is not None:
-        notes = [*NOTES, f"n: as many cases as a row got through in {options.minutes_per_row:g} min, data sets by turns."]
+        notes.append(f"n: as many cases as a row got through in {options.minutes_per_row:g} min, data sets by turns.")
+    if options.ray is not None:
+        notes.append(
+            f"s / edit: taken while up to {options.workers} workers shared a machine; for times to cite, run without --ray."
+        )
     print(write_tables(summarise(in_order), options.output, notes))
-    if {"FT", "MetaFT"} <= {row.method for row in in_order}:
+    if "MetaFT" in {row.method for row in in_order}:
         write_comparisons(in_order, options.output, "MetaFT", "FT")
-        print(f"paired comparisons with FT, breakdowns and examples: {Path(options.output) / 'comparisons.md'}")
+        print(f"paired comparisons with FT and MetaFT, breakdowns, examples: {Path(options.output) / 'comparisons.md'}")
     if failures:
         print(f"{failures} cases failed; their tracebacks are in {rows.path}", file=sys.stderr)
     return failures

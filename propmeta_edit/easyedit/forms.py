@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,17 @@ class EasyEditForm:
     location: Path
     supports: frozenset[str]
     algorithms: tuple[str, ...]
+
+    @property
+    def version(self) -> str:
+        """What to write beside a result: the kind, and the commit of a clone (``repository 14cea82``)."""
+        if self.kind == "pypi":
+            return "pypi 0.0.1.dev0"
+        command = ["git", "-C", str(self.location), "rev-parse", "--short", "HEAD"]
+        try:
+            return f"repository {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
+        except (OSError, subprocess.CalledProcessError):  # an unpacked archive, or no git
+            return "repository"
 
 
 def find_form() -> EasyEditForm:

@@ -19,8 +19,8 @@ def compare_with(rows: Sequence[Row], reference: str, ceiling: str = "in-context
     """Each other method against ``reference`` on the cases both have, a data set at a time.
 
     Returns:
-        One entry a (data set, method): the fields of ``PairedComparison`` and ``ratio_to_in_context``, the method's accuracy over
-        that of ``ceiling`` on the cases both have (None where there is no such row or it is 0).
+        One entry a (data set, method): ``reference``, the fields of ``PairedComparison``, and ``ratio_to_in_context``, the method's
+        accuracy over that of ``ceiling`` on the cases both have (None where there is no such row or it is 0).
     """
     entries: list[dict[str, Any]] = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
@@ -34,7 +34,8 @@ def compare_with(rows: Sequence[Row], reference: str, ceiling: str = "in-context
                 continue
             paired = compare_paired([own[c] for c in shared], [verdicts[reference][c] for c in shared])
             ratio = _ratio(own, verdicts.get(ceiling, {}))
-            entries.append({"dataset": dataset, "method": method, **vars(paired), "ratio_to_in_context": ratio})
+            names = {"dataset": dataset, "method": method, "reference": reference}
+            entries.append({**names, **vars(paired), "ratio_to_in_context": ratio})
     return entries
 
 
@@ -61,12 +62,17 @@ def break_down(rows: Sequence[Row], tag: str) -> pd.DataFrame:
 def write_comparisons(rows: Sequence[Row], folder: str | Path, method: str, reference: str, num_examples: int = 5) -> str:
     """Write ``comparisons.json`` and ``comparisons.md`` (comparisons, breakdowns, examples); returns the Markdown.
 
+    Every row is compared with ``reference`` and with ``method``, on the cases that both have.
+
     Args:
         method: whose right and wrong answers are shown, beside those of ``reference``.
     """
-    entries = compare_with(rows, reference)
-    table = frame_to_markdown(_comparison_table(entries)) if entries else "(nothing to compare)\n"
-    lines = [f"## Against {reference}, paired", "", table]
+    entries, lines = [], []
+    for other in (reference, method):
+        found = compare_with(rows, other)
+        entries += found
+        lines += [f"## Against {other}, paired", "", frame_to_markdown(_comparison_table(found))] if found else []
+    lines = lines or ["(nothing to compare)", ""]
     lines += ["Difference in points with its 95 % bootstrap interval; p: McNemar's exact test.", ""]
     for tag in ("entity_type", "relation"):
         parts = break_down(rows, tag)

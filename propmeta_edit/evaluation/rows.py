@@ -21,6 +21,8 @@ class Row:
 
     ``correct`` is the headline verdict; ``efficacy`` says whether every edited fact is answered; a case that failed has its
     traceback in ``error`` and counts as wrong. ``seconds`` is its share of the time its group took, edits and questions together;
+    ``cases_at_once`` is how many were in that group, and ``note`` says why it is smaller than was asked for; ``base_sha256`` is of
+    the model from which the row's own was meta-trained (its own where it was not);
     ``precomputation`` holds the seconds of what was done once before any edit (``meta-training``, ``statistics``, ``projections``).
     """
 
@@ -32,6 +34,7 @@ class Row:
     data_sha256: str
     hparams_sha256: str
     seed: int
+    base_sha256: str = ""
     protocol: str = PROTOCOL
     versions: Mapping[str, str] = field(default_factory=dict)
     precomputation: Mapping[str, float] = field(default_factory=dict)
@@ -51,6 +54,8 @@ class Row:
     neighbour_unchanged: bool | None = None
     seconds_per_edit: float | None = None
     seconds: float | None = None
+    cases_at_once: int | None = None
+    note: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
 

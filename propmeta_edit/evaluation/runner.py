@@ -16,6 +16,7 @@ from tqdm import tqdm
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
 from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
+from propmeta_edit.models.devices import is_out_of_memory
 from propmeta_edit.records import Case, Question
 
 LOG = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class MethodSpec:
 
     Args:
         check: called for every row with cases left before the first of them runs; raises what would stop ``build``.
+        base_sha256: of the model from which this one was meta-trained; "" for this one itself.
         adapt: makes the row's own cases from those of the data set, for controls that edit something else.
         precomputation: the seconds of what was done once, before any edit, by its name.
         cases_at_once: how many are given to the method together, after the first ``TIMED_CASES``, which it gets one by one.
@@ -76,6 +78,7 @@ class MethodSpec:
     cases_at_once: int = 1
     check: Callable[[], None] = lambda: None
     precomputation: Mapping[str, float] = field(default_factory=dict)
+    base_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,9 +183,9 @@ def _is_used_up(budget: float, method: MethodSpec, datasets: Sequence[DataSet], 
 
 def run_here(method: MethodSpec, work: Sequence[Work], seed: int, versions: Mapping[str, str]) -> Iterator[list[Row]]:
     """The rows of each group in turn, in this process, on one load of the model."""
-    built = method.build()
+    run_group = GroupRunner(method, method.build(), seed, versions)
     for item in work:
-        yield run_group(method, built, item, seed, versions)
+        yield run_group(item)
 
 
 def batches_of(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
@@ -204,66 +207,87 @@ def _unfinished_groups(method: MethodSpec, chosen: Sequence[Case], rows: RowFile
     return [*timed, *sorted(batches, key=lambda batch: place[batch[0].case_id])]
 
 
-def run_group(spec: MethodSpec, method: Method, work: Work, seed: int, versions: Mapping[str, str]) -> list[Row]:
-    """The rows of cases that are run together; if they fail together (memory, say), each is tried by itself."""
-    started = time.perf_counter()
-    rows = _rows_of_group(spec, method, work, seed, versions)
-    return [replace(row, seconds=(time.perf_counter() - started) / len(rows)) for row in rows]
+@dataclass
+class GroupRunner:
+    """Runs groups of cases with a method that is loaded; where memory runs out, in smaller groups from then on.
 
+    Args:
+        at_once: at most so many cases together; None until memory ran out.
+    """
 
-def _rows_of_group(spec: MethodSpec, method: Method, work: Work, seed: int, versions: Mapping[str, str]) -> list[Row]:
-    data, group = work.data, work.group
-    if len(group) > 1:
+    spec: MethodSpec
+    method: Method
+    seed: int
+    versions: Mapping[str, str]
+    at_once: int | None = None
+    note: str | None = None
+
+    def __call__(self, work: Work) -> list[Row]:
+        """The rows of cases that are run together; if they fail together, each is tried by itself."""
+        started = time.perf_counter()
+        rows = self._run(work.data, work.group)
+        return [replace(row, seconds=(time.perf_counter() - started) / len(rows)) for row in rows]
+
+    def _run(self, data: DataSet, group: Sequence[Case]) -> list[Row]:
+        if len(group) == 1:
+            return [self._run_case(data, group[0])]
+        if self.at_once is not None and len(group) > self.at_once:
+            return [row for some in batches_of(group, self.at_once) for row in self._run(data, some)]
         try:
-            outcomes = method.evaluate_many(group)
-            return [_make_row(spec, data, case, seed, versions, score(case, o)) for case, o in zip(group, outcomes, strict=True)]
+            outcomes = self.method.evaluate_many(group)
+            return [self._make_row(data, case, score(case, o), len(group)) for case, o in zip(group, outcomes, strict=True)]
         except OSError:  # the disk, not the cases
             raise
         except Exception as error:
-            LOG.warning("%s failed on %d cases at once (%s); trying them one by one", spec.name, len(group), error)
-    return [_run_case(spec, method, data, case, seed, versions) for case in group]
+            tried = 1
+            if is_out_of_memory(error):
+                tried = self.at_once = len(group) // 2
+                self.note = f"out of memory with {len(group)} cases at once"
+            LOG.warning("%s failed on %d cases at once (%s); trying %d", self.spec.name, len(group), error, tried)
+        # Outside the handler: the error's traceback holds what the failed attempt had allocated.
+        return [row for some in batches_of(group, tried) for row in self._run(data, some)]
 
+    def _run_case(self, data: DataSet, case: Case) -> Row:
+        try:
+            [outcome] = self.method.evaluate_many([case])
+        except OSError:  # the disk, not the case
+            raise
+        except Exception as error:
+            LOG.warning("%s failed on %s: %s", self.spec.name, case.case_id, error)
+            # Wrong, not missing, wherever a verdict was due: else failures would raise the other accuracies.
+            due = {
+                "cloze_correct": case.question.cloze,
+                "second_hop_correct": case.second_hop,
+                "other_fact_correct": case.other_fact,
+                "neighbour_unchanged": case.neighbour,
+            }
+            verdicts: dict[str, object] = {name: None if question is None else False for name, question in due.items()}
+            return self._make_row(data, case, {**verdicts, "error": traceback.format_exc()})
+        return self._make_row(data, case, score(case, outcome))
 
-def _run_case(spec: MethodSpec, method: Method, data: DataSet, case: Case, seed: int, versions: Mapping[str, str]) -> Row:
-    try:
-        [outcome] = method.evaluate_many([case])
-    except OSError:  # the disk, not the case
-        raise
-    except Exception as error:
-        LOG.warning("%s failed on %s: %s", spec.name, case.case_id, error)
-        # Wrong, not missing, wherever a verdict was due: else failures would raise the other accuracies.
-        due = {
-            "cloze_correct": case.question.cloze,
-            "second_hop_correct": case.second_hop,
-            "other_fact_correct": case.other_fact,
-            "neighbour_unchanged": case.neighbour,
-        }
-        verdicts: dict[str, object] = {name: None if question is None else False for name, question in due.items()}
-        return _make_row(spec, data, case, seed, versions, {**verdicts, "error": traceback.format_exc()})
-    return _make_row(spec, data, case, seed, versions, score(case, outcome))
-
-
-def _make_row(
-    spec: MethodSpec, data: DataSet, case: Case, seed: int, versions: Mapping[str, str], results: Mapping[str, object]
-) -> Row:
-    return Row(
-        method=spec.name,
-        dataset=data.name,
-        case_id=case.case_id,
-        model=spec.model,
-        model_sha256=spec.model_sha256,
-        data_sha256=data.sha256,
-        hparams_sha256=spec.hparams_sha256,
-        seed=seed,
-        versions=versions,
-        precomputation=spec.precomputation,
-        device=spec.device,
-        dtype=spec.dtype,
-        question=case.question.text,
-        answers=case.question.answers,
-        tags=case.tags,
-        **results,  # type: ignore[arg-type]
-    )
+    def _make_row(self, data: DataSet, case: Case, results: Mapping[str, object], together: int = 1) -> Row:
+        spec = self.spec
+        return Row(
+            method=spec.name,
+            dataset=data.name,
+            case_id=case.case_id,
+            model=spec.model,
+            model_sha256=spec.model_sha256,
+            base_sha256=spec.base_sha256 or spec.model_sha256,
+            data_sha256=data.sha256,
+            hparams_sha256=spec.hparams_sha256,
+            seed=self.seed,
+            versions=self.versions,
+            precomputation=spec.precomputation,
+            device=spec.device,
+            dtype=spec.dtype,
+            question=case.question.text,
+            answers=case.question.answers,
+            cases_at_once=together,
+            note=self.note,
+            tags=case.tags,
+            **results,  # type: ignore[arg-type]
+        )
 
 
 def score(case: Case, outcome: CaseOutcome) -> dict[str, object]:

@@ -36,6 +36,21 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [_summarise_pair(select_rows(rows, method, dataset)) for method, dataset in pairs]
 
 
+def require_one_base(rows: Sequence[Row]) -> None:
+    """Refuse to set beside one another what started from different models or drew its cases with different seeds.
+
+    Raises:
+        DataError: naming the methods on either side.
+    """
+    for name, what in (("base_sha256", "started from different base models"), ("seed", "were run with different seeds")):
+        methods: dict[object, str] = {}
+        for row in rows:
+            if getattr(row, name) != "":  # rows of versions before 0.6 do not say it
+                methods.setdefault(getattr(row, name), row.method)
+        if len(methods) > 1:
+            raise DataError(f"the rows of {' and '.join(methods.values())} {what}; tabulate them apart, with another --output")
+
+
 def _share(rows: Sequence[Row], name: str) -> float | None:
     verdicts = [getattr(row, name) for row in rows if getattr(row, name) is not None]
     return fmean(verdicts) if verdicts else None
@@ -62,12 +77,24 @@ def _summarise_pair(rows: Sequence[Row]) -> dict[str, Any]:
         "seconds_per_edit": fmean(seconds) if seconds else None,
         "n_timed": len(seconds),
         "seconds_per_edit_median": median(seconds) if seconds else None,
+        **_throughput(rows),
         "errors": sum(row.error is not None for row in rows),
+        "notes": list(dict.fromkeys(row.note for row in rows if row.note)),
         "precomputation": dict(first.precomputation),
         **{name: getattr(first, name) for name in SETTINGS},
         "device": first.device,
         "dtype": first.dtype,
         "versions": dict(first.versions),
+    }
+
+
+def _throughput(rows: Sequence[Row]) -> dict[str, Any]:
+    """Cases a second, edits and questions, of those that were run side by side, and how many were."""
+    together = [row for row in rows if (row.cases_at_once or 1) > 1 and row.seconds]
+    seconds = sum(row.seconds or 0.0 for row in together)
+    return {
+        "cases_per_second": len(together) / seconds if seconds else None,
+        "cases_at_once": max((row.cases_at_once or 1 for row in together), default=1),
     }
 
 
@@ -88,7 +115,7 @@ def write_tables(summary: Sequence[dict[str, Any]], folder: str | Path, notes: S
 def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
     """The table for reading: percentages with their 95 % intervals, a dagger where cases are few."""
     header = ["method", "data set", "n", "accuracy %", "at word boundary %", "cloze %", "efficacy %"]
-    header += ["second hop %", "other fact %", "neighbour same %", "s / edit", "once before, s", "errors"]
+    header += ["second hop %", "other fact %", "neighbour same %", "s / edit", "cases / s", "once before, s", "errors"]
     rows = []
     for entry in summary:
         cells = [
@@ -101,11 +128,13 @@ def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) 
             _with_interval(entry["efficacy"], entry["efficacy_ci95"]),
             *(_percent(entry[name]) for name in KEPT),
             "–" if entry["seconds_per_edit"] is None else f"{entry['seconds_per_edit']:.2f}",
+            "–" if entry["cases_per_second"] is None else f"{entry['cases_per_second']:.2f} ({entry['cases_at_once']} at once)",
             ", ".join(f"{name} {seconds:.0f}" for name, seconds in entry["precomputation"].items()) or "–",
             str(entry["errors"]),
         ]
         rows.append(cells)
     legend = ["Brackets: 95 % Wilson intervals.", *notes]
+    legend += [f"{entry['method']} on {entry['dataset']}: {note}." for entry in summary for note in entry["notes"]]
     if any(entry["n"] < FEW for entry in summary):
         legend.append(f"†: fewer than {FEW} cases.")
     return markdown_table(header, rows) + "\n" + "\n".join(f"- {note}" for note in legend) + "\n"

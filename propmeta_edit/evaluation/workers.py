@@ -9,7 +9,7 @@ from typing import Any
 
 from propmeta_edit.errors import ConfigError, PropMetaError
 from propmeta_edit.evaluation.rows import Row
-from propmeta_edit.evaluation.runner import MethodSpec, Work, run_group
+from propmeta_edit.evaluation.runner import GroupRunner, MethodSpec, Work
 
 LOG = logging.getLogger(__name__)
 PASSED_ON = ("PROPMETA_HOME", "EASYEDIT_HOME", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
@@ -20,11 +20,10 @@ class _Worker:
     """One process with the method's model loaded once."""
 
     def __init__(self, method: MethodSpec, seed: int, versions: Mapping[str, str]) -> None:
-        self._method, self._seed, self._versions = method, seed, versions
-        self._built = method.build()
+        self._run_group = GroupRunner(method, method.build(), seed, versions)
 
     def run(self, work: Work) -> list[Row]:
-        return run_group(self._method, self._built, work, self._seed, self._versions)
+        return self._run_group(work)
 
 
 class RayWorkers:

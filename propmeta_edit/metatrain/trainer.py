@@ -24,6 +24,7 @@ from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, comp
 from propmeta_edit.metatrain.outer_losses import make_outer_loss
 from propmeta_edit.metatrain.processes import ALONE, Processes
 from propmeta_edit.metatrain.run import Progress, TaskLosses, TrainingRun
+from propmeta_edit.models.devices import is_out_of_memory
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.records import MetaTask
 from propmeta_edit.text.encoding import encode_requests
@@ -160,7 +161,9 @@ def compute_step_gradients(
         some = tasks[start : start + at_once]
         try:
             gradients.append(_compute_gradients(model, tokenizer, parameters, some, config))
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise ModelError(
                 f"out of memory with {len(some)} tasks at once, the first of them {some[0].task_id} ({some[0].target.prompt!r}); "
                 f"set tasks_at_once to less than {len(some)}"

@@ -1,4 +1,4 @@
-"""Names of devices."""
+"""Devices: their names, what they can do, and their memory."""
 
 from __future__ import annotations
 
@@ -56,3 +56,10 @@ def free_memory(device: torch.device) -> int:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     return int(psutil.virtual_memory().available)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or in the machine: PyTorch has an error of its own for CUDA alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "can't allocate memory"))

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ NOTES = [
     f"take less than {LONG_EDIT:.0f} s), evaluation, restoring and the one-time meta-training are outside. The other cases of FT "
     "and MetaFT are edited side by side.",
     "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",
+    "cases / s: of the cases that were edited side by side, edits and questions together.",
+    "FT-L and FT-M are EasyEdit's FT in a clone of its repository; its PyPI release has one of the two losses under no name.",
     "once before: seconds spent before any edit (meta-training, second moments, projections), on the machine that spent them.",
     "CaKE and FT-paraphrases train on texts from fixed templates where the data has none of its own.",
     "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
@@ -225,8 +228,14 @@ def make_spec(name: str, kind: RowKind, settings: Mapping[str, Any], setup: Setu
         device=setup.device,
         adapt=kind.adapt,
         precomputation=precomputation,
+        base_sha256=_base_of(model) if kind.checkpoint else "",
         cases_at_once=1 if kind.edit in BASELINES else setup.edits_at_once,
     )
+
+
+def _base_of(model: str) -> str:
+    """The hash of the model from which a checkpoint was meta-trained, as its card knows it."""
+    return str(read_checkpoint_card(resolve_model_folder(model)).get("base_sha256", ""))
 
 
 def read_training_time(model: str) -> dict[str, float]:
@@ -316,4 +325,6 @@ def collect_versions(methods: list[str]) -> dict[str, str]:
     """What a row depends on besides its settings."""
     versions = {"python": platform.python_version(), "propmeta_edit": propmeta_edit.__version__}
     versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
-    return {**versions, "easyedit": find_form().kind} if any(METHODS[m].edit in BASELINES for m in methods) else versions
+    if not any(METHODS[name].edit in BASELINES for name in methods):
+        return versions
+    return {**versions, "easyedit": find_form().version, "peft": version("peft")}

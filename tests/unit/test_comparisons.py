@@ -71,4 +71,8 @@ def test_files(tmp_path):
     assert (tmp_path / "comparisons.md").read_text() == markdown
     assert "| cre-id | MetaFT | 4 | +50.0 [" in markdown and "## Accuracy % by relation" in markdown
     assert "| q/3? | yes / ja | False . | False . |" in markdown, "a cell must not break the table"
-    assert {e["method"] for e in json.loads((tmp_path / "comparisons.json").read_text())} == {"in-context", "MetaFT"}
+    entries = json.loads((tmp_path / "comparisons.json").read_text())
+    assert {(e["method"], e["reference"]) for e in entries} == {
+        ("in-context", "FT"), ("MetaFT", "FT"), ("in-context", "MetaFT"), ("FT", "MetaFT")
+    }  # fmt: skip
+    assert markdown.index("## Against FT, paired") < markdown.index("## Against MetaFT, paired")

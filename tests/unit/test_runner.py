@@ -11,7 +11,7 @@ from propmeta_edit.errors import DataError, ModelError
 from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
 from propmeta_edit.evaluation.runner import CaseOutcome, DataSet, MethodSpec, choose_cases, run_methods
 from propmeta_edit.evaluation.statistics import wilson_interval
-from propmeta_edit.evaluation.tables import make_markdown, summarise, write_tables
+from propmeta_edit.evaluation.tables import make_markdown, require_one_base, summarise, write_tables
 from propmeta_edit.records import Case, EditRequest, Question
 
 CASES = [
@@ -218,6 +218,39 @@ def test_tables_refuse_to_mix():
         summarise([Row(case_id="1", **row), Row(case_id="2", **{**row, "method": "ROME", "data_sha256": "other"})])
 
 
+def test_tables_refuse_rows_of_different_bases_and_seeds():
+    row = {"dataset": "d", "model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c"}
+    ft = Row("FT", case_id="1", seed=0, base_sha256="a", **row)
+    require_one_base([ft, replace(ft, method="MetaFT", model_sha256="z"), replace(ft, method="old", base_sha256="")])
+    with pytest.raises(DataError, match="rows of FT and ROME started from different base models"):
+        require_one_base([ft, replace(ft, method="ROME", base_sha256="other")])
+    with pytest.raises(DataError, match="rows of FT and ROME were run with different seeds"):
+        require_one_base([ft, replace(ft, method="ROME", seed=1)])
+
+
+class Greedy(Spoken):
+    """Has memory for three cases at once."""
+
+    def evaluate_many(self, cases):
+        self.asked.append(len(cases))
+        if len(cases) > 3:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried")
+        return [CaseOutcome(" sol", None, (" Peru",), None) for _ in cases]
+
+
+def test_where_memory_runs_out_fewer_go_together_from_then_on(tmp_path):
+    cases = [Case(f"k{n}", (EditRequest("Ann lives in", "Peru"),), Question("What?", ("sol",))) for n in range(10 + 16)]
+    rows, method = RowFile(tmp_path / "rows.jsonl"), Greedy()
+    spec = replace(make_spec(method), cases_at_once=8)
+    assert run_methods([spec], [DataSet("d", "data", cases)], rows, limit=None, seed=0, versions={}) == 0
+    assert method.asked == [1] * 10 + [8, 4, 2, 2, 2, 2] + [2] * 4, "halved twice, once"
+    assert [row.cases_at_once for row in rows.rows] == [1] * 10 + [2] * 16
+    (entry,) = summarise(rows.rows)
+    assert entry["n"] == 26 and entry["errors"] == 0 and entry["cases_at_once"] == 2 and entry["cases_per_second"] > 0
+    assert "MetaFT on d: out of memory with 4 cases at once." in make_markdown([entry])
+    assert "(2 at once)" in make_markdown([entry])
+
+
 class Slow(Spoken):
     """Every case takes two seconds by the clock of the runner."""
 
@@ -286,7 +319,7 @@ def test_files_and_markdown(tmp_path):
     summary = summarise(rows.rows)
     markdown = write_tables(summary, tmp_path, ["a note"])
     assert (tmp_path / "table.md").read_text() == markdown == make_markdown(summary, ["a note"])
-    assert "| MetaFT | cre-id | 5† | 60.0 [23.1, 88.2] | 40.0 | 100.0 | 60.0 [23.1, 88.2] | – | – | – | 2.50 | – | 1 |" in markdown
+    assert "| MetaFT | cre-id | 5† | 60.0 [23.1, 88.2] | 40.0 | 100.0 | 60.0 [23.1, 88.2] | – | – | – | 2.50 | – | – | 1 |" in markdown
     assert "†: fewer than 30 cases." in markdown and "- a note" in markdown
     assert json.loads((tmp_path / "table.json").read_text()) == summary
     assert (tmp_path / "table.csv").read_text().startswith("method,dataset,")
