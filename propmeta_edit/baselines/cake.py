@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.finetune.losses import compute_answer_logits
+from propmeta_edit.finetune.losses import compute_token_losses
 from propmeta_edit.models.devices import has_native_bf16
 from propmeta_edit.models.layers import weights_of
 from propmeta_edit.records import EditRequest
@@ -178,5 +177,4 @@ def make_batch(tokenizer: Any, examples: Sequence[EncodedText], learn_padding: b
 
 def compute_token_loss(model: Any, batch: EncodedBatch) -> torch.Tensor:
     """The mean over all labelled tokens of a batch, as transformers' models compute it, with the head at those tokens alone."""
-    logits, is_scored = compute_answer_logits(model, batch)
-    return F.cross_entropy(logits, batch.labels[:, 1:][is_scored])
+    return compute_token_losses(model, batch).mean()

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from propmeta_edit.models.forwards import compute_hidden_states
-from propmeta_edit.text.encoding import IGNORED, EncodedBatch
+from propmeta_edit.text.encoding import EncodedBatch
 
 
 def compute_answer_loss(model: Any, batch: EncodedBatch, reduction: str = "mean", num_edits: int = 1) -> torch.Tensor:
@@ -23,33 +23,34 @@ def compute_answer_loss(model: Any, batch: EncodedBatch, reduction: str = "mean"
     Returns:
         [N] in nats, fp32 or the logits' dtype if that is wider.
     """
-    logits, is_scored = compute_answer_logits(model, batch)
-    token_nll = F.cross_entropy(logits, batch.labels[:, 1:][is_scored], reduction="none")
-    return reduce_answer_tokens(token_nll, is_scored, reduction).view(num_edits, -1).mean(dim=1)
+    token_nll = compute_token_losses(model, batch)
+    return reduce_answer_tokens(token_nll, batch, reduction).view(num_edits, -1).mean(dim=1)
 
 
-def compute_answer_logits(model: Any, batch: EncodedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits where an answer token is predicted, and nowhere else.
+def compute_token_losses(model: Any, batch: EncodedBatch) -> torch.Tensor:
+    """``-log p`` of each of the M answer tokens, [M], in the order of ``batch.scored``."""
+    texts, positions = batch.scored
+    return F.cross_entropy(compute_answer_logits(model, batch), batch.labels[texts, positions], reduction="none")
 
-    Returns:
-        (logits [M, vocabulary] of all M answer tokens, fp32 or wider; which tokens they are: [B, T - 1] with M times True).
-    """
-    is_scored = batch.labels[:, 1:] != IGNORED
+
+def compute_answer_logits(model: Any, batch: EncodedBatch) -> torch.Tensor:
+    """Logits where an answer token is predicted, and nowhere else: [M, vocabulary], fp32 or wider."""
+    texts, positions = batch.scored
     hidden = compute_hidden_states(model, batch)
-    logits = model.get_output_embeddings()(hidden[:, :-1][is_scored])  # the head only there
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, is_scored
+    logits: torch.Tensor = model.get_output_embeddings()(hidden[texts, positions - 1])  # the head only there
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def reduce_answer_tokens(token_nll: torch.Tensor, is_scored: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """One number a text from the losses of all answer tokens.
+def reduce_answer_tokens(token_losses: torch.Tensor, batch: EncodedBatch, reduction: str = "mean") -> torch.Tensor:
+    """One number a text, [B], from the losses of all answer tokens.
 
     Args:
-        token_nll: one loss for each True of ``is_scored``, in its order.
-        is_scored: [B, T], which tokens of which text are the answer's.
+        token_losses: [M], in the order of ``batch.scored``.
         reduction: ``mean`` or ``sum`` over a text's answer tokens.
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    text_of_token = is_scored.nonzero()[:, 0]
-    per_text = token_nll.new_zeros(len(is_scored)).index_add(0, text_of_token, token_nll)
-    return per_text / is_scored.sum(dim=1) if reduction == "mean" else per_text
+    texts = batch.scored[0]
+    zeros = token_losses.new_zeros(len(batch.labels))
+    per_text = zeros.index_add(0, texts, token_losses)
+    return per_text / zeros.index_add(0, texts, torch.ones_like(token_losses)) if reduction == "mean" else per_text

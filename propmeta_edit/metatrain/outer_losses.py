@@ -15,7 +15,7 @@ from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.losses import compute_answer_logits, compute_answer_loss, reduce_answer_tokens
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.records import MetaTask, Question
-from propmeta_edit.text.encoding import IGNORED, EncodedBatch, collate, encode_answer, encode_questions, encode_requests
+from propmeta_edit.text.encoding import EncodedBatch, collate, encode_answer, encode_questions, encode_requests
 from propmeta_edit.text.prompts import format_in_context, format_question
 
 OuterLoss = Callable[[Any], torch.Tensor]  # model -> [N]
@@ -48,9 +48,9 @@ class _Agreement:
         self._batch, self._expected, self._reduction, self._num_tasks = batch, expected, config.loss_reduction, num_tasks
 
     def __call__(self, model: Any) -> torch.Tensor:
-        logits, is_scored = compute_answer_logits(model, self._batch)
+        logits = compute_answer_logits(model, self._batch)
         per_token = F.kl_div(F.log_softmax(logits, dim=-1), self._expected, reduction="none", log_target=True).sum(dim=-1)
-        return reduce_answer_tokens(per_token, is_scored, self._reduction).view(self._num_tasks, -1).mean(dim=1)
+        return reduce_answer_tokens(per_token, self._batch, self._reduction).view(self._num_tasks, -1).mean(dim=1)
 
 
 class RelatedLikelihood(_Likelihood):
@@ -71,7 +71,7 @@ class InContextAgreement(_Agreement):
         answers = [question.answers[0] for _, question in asked]
         batch = _encode(tokenizer, prompts, answers).to(model.device)
         expected = _log_probabilities(model, _encode(tokenizer, with_fact, answers).to(model.device))
-        if len(expected) != int((batch.labels != IGNORED).sum()):
+        if len(expected) != batch.scored.shape[1]:
             raise ModelError("this tokenizer cuts an answer differently with the fact before it; leave out the in-context term")
         super().__init__(batch, expected, config, len(tasks))
 
@@ -117,4 +117,4 @@ def _encode(tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]) -> E
 def _log_probabilities(model: Any, batch: EncodedBatch) -> torch.Tensor:
     """[answer tokens, vocabulary], without gradient."""
     with torch.no_grad():
-        return F.log_softmax(compute_answer_logits(model, batch)[0], dim=-1)
+        return F.log_softmax(compute_answer_logits(model, batch), dim=-1)

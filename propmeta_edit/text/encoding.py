@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class EncodedBatch:
         position_ids: [B, T], int64; counted from each text's first real token.
         labels: [B, T], int64; the token itself on answer tokens, ``IGNORED`` elsewhere.
         is_padded: whether any row holds padding.
+        scored: [2, M], int64; text and position of each of the M answer tokens, text by text; a first token is never one, as
+            nothing predicts it. Found from ``labels`` once, so that no step of a loop has to wait for the device to count them.
     """
 
     input_ids: torch.Tensor
@@ -39,11 +42,18 @@ class EncodedBatch:
     position_ids: torch.Tensor
     labels: torch.Tensor
     is_padded: bool
+    scored: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        texts, positions = (self.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        object.__setattr__(self, "scored", torch.stack([texts, positions + 1]))
 
     def to(self, device: torch.device | str) -> EncodedBatch:
         """The same batch on another device."""
-        tensors = ("input_ids", "attention_mask", "position_ids", "labels")
-        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+        moved = copy(self)
+        for name in ("input_ids", "attention_mask", "position_ids", "labels", "scored"):
+            object.__setattr__(moved, name, getattr(self, name).to(device))
+        return moved
 
 
 @contextmanager

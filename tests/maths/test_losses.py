@@ -9,19 +9,22 @@ import tiny
 import torch
 
 from propmeta_edit.finetune.losses import compute_answer_loss, reduce_answer_tokens
-from propmeta_edit.text.encoding import IGNORED, collate, encode_answer
+from propmeta_edit.text.encoding import IGNORED, EncodedBatch, collate, encode_answer
 
 TEXTS = [("Ann Lee is a citizen of", "Peru"), ("The capital of France is", "Paris in Greece"), ("Lima", "Spanish")]
 
 
 def test_mean_and_sum_by_hand():
     """Two texts with one and two answer tokens whose probabilities are written down."""
-    is_scored = torch.tensor([[False, True, False], [True, False, True]])
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
+    labels = torch.tensor([[IGNORED, IGNORED, 7, IGNORED], [5, 6, IGNORED, 8]])  # nothing predicts the first token, labelled or not
+    batch = EncodedBatch(ids, torch.ones_like(ids), ids, labels, is_padded=False)
+    assert batch.scored.tolist() == [[0, 1, 1], [2, 1, 3]]
     nll = torch.tensor([-math.log(0.1), -math.log(0.2), -math.log(0.75)], dtype=torch.float64)
-    assert reduce_answer_tokens(nll, is_scored).tolist() == pytest.approx([nll[0].item(), (nll[1] + nll[2]).item() / 2], rel=1e-12)
-    assert reduce_answer_tokens(nll, is_scored, "sum").tolist() == pytest.approx([nll[0].item(), (nll[1] + nll[2]).item()])
+    assert reduce_answer_tokens(nll, batch).tolist() == pytest.approx([nll[0].item(), (nll[1] + nll[2]).item() / 2], rel=1e-12)
+    assert reduce_answer_tokens(nll, batch, "sum").tolist() == pytest.approx([nll[0].item(), (nll[1] + nll[2]).item()])
     with pytest.raises(ValueError, match="median"):
-        reduce_answer_tokens(nll, is_scored, "median")
+        reduce_answer_tokens(nll, batch, "median")
 
 
 def test_loss_equals_the_obvious_one(family, tokenizer):
@@ -54,3 +57,17 @@ def test_each_edit_has_the_mean_over_its_own_texts(tokenizer):
         singles = [compute_answer_loss(model, collate(tokenizer, [one])).item() for one in encoded]
         loss = compute_answer_loss(model, collate(tokenizer, encoded), num_edits=2)
     assert loss.tolist() == pytest.approx([sum(singles[:2]) / 2, sum(singles[2:]) / 2], rel=1e-9)
+
+
+def test_no_step_waits_for_the_device(family, tokenizer):
+    """Tensors without contents can be computed with only where no number has to be read to know a shape.
+
+    Without padding: with it, transformers itself looks whether its mask masks anything.
+    """
+    model = tiny.make_model(family).to("meta")
+    batch = collate(tokenizer, [encode_answer(tokenizer, *TEXTS[1])] * 2).to("meta")
+    loss = compute_answer_loss(model, batch, num_edits=2)
+    gradients = torch.autograd.grad(loss.sum(), list(model.parameters()), allow_unused=True)
+    assert loss.shape == (2,) and loss.is_meta and any(gradient is not None for gradient in gradients)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        batch.labels[batch.labels != IGNORED]  # what would wait
