@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from propmeta_edit.edits.edit import Edit, find_transposed
+from propmeta_edit.edits.edit import Edit, find_transposed, take_base
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
 from propmeta_edit.finetune.single_edit import put_in_place, require_full_precision, write_facts
 from propmeta_edit.finetune.stacking import stacked_weights
@@ -63,7 +63,7 @@ def compute_edit(
     weights = {name: parameters[name].data for name in original}
     put_in_place(parameters, original)
     about = (str(hparams.model_name), "MetaFT", describe_settings(hparams))
-    return Edit(tuple(requests), weights, original, *about, transposed=find_transposed(model, weights))
+    return Edit(tuple(requests), weights, original, *about, transposed=find_transposed(model, weights), base=take_base(model))
 
 
 def compute_edits(
@@ -83,7 +83,7 @@ def compute_edits(
     parameters = select_parameters(model, hparams.layers, hparams.modules)
     require_full_precision(parameters)
     before = {name: parameter.data for name, parameter in parameters.items()}
-    transposed = find_transposed(model, before)
+    transposed, base = find_transposed(model, before), take_base(model)
     at_once = at_once or choose_at_once(before, free_memory(model.device))
     for start in range(0, len(several), at_once):
         some = several[start : start + at_once]
@@ -93,7 +93,7 @@ def compute_edits(
                 apply_inner_loop(model, stack.parameters, target, hparams.inner_loop_settings(), len(some))
             weights = [stack.take(number) for number in range(len(some))]
         about = (str(hparams.model_name), "MetaFT", describe_settings(hparams))
-        edits += [Edit(tuple(o), w, before, *about, transposed=transposed) for o, w in zip(some, weights, strict=True)]
+        edits += [Edit(tuple(o), w, before, *about, transposed=transposed, base=base) for o, w in zip(some, weights, strict=True)]
     return edits
 
 

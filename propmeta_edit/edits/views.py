@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from propmeta_edit.edits.edit import Edit
+from propmeta_edit.edits.edit import Edit, take_base
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
@@ -71,9 +71,10 @@ def generate_with_edits(
     if not names:
         return generate_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=len(prompts))
     parameters = dict(model.named_parameters())
+    base = take_base(model)
     for edit in chosen:
-        if edit is not None and not edit.is_made_on(model):
-            raise ModelError(f"an edit of {edit.base_model or 'a model'} was made on other weights than this model has now")
+        if edit is not None:
+            edit.require_made_on(model, base)
     for name in list(names):
         module, _, leaf = name.rpartition(".")
         if not isinstance(model.get_submodule(module), nn.Linear | Conv1D):

@@ -78,8 +78,17 @@ def edit_and_ask(
     return edit, _ask(model, tokenizer, prompts, [edit])
 
 
-def ask_with_edits(folders: Sequence[Path], questions: Sequence[str], model_name: str | None, device: str) -> list[Answers]:
-    """Ask the model that saved edits were made on, as it is and under each of them."""
+def ask_with_edits(
+    folders: Sequence[Path], questions: Sequence[str], model_name: str | None, device: str, *, any_base: bool = False
+) -> list[Answers]:
+    """Ask the model that saved edits were made on, as it is and under each of them.
+
+    Args:
+        any_base: pin the edits to the model, whatever they were made on.
+
+    Raises:
+        ModelError: another model than they were made on, unless ``any_base``; a damaged folder.
+    """
     edits = [Edit.load(folder) for folder in folders]
     device = resolve_device(device)
     layers = [
@@ -92,6 +101,8 @@ def ask_with_edits(folders: Sequence[Path], questions: Sequence[str], model_name
         dtype="float32" if is_mixed else resolve_dtype("fast", device),  # every edited tensor must be in fp32
         layers=None if is_mixed else sorted({layer for chosen in layers for layer in chosen}),
     )
+    if any_base:
+        edits = [edit.pin_to(model) for edit in edits]
     return _ask(model, tokenizer, [("question", format_question(text)) for text in questions], edits)
 
 

@@ -409,6 +409,10 @@ def test_asking_under_another_model_is_refused(own_hparams, base, tmp_path, caps
     capsys.readouterr()
     assert main(["ask", "Where?", "--edit", str(tmp_path / "edit"), "--model", str(other), "--device", "cpu"]) == 2
     assert "made on other weights" in capsys.readouterr().err
+    asked = ["ask", "Where?", "--edit", str(tmp_path / "edit"), "--model", str(other), "--device", "cpu"]
+    assert main([*asked, "--any-base", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["answers"]
+    assert row["answers"]["unedited"] != row["answers"]["edit"]
 
 
 class Remembering(GeneralTracker):

@@ -14,14 +14,16 @@ import tiny
 import torch
 
 from propmeta_edit.edits.compute import choose_at_once, compute_edit, compute_edits
-from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, hash_tensors, standing_edits, take_fingerprint
+from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, standing_edits
+from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
-from propmeta_edit.errors import ModelError, RequestError
+from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
 from propmeta_edit.finetune.weights import snapshot
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.loading import load_model
 from propmeta_edit.records import EditRequest
 
 REQUESTS = [
@@ -215,6 +217,99 @@ def test_damaged_files(saved, damage):
         Edit.load(saved)
 
 
+@pytest.fixture
+def relative(family):
+    """The same model but for one matrix that the edits do not move."""
+    other = tiny.make_model(family)
+    name = next(name for name in select_parameters(other, [2]) if name.endswith(".weight"))
+    with torch.no_grad():
+        other.get_parameter(name)[3:, 5] += 0.01
+    return other, name
+
+
+def test_a_base_that_differs_elsewhere_is_told_apart(model, edits, saved, relative, tokenizer):
+    other, name = relative
+    before = values_of(other)
+    for edit in (edits[0], Edit.load(saved)):
+        uses = [
+            lambda edit=edit: edit.apply(other),
+            lambda edit=edit: EditedModel(other, edit)(torch.tensor([[5, 6]])),
+            lambda edit=edit: generate_with_edits(other, tokenizer, ["Where?"], [edit]),
+        ]
+        for use in uses:
+            with pytest.raises(ModelError, match=f"made on another model .*: 1 tensors .*, {name}; .*any-base"):
+                use()
+        assert same(values_of(other), before) and standing_edits(other) == []
+    with pytest.raises(ModelError, match="made on another model"):
+        Edit.load(saved).change(other)
+    with Edit.load(saved).applied(model):
+        pass
+
+
+def test_edits_of_other_tensors_do_not_make_another_base(model, tokenizer, edits, saved):
+    """Computed without and applied over another edit, and the other way round; what is no ``Edit`` does count."""
+    of_layer_1, of_layer_2 = edits[0], edits[3]
+    with of_layer_2.applied(model):
+        on_top = compute_edit(model, tokenizer, REQUESTS[1], hparams())
+        with Edit.load(saved).applied(model), on_top.applied(model):
+            assert len(standing_edits(model)) == 3
+        assert generate_with_edits(model, tokenizer, ["Where?"], [of_layer_1])
+    with on_top.applied(model), of_layer_2.applied(model):
+        pass
+    of_layer_1.apply(model)
+    of_layer_2.apply(model)
+    with torch.no_grad():
+        next(iter(select_parameters(model, [0]).values())).add_(0.1)
+    of_layer_1.undo(model)  # an edit can be taken out whatever became of the model
+    assert standing_edits(model) == [of_layer_2]
+    with pytest.raises(ModelError, match="take out what was written into this one since"):
+        of_layer_1.apply(model)
+
+
+def test_the_base_is_the_same_in_half_precision(tokenizer, tmp_path):
+    folder = str(tiny.save_model_folder(tmp_path / "base", tokenizer))
+    edit = compute_edit(load_model(folder)[0], tokenizer, REQUESTS[0], hparams())
+    edit.save(tmp_path / "edit")
+    half, _ = load_model(folder, dtype="bfloat16", layers=[1])
+    assert half.get_parameter("model.layers.2.mlp.up_proj.weight").dtype == torch.bfloat16
+    with Edit.load(tmp_path / "edit").applied(half):
+        pass
+    with torch.no_grad():
+        half.get_parameter("model.layers.2.mlp.up_proj.weight").mul_(1.01)
+    with pytest.raises(ModelError, match=r"made on another model .* model.layers.2.mlp.up_proj.weight;"):
+        edit.apply(half)
+
+
+def test_an_edit_pinned_to_another_model_belongs_there(model, edits, saved, relative, family, tmp_path):
+    other, _ = relative
+    before = values_of(other)
+    for edit in (edits[0], Edit.load(saved)):
+        pinned = edit.pin_to(other)
+        with pinned.applied(other):
+            assert all(torch.equal(other.get_parameter(name), value) for name, value in edit.weights.items())
+        assert same(values_of(other), before)
+        with pytest.raises(ModelError, match="made on another model"):
+            pinned.apply(model)
+    with edits[3].pin_to(other).applied(other), edits[1].pin_to(other).applied(other):
+        pinned = edits[0].pin_to(other)  # what stands does not count
+    pinned.save(tmp_path / "pinned")
+    with Edit.load(tmp_path / "pinned").applied(other):
+        pass
+    foreign = tiny.make_model(family, seed=3)
+    with edits[0].pin_to(foreign).applied(foreign):  # its edited tensors differ as well
+        assert all(torch.equal(foreign.get_parameter(name), value) for name, value in edits[0].weights.items())
+    with pytest.raises(ModelError, match=r"is torch\.bfloat16 in this model and torch\.float64 in the edit"):
+        edits[0].pin_to(other.bfloat16())
+
+
+def test_folders_of_before_bases_were_known_are_read(edits, saved, relative):
+    config = json.loads((saved / CONFIG).read_text())
+    del config["base"]
+    (saved / CONFIG).write_text(json.dumps(config))
+    with Edit.load(saved).applied(relative[0]):
+        pass
+
+
 def test_folders_that_cannot_be_written(edits, saved, tmp_path):
     with pytest.raises(ModelError, match="exists; choose another folder"):
         edits[0].save(saved)
@@ -243,10 +338,45 @@ def test_low_rank_export_is_a_peft_adapter_and_says_what_it_loses(tokenizer, tmp
         edit.save_lora(tmp_path / "1", 1)
 
 
-def test_a_lora_cannot_hold_biases(tokenizer, tmp_path):
-    edit = compute_edit(tiny.make_model("gpt2"), tokenizer, REQUESTS[0], hparams())
-    with pytest.raises(ModelError, match=r"matrices alone, and this edit moves .*bias"):
-        edit.save_lora(tmp_path / "lora", 2)
+def with_moved(model, names):
+    """The edit that adds noise to these parameters."""
+    parameters = dict(model.named_parameters())
+    original = {name: parameters[name].detach().clone() for name in names}
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in names:
+            parameters[name] += 0.1 * torch.randn(parameters[name].shape, generator=noise)
+    return edit_from_weights(model, original, REQUESTS[:1], method="FT")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
+def test_a_lora_leaves_biases_out_and_counts_them(kind, tokenizer, tmp_path):
+    """GPT-2's projections are turned and all have biases; Qwen2's have them in attention."""
+    from peft import PeftModel
+
+    model = tiny.make_model(kind)
+    edit = with_moved(model, select_parameters(model, [1]))
+    change = edit.change()
+    biases = {name: value for name, value in change.items() if name.endswith(".bias")}
+    lost, whole = (sum(float(value.square().sum()) for value in some.values()) for some in (biases, change))
+    assert len(biases) > 2 and edit.save_lora(tmp_path / "lora", 16) == pytest.approx((lost / whole) ** 0.5, rel=1e-6)
+    adapted = PeftModel.from_pretrained(tiny.make_model(kind), str(tmp_path / "lora")).merge_and_unload()
+    for name, parameter in model.named_parameters():
+        moved = change[name] if name in change and name not in biases else 0
+        torch.testing.assert_close(adapted.get_parameter(name).data, parameter.data + moved, rtol=1e-4, atol=1e-5)
+
+
+def test_what_no_lora_can_hold(tokenizer, tmp_path):
+    model = tiny.make_model("gpt2")
+    with pytest.raises(ModelError, match=r"matrices alone, and this edit moves none; keep the edit itself"):
+        with_moved(model, ["transformer.h.1.mlp.c_fc.bias"]).save_lora(tmp_path / "lora", 2)
+    with pytest.raises(ModelError, match=r"matrices alone, and this edit moves transformer.h.1.ln_1.weight"):
+        with_moved(model, ["transformer.h.1.mlp.c_fc.weight", "transformer.h.1.ln_1.weight"]).save_lora(tmp_path / "lora", 2)
+    edit = with_moved(model, ["transformer.h.1.mlp.c_fc.weight"])
+    for rank in (0, -1, 2.5, "16"):
+        with pytest.raises(ConfigError, match=f"rank of a LoRA must be a whole number, 1 or more, got {rank!r}"):
+            edit.save_lora(tmp_path / "lora", rank)
+    assert not (tmp_path / "lora").exists()
 
 
 def test_views_answer_side_by_side(model, edits, tokenizer):
@@ -341,7 +471,7 @@ def test_a_method_that_writes_in_place_harms_no_other_edit(model, tokenizer, edi
 
 
 def test_rows_refuse_edits_of_another_state(model, edits, tokenizer, family):
-    with edits[1].applied(model), pytest.raises(ModelError, match="made on other weights than this model has now"):
+    with edits[1].applied(model), pytest.raises(ModelError, match=r"made on other weights .* than this model has now"):
         generate_with_edits(model, tokenizer, ["Where?"], [edits[0]])
     with pytest.raises(ModelError, match="made on other weights"):
         generate_with_edits(tiny.make_model(family, seed=1), tokenizer, ["Where?"], [edits[0]])
@@ -408,3 +538,19 @@ def test_fingerprints_and_hashes_tell_tensors_apart():
     other[2, 3] = torch.nextafter(other[2, 3], torch.tensor(10.0))
     assert take_fingerprint(one) != take_fingerprint(other) and hash_tensors({"a": one}) != hash_tensors({"a": other})
     assert take_fingerprint(one) != take_fingerprint(one.flip(0)) != take_fingerprint(one.bfloat16())
+
+
+def test_an_identity_looks_at_every_tensor(model):
+    """At a share of a large one, in every column; a tensor that is given counts instead of the model's."""
+    known = take_identity(model, {})
+    for name, parameter in model.named_parameters():
+        replaced = {name: parameter.detach() * 1.02 + 0.02}
+        found = take_identity(model, replaced)
+        assert [n for n in known if known[n] != found[n]] == [name]
+    large = torch.nn.Linear(576, 1536, bias=False)
+    before = take_identity(large, {})
+    for column in (0, 7, 300):
+        changed = large.weight.detach().clone()
+        changed[:, column] += 1
+        assert take_identity(large, {"weight": changed}) != before
+    assert take_identity(large, {"weight": large.weight.detach().bfloat16()}) == before
