@@ -14,10 +14,11 @@ from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import generate_with_edits
-from propmeta_edit.errors import DataError
+from propmeta_edit.errors import ConfigError, DataError, ModelError
+from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
-from propmeta_edit.models.loading import load_model
-from propmeta_edit.recipes.settings import hparams_file
+from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
+from propmeta_edit.recipes.settings import edit_settings_of, has_hparams, hparams_file
 from propmeta_edit.records import EditRequest, as_requests
 from propmeta_edit.text.prompts import format_question
 
@@ -59,11 +60,42 @@ def read_requests(path: Path) -> list[EditRequest]:
 
 
 def read_hparams(model: str | None, file: str | None, device: str) -> MetaFTHyperParams:
-    """The settings of an edit: of a YAML, else of the bundled model; another ``model`` is edited with them if named."""
-    path = Path(file) if file else hparams_file("MetaFT", "smollm2-135m")
-    values = read_yaml(path)
+    """The settings of an edit: of the YAML ``file``; else as ``model`` was meta-trained, which its card says; else of the YAML in
+    ``hparams/MetaFT`` that has the model's name. Without a model, the bundled one's.
+
+    Raises:
+        ConfigError: none of these, or a setting that cannot be used.
+        ModelError: no such model, or a damaged card.
+    """
+    if file or not model:
+        path = Path(file) if file else hparams_file("MetaFT", "smollm2-135m")
+        values, source = read_yaml(path), str(path)
+    else:
+        values, source = _settings_of_model(model, resolve_device(device))
     values |= {"device": device} | ({"model_name": model} if model else {})
-    return build_config(MetaFTHyperParams, values, str(path))  # type: ignore[no-any-return]
+    return build_config(MetaFTHyperParams, values, source)  # type: ignore[no-any-return]
+
+
+def _settings_of_model(model: str, device: str) -> tuple[dict[str, Any], str]:
+    """A layer and a rate that were chosen for this model, and where they are from."""
+    folder = Path(resolve_model_folder(model))
+    card = folder / CHECKPOINT_CARD
+    if card.is_file():
+        trained = read_checkpoint_card(folder)["settings"]
+        try:
+            return {**edit_settings_of(trained), "dtype": resolve_dtype(trained["dtype"], device)}, str(card)
+        except KeyError as error:
+            raise ModelError(
+                f"{card} does not say with which {error} the model was meta-trained; give a YAML with --hparams"
+            ) from error
+    name = Path(model).name
+    if not has_hparams("MetaFT", name):
+        raise ConfigError(
+            f"no layer and rate are known for {model}: it has no {CHECKPOINT_CARD}, which meta-training writes, and there is no "
+            f"hparams/MetaFT/{name}.yaml; give a YAML with --hparams"
+        )
+    path = hparams_file("MetaFT", name)
+    return read_yaml(path), str(path)
 
 
 def edit_and_ask(
