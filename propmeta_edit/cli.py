@@ -57,7 +57,9 @@ def _edit_parser() -> ArgumentParser:
     parser.add_argument("--unrelated", type=str, nargs="+", default=[], help="questions about other things")
     parser.add_argument("--model", type=str, help="a meta-tuned folder or bundled name (default: the bundled one)")
     parser.add_argument(
-        "--hparams", type=str, help="a MetaFT YAML (default: as the model was meta-trained, else that of its name in hparams/MetaFT)"
+        "--hparams",
+        type=str,
+        help="a MetaFT YAML (default: as the model was meta-trained, else that of its name in hparams/MetaFT)",
     )
     parser.add_argument("--save", type=str, help="new folder for the edit, for propmeta-edit ask")
     parser.add_argument("--json", action="store_true", help="print JSON")

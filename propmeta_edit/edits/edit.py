@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -239,12 +239,13 @@ class Edit:
         originals = _originals(model)
         current = {name: parameter.data for name, parameter in self._parameters_of(model).items()}
         if self._is_base(current):
-            return {name: self._on_device(name, current[name]) for name in self.weights}
+            # Copies: methods such as EasyEdit's write into what stands in a model, and this edit is to stay what it is.
+            return {name: value.to(current[name].device, copy=True) for name, value in self.weights.items()}
         below = {name: originals.get(name, value).to(value.device) for name, value in current.items()}
         if not self._is_base(below):
             raise self._foreign("with the edits standing that stood then" if standing else "")
         # Adding changes: W = W₀ + Σ (Wᵢ - W₀), in the order of application.
-        return {name: current[name] + (self._on_device(name, current[name]) - below[name]) for name in self.weights}
+        return {name: now + (self.weights[name].to(now.device) - below[name]) for name, now in current.items()}
 
     def _stand(self, model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
         parameters = self._parameters_of(model)
@@ -309,9 +310,6 @@ class Edit:
     def _is_base(self, values: Mapping[str, torch.Tensor]) -> bool:
         return self._fits_fingerprints(values) if self.before is not None else hash_tensors(values) == self.base_sha256
 
-    def _on_device(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        return self.weights[name].to(like.device)
-
 
 def _originals(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that the model would have without the edits that stand in it, of those that they move."""
@@ -353,6 +351,9 @@ def edit_from_weights(
     Args:
         model: edited; at ``original`` on return.
         original: the tensors of before, by parameter name.
+
+    Raises:
+        ModelError: a tensor that the model does not have, or no tensor that differs from ``original``.
     """
     parameters = dict(model.named_parameters())
     unknown = sorted(set(original) - set(parameters))
@@ -360,9 +361,49 @@ def edit_from_weights(
         raise ModelError(f"{unknown[0]} is no parameter of this model")
     before = {name: value.detach().to(parameters[name].data) for name, value in original.items()}
     moved = [name for name in original if not torch.equal(parameters[name].data, before[name])]
+    if not moved:
+        raise ModelError(
+            f"there is no edit in this model: none of the {len(original)} tensors given differs from what it has now. EasyEdit's "
+            "editors put the weights back after each request: call edit(..., sequential_edit=True) with one request, which stays"
+        )
     weights = {name: parameters[name].detach().clone() for name in moved}
     # Such methods write into the model's own storage, which other edits may hold; it gets its old numbers back there.
     apply_snapshot(parameters, {name: before[name] for name in moved})
     now = {name: parameters[name].data for name in moved}
     transposed = find_transposed(model, moved)
     return Edit(tuple(requests), weights, now, base_model, method, settings or {}, transposed=transposed, base=take_base(model))
+
+
+def merge_edits(model: nn.Module, edits: Sequence[Edit]) -> Edit:
+    """Several edits as one, which can be saved: what the model holds with all of them applied in this order.
+
+    Exact where each moves tensors of its own. In tensors that several move, their changes are added up, W₀ + Σ (Wᵢ - W₀), and they
+    disturb each other as they do when they stand together. Edits that were made on top of one another can be merged as well.
+
+    Args:
+        model: what they were made on; left as it is. It is needed for W₀, which loaded edits do not hold.
+
+    Raises:
+        ModelError: no edits, one twice, or one of another model.
+    """
+    if not edits:
+        raise ModelError("there is nothing to merge; give one edit or more")
+    parameters = dict(model.named_parameters())
+    everything = {name: parameter.data for name, parameter in parameters.items()}
+    with ExitStack() as standing:
+        for edit in edits:
+            standing.enter_context(edit.applied(model))
+        weights = {name: parameters[name].data for edit in edits for name in edit.weights}
+    before = {name: everything[name] for name in weights}
+    settings = [dict(edit.settings) for edit in edits]
+    methods = list(dict.fromkeys(edit.method for edit in edits))
+    return Edit(
+        tuple(request for edit in edits for request in edit.requests),
+        weights,
+        before,
+        edits[0].base_model,
+        "+".join(methods),
+        settings[0] if all(own == settings[0] for own in settings) else {"merged": settings},
+        transposed=find_transposed(model, weights),
+        base=take_base(model),
+    )

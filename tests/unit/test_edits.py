@@ -14,11 +14,12 @@ import tiny
 import torch
 
 from propmeta_edit.edits.compute import choose_at_once, compute_edit, compute_edits
-from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, standing_edits
+from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, merge_edits, standing_edits
 from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import snapshot
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.generation import generate_greedily
@@ -413,6 +414,51 @@ def test_each_row_of_a_batch_with_its_own_edit(model, edits, tokenizer):
         generate_with_edits(model, tokenizer, prompts[:2], [None])
 
 
+def test_answers_come_in_batches_of_a_bounded_size(model, edits, tokenizer, monkeypatch):
+    """As many rows and edits as asked for, or as the memory allows, and the same answers in the same order."""
+    prompts = ["Ann Lee lives in", "Where?", "Smith PLC was founded in the country of", "The", "Ann Lee", "Lima", "Lee"]
+    own = [edits[0], edits[0], edits[1], None, edits[0], edits[3], None]
+    size = sum(value.nbytes for edit in (edits[0], edits[3]) for value in edit.weights.values())
+    batches = []
+
+    def note(model, parameters, num_edits):
+        batches.append([num_edits])
+        return stacked_weights(model, parameters, num_edits)
+
+    def answer(model, tokenizer, prompts, *arguments, **values):
+        batches.append([*(batches.pop() if batches and len(batches[-1]) == 1 else [0]), len(prompts)])
+        return generate_greedily(model, tokenizer, prompts, *arguments, **values)
+
+    monkeypatch.setattr("propmeta_edit.edits.views.stacked_weights", note)
+    monkeypatch.setattr("propmeta_edit.edits.views.generate_greedily", answer)
+    expected = generate_with_edits(model, tokenizer, prompts, own)
+    assert batches == [[4, 12]], "four kinds of rows, filled up to three each"
+    for batch_size, as_expected in (
+        (1, [[1, 1]] * 4 + [[0, 1]] * 2 + [[1, 1]]),
+        (3, [[1, 3], [0, 2], [2, 2]]),
+        (6, [[2, 6], [2, 2]]),
+    ):
+        batches.clear()
+        assert generate_with_edits(model, tokenizer, prompts, own, batch_size=batch_size) == expected
+        assert batches == as_expected, "edits and rows; no edits are stacked for rows without any"
+    monkeypatch.setattr("propmeta_edit.edits.views.free_memory", lambda device: 2 * 2 * 2 * size)
+    batches.clear()
+    assert generate_with_edits(model, tokenizer, prompts, own) == expected and [number for number, _ in batches] == [2, 2]
+    with pytest.raises(ConfigError, match="batch_size must be 1 or more, got 0"):
+        generate_with_edits(model, tokenizer, prompts, own, batch_size=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_finished_edits_wait_on_the_cpu(model, tokenizer):
+    found = compute_edits(model.cuda(), tokenizer, REQUESTS, hparams(), at_once=2)
+    assert {value.device.type for edit in found for value in edit.weights.values()} == {"cpu"}
+    with found[0].applied(model):
+        expected = generate_greedily(model, tokenizer, ["Where?"])
+    assert generate_with_edits(model, tokenizer, ["Where?"], found[:1]) == expected
+    assert all(value.is_cuda for value in found[0].change().values())
+
+
 def test_many_at_once_are_the_single_ones(model, edits, tokenizer):
     together = compute_edits(model, tokenizer, REQUESTS, hparams(), at_once=2)
     for single, other in zip(edits, together, strict=False):
@@ -447,6 +493,79 @@ def test_an_edit_from_what_another_method_returned(model, tokenizer):
     assert same(values_of(model), before) and set(edit.weights) == set(names[:2]), "what did not move is not part of it"
     with edit.applied(model):
         assert torch.equal(logits(model), edited)
+
+
+def test_weights_that_were_put_back_are_no_edit(model):
+    """What EasyEdit's editors return after an edit that they have taken out again."""
+    name = next(iter(select_parameters(model, [1])))
+    same_as_now = {name: model.get_parameter(name).detach().clone()}
+    for original in (same_as_now, {}):
+        with pytest.raises(ModelError, match=r"there is no edit in this model: none of the \d tensors .*sequential_edit=True"):
+            edit_from_weights(model, original, REQUESTS[:1], method="ROME")
+
+
+def test_writing_in_place_into_a_standing_edit_does_not_reach_it(model, edits, tmp_path):
+    """Neither what it holds, nor what it saves, nor the weights of before."""
+    before, kept = values_of(model), {name: value.clone() for name, value in edits[0].weights.items()}
+    edits[0].apply(model)
+    with torch.no_grad():
+        for name in kept:
+            model.get_parameter(name).add_(0.1)
+    assert same(edits[0].weights, kept)
+    edits[0].save(tmp_path / "edit")
+    edits[0].undo(model)
+    assert same(values_of(model), before)
+    loaded = Edit.load(tmp_path / "edit")
+    assert same(loaded.weights, kept)
+    with edits[0].applied(model), torch.no_grad():
+        model.get_parameter(name).add_(0.1)
+    assert same(edits[0].weights, kept) and same(values_of(model), before)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_merged_edits_are_those_that_stand_together(model, tokenizer, edits, loaded, tmp_path):
+    of_layer_1, of_layer_2 = edits[0], edits[3]
+    if loaded:
+        for number, edit in enumerate(edits):
+            edit.save(tmp_path / str(number))
+        edits = [Edit.load(tmp_path / str(number)) for number in range(4)]
+    before = values_of(model)
+    disjoint = merge_edits(model, [edits[0], edits[3]])
+    assert all(
+        torch.equal(disjoint.weights[name], value) for edit in (of_layer_1, of_layer_2) for name, value in edit.weights.items()
+    )
+    assert disjoint.requests == edits[0].requests + edits[3].requests and disjoint.method == "MetaFT"
+    assert disjoint.settings == {"merged": [dict(edits[0].settings), dict(edits[3].settings)]}
+    merged = merge_edits(model, edits)
+    assert same(values_of(model), before) and standing_edits(model) == [] and merged.settings != edits[0].settings
+    for edit in edits:
+        edit.apply(model)
+    together = values_of(model)
+    for edit in edits:
+        edit.undo(model)
+    merged.save(tmp_path / "merged")
+    for one in (merged, Edit.load(tmp_path / "merged")):
+        with one.applied(model):
+            assert same(values_of(model), together)
+    of_one_layer = merge_edits(model, edits[:2])
+    assert of_one_layer.settings == edits[0].settings
+    first, second = edits[0].change(model), edits[1].change(model)
+    for name, value in of_one_layer.change(model).items():
+        torch.testing.assert_close(value, first[name] + second[name], rtol=1e-9, atol=1e-12)
+
+
+def test_what_cannot_be_merged(model, tokenizer, edits, relative):
+    for several, message in (([], "nothing to merge"), ([edits[0], edits[0]], "stands in the model already")):
+        with pytest.raises(ModelError, match=message):
+            merge_edits(model, several)
+    with pytest.raises(ModelError, match="made on another model"):
+        merge_edits(relative[0], edits[:2])
+    with edits[0].applied(model):
+        on_top = compute_edit(model, tokenizer, REQUESTS[1], hparams())
+    merged = merge_edits(model, [edits[0], on_top])
+    assert same(merged.weights, on_top.weights) and standing_edits(model) == []
+    with merged.applied(model), pytest.raises(ModelError, match="made on other weights"):
+        merge_edits(model, [on_top])
 
 
 def test_a_method_that_writes_in_place_harms_no_other_edit(model, tokenizer, edits):
