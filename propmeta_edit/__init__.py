@@ -33,6 +33,7 @@ _EXPORTS = {
     "edit_from_weights": "propmeta_edit.edits.edit",
     "generate_with_edits": "propmeta_edit.edits.views",
     "load_model": "propmeta_edit.models.loading",
+    "merge_edits": "propmeta_edit.edits.edit",
     "meta_train": "propmeta_edit.metatrain.trainer",
 }
 __all__ = sorted(_EXPORTS)

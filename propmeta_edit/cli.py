@@ -56,7 +56,11 @@ def _edit_parser() -> ArgumentParser:
     parser.add_argument("--related", type=str, nargs="+", default=[], help="questions whose answers follow from it")
     parser.add_argument("--unrelated", type=str, nargs="+", default=[], help="questions about other things")
     parser.add_argument("--model", type=str, help="a meta-tuned folder or bundled name (default: the bundled one)")
-    parser.add_argument("--hparams", type=str, help="a MetaFT YAML (default: the bundled model's)")
+    parser.add_argument(
+        "--hparams",
+        type=str,
+        help="a MetaFT YAML (default: as the model was meta-trained, else that of its name in hparams/MetaFT)",
+    )
     parser.add_argument("--save", type=str, help="new folder for the edit, for propmeta-edit ask")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, mps, cuda or cuda:N")
@@ -68,6 +72,12 @@ def _ask_parser() -> ArgumentParser:
     parser.add_argument("questions", type=str, nargs="+", help="in full sentences")
     parser.add_argument("--edit", type=str, nargs="+", required=True, help="folders that edit --save wrote")
     parser.add_argument("--model", type=str, help="the model they were made on, if not where they say")
+    parser.add_argument(
+        "--any-base",
+        action="store_true",
+        help="put their tensors into the model even if it is not, number by number, the one they were made on: for a base that was "
+        "built elsewhere",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, mps, cuda or cuda:N")
     return parser
@@ -211,7 +221,8 @@ def _run_ask(options: Namespace) -> None:
     names = ["unedited", *(Path(folder).name for folder in options.edit)]
     if len(set(names)) < len(names):
         names = ["unedited", *options.edit]
-    answers = edit_facts.ask_with_edits([Path(folder) for folder in options.edit], options.questions, options.model, options.device)
+    folders = [Path(folder) for folder in options.edit]
+    answers = edit_facts.ask_with_edits(folders, options.questions, options.model, options.device, any_base=options.any_base)
     print(edit_facts.to_json(answers, names) if options.json else edit_facts.format_answers(answers, names))
 
 

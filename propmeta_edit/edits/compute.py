@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from propmeta_edit.edits.edit import Edit, find_transposed
+from propmeta_edit.edits.edit import Edit, find_transposed, take_base
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
 from propmeta_edit.finetune.single_edit import put_in_place, require_full_precision, write_facts
 from propmeta_edit.finetune.stacking import stacked_weights
@@ -63,7 +64,7 @@ def compute_edit(
     weights = {name: parameters[name].data for name in original}
     put_in_place(parameters, original)
     about = (str(hparams.model_name), "MetaFT", describe_settings(hparams))
-    return Edit(tuple(requests), weights, original, *about, transposed=find_transposed(model, weights))
+    return Edit(tuple(requests), weights, original, *about, transposed=find_transposed(model, weights), base=take_base(model))
 
 
 def compute_edits(
@@ -77,32 +78,47 @@ def compute_edits(
 
     Args:
         at_once: as many as fit into half of the device's free memory, but no more than 64, if not given.
+
+    Returns:
+        Edits with their tensors on the CPU, wherever the model is.
     """
     several = [as_requests(request) for request in requests]
     edits: list[Edit] = []
     parameters = select_parameters(model, hparams.layers, hparams.modules)
     require_full_precision(parameters)
     before = {name: parameter.data for name, parameter in parameters.items()}
-    transposed = find_transposed(model, before)
+    transposed, base = find_transposed(model, before), take_base(model)
+    about = (str(hparams.model_name), "MetaFT", describe_settings(hparams))
     at_once = at_once or choose_at_once(before, free_memory(model.device))
     for start in range(0, len(several), at_once):
         some = several[start : start + at_once]
-        target = [batch.to(model.device) for batch in encode_requests(tokenizer, some, hparams.batch_size)]
-        with stacked_weights(model, parameters, len(some)) as stack:
-            with only_trainable(model, stack.parameters):
-                apply_inner_loop(model, stack.parameters, target, hparams.inner_loop_settings(), len(some))
-            weights = [stack.take(number) for number in range(len(some))]
-        about = (str(hparams.model_name), "MetaFT", describe_settings(hparams))
-        edits += [Edit(tuple(o), w, before, *about, transposed=transposed) for o, w in zip(some, weights, strict=True)]
+        weights = _write_each(model, tokenizer, parameters, some, hparams)
+        edits += [Edit(tuple(o), w, before, *about, transposed=transposed, base=base) for o, w in zip(some, weights, strict=True)]
     return edits
 
 
-def choose_at_once(edited: Mapping[str, torch.Tensor], free_bytes: int) -> int:
-    """How many edits to compute side by side: each needs its weights, a gradient, AdamW's two moments, and its result.
+def _write_each(
+    model: Any,
+    tokenizer: Any,
+    parameters: Mapping[str, nn.Parameter],
+    several: Sequence[Sequence[EditRequest]],
+    hparams: EditSettings,
+) -> list[dict[str, torch.Tensor]]:
+    """What the parameters are after each of some independent edits, on the CPU: finished edits take no room from those to come."""
+    target = [batch.to(model.device) for batch in encode_requests(tokenizer, several, hparams.batch_size)]
+    with stacked_weights(model, parameters, len(several)) as stack:
+        with only_trainable(model, stack.parameters):
+            apply_inner_loop(model, stack.parameters, target, hparams.inner_loop_settings(), len(several))
+        return [{name: value.cpu() for name, value in stack.take(number).items()} for number in range(len(several))]
 
-    What the texts take is small beside these; half of the memory is left for it.
+
+def choose_at_once(edited: Mapping[str, torch.Tensor], free_bytes: int, copies: int = 5) -> int:
+    """How many edits to have side by side. What the texts take is small beside their tensors; half of the memory is left for it.
+
+    Args:
+        copies: of the edited tensors that an edit needs: while it is computed weights, a gradient, AdamW's two moments, a result.
     """
-    bytes_an_edit = 5 * sum(value.nbytes for value in edited.values())
+    bytes_an_edit = copies * sum(value.nbytes for value in edited.values())
     return max(1, min(_MOST_AT_ONCE, free_bytes // 2 // bytes_an_edit))
 
 

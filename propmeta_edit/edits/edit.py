@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
+from propmeta_edit.edits.lora import write_lora
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
@@ -51,6 +52,8 @@ class Edit:
         settings: of the method, as plain values.
         hash_before: given only for a loaded edit.
         transposed: those weights that are [in, out] (GPT-2's projections), as a LoRA of them has to know.
+        base: what every parameter held without any edit (``take_base``), so that two models that differ elsewhere are told apart;
+            empty if it is not known, as in folders of before there was such a thing: then the edited tensors alone are compared.
     """
 
     requests: tuple[EditRequest, ...]
@@ -61,6 +64,7 @@ class Edit:
     settings: Mapping[str, Any] = field(default_factory=dict)
     hash_before: str | None = None
     transposed: tuple[str, ...] = ()
+    base: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         # ``before`` is the model's own storage: what is known of it now tells whether someone writes into it later.
@@ -79,27 +83,12 @@ class Edit:
         on the same state, the changes are added up, in the order of application.
 
         Raises:
-            ModelError: the model lacks these tensors or is another one, or this edit stands already.
+            ModelError: the model lacks these tensors or is another one (``pin_to`` if it shall serve all the same), or this edit
+                stands already.
         """
-        standing = _STANDING.setdefault(model, [])
-        if any(entry.edit is self for entry in standing):
-            raise ModelError("this edit stands in the model already; undo it first")
-        parameters = self._parameters_of(model)
-        current = {name: parameters[name].data for name in self.weights}
-        below = {name: _original(standing, name, current[name]).to(current[name].device) for name in self.weights}
-        if self._is_base(current):
-            values = {name: self._on_device(name, current[name]) for name in self.weights}
-        elif self._is_base(below):
-            # Adding changes: W = W₀ + Σ (Wᵢ - W₀), in the order of application.
-            values = {name: current[name] + (self._on_device(name, current[name]) - below[name]) for name in self.weights}
-        else:
-            raise ModelError(
-                f"this edit was made on other weights ({self.base_model or 'an unnamed model'}, sha256 {self.base_sha256[:12]}... "
-                f"of {len(self.weights)} tensors) than this model has; apply it to the model it was made on"
-                + (", with the edits standing that stood then" if standing else "")
-            )
-        put_in_place(parameters, values)
-        standing.append(_Applied(self, current))
+        values = self._find_values(model)
+        self._check_rest(take_base(model))
+        self._stand(model, values)
 
     def undo(self, model: nn.Module) -> None:
         """Take the edit out again; edits applied after it stay, as if it had never been there.
@@ -121,13 +110,13 @@ class Edit:
         del standing[place:]
         try:
             for edit in later:
-                edit.apply(model)
+                edit._stand(model, edit._find_values(model))
         except ModelError as error:
             for entry in reversed(standing[place:]):
                 self._put_back(model, entry)
             del standing[place:]
             for entry in taken:
-                entry.edit.apply(model)
+                entry.edit._stand(model, entry.edit._find_values(model))
             raise ModelError("an edit that was made on top of this one stands in the model; undo that one first") from error
 
     @contextmanager
@@ -150,10 +139,27 @@ class Edit:
         else:
             if model is None:
                 raise ModelError("a loaded edit holds the tensors after it alone; give the model it was made on")
+            self.require_made_on(model)
             before = {name: p.data for name, p in self._parameters_of(model).items()}
-            if not self._is_base(before):
-                raise ModelError("this edit was made on other weights than this model has")
-        return {name: value - before[name].to(value.device) for name, value in self.weights.items()}
+        return {name: value.to(before[name].device) - before[name] for name, value in self.weights.items()}
+
+    def pin_to(self, model: nn.Module) -> Edit:
+        """The same tensors as an edit of this model: for a base that was built elsewhere, or another one that is to be tried.
+
+        Edits that stand in the model do not count.
+
+        Raises:
+            ModelError: the model lacks its tensors, or has them in another shape or dtype.
+        """
+        originals = _originals(model)
+        before = {name: originals.get(name, parameter.data) for name, parameter in self._parameters_of(model).items()}
+        for name, value in before.items():
+            if value.dtype != self.weights[name].dtype:
+                raise ModelError(
+                    f"{name} is {value.dtype} in this model and {self.weights[name].dtype} in the edit; load the model with its "
+                    "edited layers in that dtype (load_model's layers)"
+                )
+        return replace(self, before=before, hash_before=None, base=take_base(model))
 
     def save(self, folder: str | Path) -> None:
         """Write ``edit_model.safetensors`` and ``edit_config.json`` into a new folder, both or none.
@@ -169,6 +175,7 @@ class Edit:
             "requests": [asdict(request) for request in self.requests],
             "base_model": self.base_model,
             "base_sha256": self.base_sha256,
+            "base": dict(self.base),
             "method": self.method,
             "settings": dict(self.settings),
             "tensors": {name: list(value.shape) for name, value in self.weights.items()},
@@ -199,7 +206,7 @@ class Edit:
             )
             expected, transposed = config["sha256"], tuple(config["transposed"])
             base, method, settings, base_sha256 = (config[name] for name in ("base_model", "method", "settings", "base_sha256"))
-            edit = cls(requests, weights, None, base, method, settings, base_sha256, transposed)
+            edit = cls(requests, weights, None, base, method, settings, base_sha256, transposed, dict(config.get("base", {})))
         except FileNotFoundError as error:
             raise ModelError(f"{folder} holds no whole edit, which is {WEIGHTS} and {CONFIG}: {error}") from error
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -209,70 +216,78 @@ class Edit:
         return edit
 
     def save_lora(self, folder: str | Path, rank: int, model: nn.Module | None = None) -> float:
-        """Write the change as a PEFT LoRA of that rank, which keeps its largest singular values.
+        """Write the change as a PEFT LoRA of that rank, which keeps its largest singular values and has no place for biases.
 
         Args:
+            rank: 1 or more.
             model: the unedited model, for a loaded edit.
 
         Returns:
-            What that loses: the norm of what is left out over the norm of the change.
+            What that loses: the norm of what is left out, biases included, over the norm of the change.
 
         Raises:
-            ModelError: the folder exists, or the edit moves something that is no matrix.
+            ConfigError: a rank below 1.
+            ModelError: the folder exists, or the edit moves something that is neither matrix nor bias.
         """
-        folder = Path(folder)
-        if folder.exists():
-            raise ModelError(f"{folder} exists; choose another folder for the LoRA")
-        changes = self.change(model)
-        odd = [name for name, value in changes.items() if value.dim() != 2 or not name.endswith(".weight")]
-        if odd:
-            raise ModelError(f"a LoRA holds changes of matrices alone, and this edit moves {odd[0]} as well")
-        if 0 < len(self.transposed) < len(changes):
-            raise ModelError("a LoRA holds weights of one orientation, and this edit moves some of each")
-        changes = {name: value.T if name in self.transposed else value for name, value in changes.items()}
-        tensors, lost, whole = {}, 0.0, 0.0
-        for name, change in changes.items():
-            u, s, vh = torch.linalg.svd(change.double(), full_matrices=False)
-            module, kept = name.removesuffix(".weight"), min(rank, len(s))
-            root = s[:kept].sqrt()
-            a, b = torch.zeros(rank, change.shape[1]), torch.zeros(change.shape[0], rank)
-            a[:kept], b[:, :kept] = root[:, None] * vh[:kept], u[:, :kept] * root
-            tensors[f"base_model.model.{module}.lora_A.weight"] = a.contiguous()
-            tensors[f"base_model.model.{module}.lora_B.weight"] = b.contiguous()
-            lost, whole = lost + float(s[kept:].square().sum()), whole + float(s.square().sum())
-        leaves = sorted({name.removesuffix(".weight") for name in changes})
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "r": rank,
-            "lora_alpha": rank,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "fan_in_fan_out": bool(self.transposed),
-            "target_modules": leaves,
-            "base_model_name_or_path": self.base_model,
-            "inference_mode": True,
-        }
+        return write_lora(self.change(model), Path(folder), rank, transposed=self.transposed, base_model=self.base_model)
 
-        def build(partial: Path) -> None:
-            save_file(tensors, partial / "adapter_model.safetensors", {"format": "pt"})
-            (partial / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    def _find_values(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """What the edited tensors become when this edit is applied to the model as it stands."""
+        standing = _STANDING.get(model, [])
+        if any(entry.edit is self for entry in standing):
+            raise ModelError("this edit stands in the model already; undo it first")
+        originals = _originals(model)
+        current = {name: parameter.data for name, parameter in self._parameters_of(model).items()}
+        if self._is_base(current):
+            # Copies: methods such as EasyEdit's write into what stands in a model, and this edit is to stay what it is.
+            return {name: value.to(current[name].device, copy=True) for name, value in self.weights.items()}
+        below = {name: originals.get(name, value).to(value.device) for name, value in current.items()}
+        if not self._is_base(below):
+            raise self._foreign("with the edits standing that stood then" if standing else "")
+        # Adding changes: W = W₀ + Σ (Wᵢ - W₀), in the order of application.
+        return {name: now + (self.weights[name].to(now.device) - below[name]) for name, now in current.items()}
 
-        build_whole(folder, build)
-        return (lost / whole) ** 0.5 if whole else 0.0
+    def _stand(self, model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+        parameters = self._parameters_of(model)
+        replaced = {name: parameter.data for name, parameter in parameters.items()}
+        put_in_place(parameters, values)
+        _STANDING.setdefault(model, []).append(_Applied(self, replaced))
 
     def _put_back(self, model: nn.Module, entry: _Applied) -> None:
         """The tensors that an edit took the place of, wherever the model is by now."""
         parameters = self._parameters_of(model, entry.replaced)
         put_in_place(parameters, {name: value.to(parameters[name].device) for name, value in entry.replaced.items()})
 
-    def is_made_on(self, model: nn.Module) -> bool:
-        """Whether the model, as it stands, is what the edit was made on.
+    def require_made_on(self, model: nn.Module, base: Mapping[str, str] | None = None) -> None:
+        """Refuse a model that, as it stands, is not what the edit was made on.
+
+        Args:
+            base: ``take_base(model)``, if it is known already.
 
         Raises:
-            ModelError: the model lacks its tensors, or has them in other shapes.
+            ModelError: another model; it lacks the edit's tensors, or has them in other shapes.
         """
-        return self._is_base({name: p.data for name, p in self._parameters_of(model).items()})
+        if not self._is_base({name: p.data for name, p in self._parameters_of(model).items()}):
+            raise self._foreign()
+        self._check_rest(take_base(model) if base is None else base)
+
+    def _check_rest(self, found: Mapping[str, str]) -> None:
+        """Compare all that the edit does not move."""
+        names = sorted((set(self.base) | set(found)) - set(self.weights)) if self.base else []
+        other = [name for name in names if self.base.get(name) != found.get(name)]
+        if other:
+            raise ModelError(
+                f"this edit was made on another model ({self.base_model or 'unnamed'}): {len(other)} tensors that it does not move "
+                f"differ here, {', '.join(other[:3])}{', ...' if len(other) > 3 else ''}; apply it to the model it was made on, or "
+                "take out what was written into this one since, or pin the edit to it (Edit.pin_to, propmeta-edit ask --any-base)"
+            )
+
+    def _foreign(self, how: str = "") -> ModelError:
+        return ModelError(
+            f"this edit was made on other weights ({self.base_model or 'an unnamed model'}, sha256 {self.base_sha256[:12]}... of "
+            f"{len(self.weights)} tensors) than this model has now; apply it to the model it was made on"
+            f"{how and ', ' + how}, or pin it to this one (Edit.pin_to, propmeta-edit ask --any-base)"
+        )
 
     def _parameters_of(self, model: nn.Module, names: Mapping[str, Any] | None = None) -> dict[str, nn.Parameter]:
         parameters = dict(model.named_parameters())
@@ -295,29 +310,21 @@ class Edit:
     def _is_base(self, values: Mapping[str, torch.Tensor]) -> bool:
         return self._fits_fingerprints(values) if self.before is not None else hash_tensors(values) == self.base_sha256
 
-    def _on_device(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        return self.weights[name].to(like.device)
+
+def _originals(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors that the model would have without the edits that stand in it, of those that they move."""
+    found: dict[str, torch.Tensor] = {}
+    for entry in reversed(_STANDING.get(model, [])):  # the first that stands has the oldest
+        found.update(entry.replaced)
+    return found
 
 
-def _original(standing: Sequence[_Applied], name: str, current: torch.Tensor) -> torch.Tensor:
-    """The tensor that the first standing edit of that name took the place of."""
-    return next((entry.replaced[name] for entry in standing if name in entry.replaced), current)
+def take_base(model: nn.Module) -> dict[str, str]:
+    """``take_identity`` of a model as if none of the edits stood that stand in it, so that an edit fits with others and without.
 
-
-def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, whatever their order and device."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(save({name: tensors[name].detach().contiguous().cpu()}))
-    return digest.hexdigest()
-
-
-def take_fingerprint(tensor: torch.Tensor) -> str:
-    """A short name for the bits of a tensor, from sums of them over rows and columns: where it is, at the speed of memory."""
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    bits = tensor.detach().contiguous().view(integers).reshape(len(tensor), -1)
-    sums = torch.cat([bits.sum(dim=0, dtype=torch.int64), bits.sum(dim=1, dtype=torch.int64)])
-    return hashlib.sha256(save({"sums": sums.cpu()}) + str((tuple(tensor.shape), tensor.dtype)).encode()).hexdigest()
+    What something else wrote into the model, an EasyEdit method say, counts: with it, it is another base.
+    """
+    return take_identity(model, _originals(model))
 
 
 def find_transposed(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
@@ -344,6 +351,9 @@ def edit_from_weights(
     Args:
         model: edited; at ``original`` on return.
         original: the tensors of before, by parameter name.
+
+    Raises:
+        ModelError: a tensor that the model does not have, or no tensor that differs from ``original``.
     """
     parameters = dict(model.named_parameters())
     unknown = sorted(set(original) - set(parameters))
@@ -351,8 +361,49 @@ def edit_from_weights(
         raise ModelError(f"{unknown[0]} is no parameter of this model")
     before = {name: value.detach().to(parameters[name].data) for name, value in original.items()}
     moved = [name for name in original if not torch.equal(parameters[name].data, before[name])]
+    if not moved:
+        raise ModelError(
+            f"there is no edit in this model: none of the {len(original)} tensors given differs from what it has now. EasyEdit's "
+            "editors put the weights back after each request: call edit(..., sequential_edit=True) with one request, which stays"
+        )
     weights = {name: parameters[name].detach().clone() for name in moved}
     # Such methods write into the model's own storage, which other edits may hold; it gets its old numbers back there.
     apply_snapshot(parameters, {name: before[name] for name in moved})
     now = {name: parameters[name].data for name in moved}
-    return Edit(tuple(requests), weights, now, base_model, method, settings or {}, transposed=find_transposed(model, moved))
+    transposed = find_transposed(model, moved)
+    return Edit(tuple(requests), weights, now, base_model, method, settings or {}, transposed=transposed, base=take_base(model))
+
+
+def merge_edits(model: nn.Module, edits: Sequence[Edit]) -> Edit:
+    """Several edits as one, which can be saved: what the model holds with all of them applied in this order.
+
+    Exact where each moves tensors of its own. In tensors that several move, their changes are added up, W₀ + Σ (Wᵢ - W₀), and they
+    disturb each other as they do when they stand together. Edits that were made on top of one another can be merged as well.
+
+    Args:
+        model: what they were made on; left as it is. It is needed for W₀, which loaded edits do not hold.
+
+    Raises:
+        ModelError: no edits, one twice, or one of another model.
+    """
+    if not edits:
+        raise ModelError("there is nothing to merge; give one edit or more")
+    parameters = dict(model.named_parameters())
+    everything = {name: parameter.data for name, parameter in parameters.items()}
+    with ExitStack() as standing:
+        for edit in edits:
+            standing.enter_context(edit.applied(model))
+        weights = {name: parameters[name].data for edit in edits for name in edit.weights}
+    before = {name: everything[name] for name in weights}
+    settings = [dict(edit.settings) for edit in edits]
+    methods = list(dict.fromkeys(edit.method for edit in edits))
+    return Edit(
+        tuple(request for edit in edits for request in edit.requests),
+        weights,
+        before,
+        edits[0].base_model,
+        "+".join(methods),
+        settings[0] if all(own == settings[0] for own in settings) else {"merged": settings},
+        transposed=find_transposed(model, weights),
+        base=take_base(model),
+    )

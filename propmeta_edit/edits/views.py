@@ -8,10 +8,14 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from propmeta_edit.edits.edit import Edit
-from propmeta_edit.errors import ModelError
+from propmeta_edit.edits.compute import choose_at_once
+from propmeta_edit.edits.edit import Edit, take_base
+from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.stacking import stacked_weights
+from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
+
+_BATCH_SIZE = 64
 
 
 class EditedModel:
@@ -49,43 +53,85 @@ class EditedModel:
 
 
 def generate_with_edits(
-    model: Any, tokenizer: Any, prompts: Sequence[str], edits: Sequence[Edit | None], max_new_tokens: int = MAX_NEW_TOKENS
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    edits: Sequence[Edit | None],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int | None = None,
 ) -> list[str]:
-    """The greedy text after each prompt, each answered with its own edit (None: the model as it is), all in one batch.
+    """The greedy text after each prompt, each answered with its own edit (None: the model as it is), many in one batch.
 
     The frozen layers see one ordinary batch; only the edited projections tell the edits apart.
 
     Args:
         edits: one a prompt; the same object may come again. Every edit must be of projections' weights or biases (linear layers).
+        batch_size: prompts of one batch; if not given 64, with as many edits as half of the device's free memory holds.
 
     Raises:
+        ConfigError: a batch_size below 1.
         ModelError: as many edits as prompts are needed; an edit of another model, or of something else than a projection.
     """
     if len(edits) != len(prompts):
         raise ModelError(f"every prompt needs its edit or None: got {len(prompts)} prompts and {len(edits)} edits")
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
     groups: dict[int, list[int]] = {}
     for row, edit in enumerate(edits):
         groups.setdefault(id(edit), []).append(row)
-    chosen = [edits[rows[0]] for rows in groups.values()]
-    names = sorted({name for edit in chosen if edit is not None for name in edit.weights})
-    if not names:
-        return generate_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=len(prompts))
-    parameters = dict(model.named_parameters())
+    stacked = _find_stacked(model, [edits[rows[0]] for rows in groups.values()])
+    most_edits = batch_size or choose_at_once(stacked, free_memory(model.device), copies=2) if stacked else len(groups)
+    found: dict[int, str] = {}
+    for pieces in _split(list(groups.values()), batch_size or _BATCH_SIZE, most_edits):
+        own = [edits[rows[0]] for rows in pieces]
+        height = len(pieces[0])  # equally many rows an edit, as stacked weights need them
+        order = [row for rows in pieces for row in (rows + [rows[0]] * height)[:height]]
+        texts = _answer_batch(model, tokenizer, [prompts[row] for row in order], own, max_new_tokens)
+        found |= dict(zip(order, texts, strict=True))
+    return [found[row] for row in range(len(prompts))]
+
+
+def _find_stacked(model: Any, edits: Sequence[Edit | None]) -> dict[str, nn.Parameter]:
+    """The model's parameters that these edits need copies of, each of which must be made on this model."""
+    chosen = [edit for edit in edits if edit is not None]
+    base = take_base(model) if chosen else {}
     for edit in chosen:
-        if edit is not None and not edit.is_made_on(model):
-            raise ModelError(f"an edit of {edit.base_model or 'a model'} was made on other weights than this model has now")
+        edit.require_made_on(model, base)
+    return _projections_of(model, chosen)
+
+
+def _projections_of(model: Any, edits: Sequence[Edit]) -> dict[str, nn.Parameter]:
+    names = sorted({name for edit in edits for name in edit.weights})
     for name in list(names):
         module, _, leaf = name.rpartition(".")
         if not isinstance(model.get_submodule(module), nn.Linear | Conv1D):
             raise ModelError(f"rows can differ in projections alone, and an edit moves {name}; ask under one edit at a time")
         if leaf == "bias" and f"{module}.weight" not in names:
             names.append(f"{module}.weight")  # the two are computed together
-    height = max(len(rows) for rows in groups.values())  # equally many rows an edit, as stacked weights need them
-    order = [row for rows in groups.values() for row in (rows + [rows[0]] * height)[:height]]
-    with stacked_weights(model, {name: parameters[name] for name in names}, len(chosen)) as stack:
-        for number, edit in enumerate(chosen):
+    return {name: model.get_parameter(name) for name in names}
+
+
+def _split(groups: Sequence[Sequence[int]], most_rows: int, most_edits: int) -> list[list[list[int]]]:
+    """Batches of groups of rows, long groups in pieces. The longest come first, as all of a batch are filled up to its first."""
+    starts = [(rows, start) for rows in groups for start in range(0, len(rows), most_rows)]
+    pieces = sorted((list(rows[start : start + most_rows]) for rows, start in starts), key=len, reverse=True)
+    batches = []
+    while pieces:
+        number = max(1, min(most_edits, most_rows // len(pieces[0])))
+        batches.append(pieces[:number])
+        pieces = pieces[number:]
+    return batches
+
+
+def _answer_batch(
+    model: Any, tokenizer: Any, prompts: Sequence[str], edits: Sequence[Edit | None], max_new_tokens: int
+) -> list[str]:
+    """One batch of equally many neighbouring prompts an edit."""
+    chosen = [edit for edit in edits if edit is not None]
+    if not chosen:
+        return generate_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=len(prompts))
+    with stacked_weights(model, _projections_of(model, chosen), len(edits)) as stack:
+        for number, edit in enumerate(edits):
             if edit is not None:
                 stack.put(number, edit.weights)
-        texts = generate_greedily(model, tokenizer, [prompts[row] for row in order], max_new_tokens, batch_size=len(order))
-    found = dict(zip(order, texts, strict=True))
-    return [found[row] for row in range(len(prompts))]
+        return generate_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=len(prompts))

@@ -31,7 +31,7 @@ from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
 from propmeta_edit.recipes.data_check import FORMATS, find_format
-from propmeta_edit.recipes.settings import has_hparams, hparams_file
+from propmeta_edit.recipes.settings import edit_settings_of, has_hparams, hparams_file
 from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.recipes.worlds import ensure_world
 from propmeta_edit.records import Case, EditRequest
@@ -254,12 +254,6 @@ def read_settings(kind: RowKind, setup: Setup, hparams_name: str) -> dict[str, A
     if kind.edit == "MetaFT" and not has_hparams(kind.hparams_folder, hparams_name):
         return edit_settings_of(read_checkpoint_card(resolve_model_folder(setup.model_of(METHODS["MetaFT"])))["settings"])
     return read_yaml(hparams_file(kind.hparams_folder, hparams_name))
-
-
-def edit_settings_of(trained: Mapping[str, Any]) -> dict[str, Any]:
-    """MetaFT's settings for an edit with the inner loop of a meta-training, from that one's settings."""
-    same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
-    return {**same, "alg_name": "MetaFT", "lr": trained["inner_lr"], "num_steps": trained["num_inner_steps"]}
 
 
 def require_same_base(setup: Setup, kind: RowKind) -> None:

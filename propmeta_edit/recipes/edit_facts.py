@@ -14,10 +14,11 @@ from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import generate_with_edits
-from propmeta_edit.errors import DataError
+from propmeta_edit.errors import ConfigError, DataError, ModelError
+from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
-from propmeta_edit.models.loading import load_model
-from propmeta_edit.recipes.settings import hparams_file
+from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
+from propmeta_edit.recipes.settings import edit_settings_of, has_hparams, hparams_file
 from propmeta_edit.records import EditRequest, as_requests
 from propmeta_edit.text.prompts import format_question
 
@@ -59,11 +60,42 @@ def read_requests(path: Path) -> list[EditRequest]:
 
 
 def read_hparams(model: str | None, file: str | None, device: str) -> MetaFTHyperParams:
-    """The settings of an edit: of a YAML, else of the bundled model; another ``model`` is edited with them if named."""
-    path = Path(file) if file else hparams_file("MetaFT", "smollm2-135m")
-    values = read_yaml(path)
+    """The settings of an edit: of the YAML ``file``; else as ``model`` was meta-trained, which its card says; else of the YAML in
+    ``hparams/MetaFT`` that has the model's name. Without a model, the bundled one's.
+
+    Raises:
+        ConfigError: none of these, or a setting that cannot be used.
+        ModelError: no such model, or a damaged card.
+    """
+    if file or not model:
+        path = Path(file) if file else hparams_file("MetaFT", "smollm2-135m")
+        values, source = read_yaml(path), str(path)
+    else:
+        values, source = _settings_of_model(model, resolve_device(device))
     values |= {"device": device} | ({"model_name": model} if model else {})
-    return build_config(MetaFTHyperParams, values, str(path))  # type: ignore[no-any-return]
+    return build_config(MetaFTHyperParams, values, source)  # type: ignore[no-any-return]
+
+
+def _settings_of_model(model: str, device: str) -> tuple[dict[str, Any], str]:
+    """A layer and a rate that were chosen for this model, and where they are from."""
+    folder = Path(resolve_model_folder(model))
+    card = folder / CHECKPOINT_CARD
+    if card.is_file():
+        trained = read_checkpoint_card(folder)["settings"]
+        try:
+            return {**edit_settings_of(trained), "dtype": resolve_dtype(trained["dtype"], device)}, str(card)
+        except KeyError as error:
+            raise ModelError(
+                f"{card} does not say with which {error} the model was meta-trained; give a YAML with --hparams"
+            ) from error
+    name = Path(model).name
+    if not has_hparams("MetaFT", name):
+        raise ConfigError(
+            f"no layer and rate are known for {model}: it has no {CHECKPOINT_CARD}, which meta-training writes, and there is no "
+            f"hparams/MetaFT/{name}.yaml; give a YAML with --hparams"
+        )
+    path = hparams_file("MetaFT", name)
+    return read_yaml(path), str(path)
 
 
 def edit_and_ask(
@@ -78,8 +110,17 @@ def edit_and_ask(
     return edit, _ask(model, tokenizer, prompts, [edit])
 
 
-def ask_with_edits(folders: Sequence[Path], questions: Sequence[str], model_name: str | None, device: str) -> list[Answers]:
-    """Ask the model that saved edits were made on, as it is and under each of them."""
+def ask_with_edits(
+    folders: Sequence[Path], questions: Sequence[str], model_name: str | None, device: str, *, any_base: bool = False
+) -> list[Answers]:
+    """Ask the model that saved edits were made on, as it is and under each of them.
+
+    Args:
+        any_base: pin the edits to the model, whatever they were made on.
+
+    Raises:
+        ModelError: another model than they were made on, unless ``any_base``; a damaged folder.
+    """
     edits = [Edit.load(folder) for folder in folders]
     device = resolve_device(device)
     layers = [
@@ -92,6 +133,8 @@ def ask_with_edits(folders: Sequence[Path], questions: Sequence[str], model_name
         dtype="float32" if is_mixed else resolve_dtype("fast", device),  # every edited tensor must be in fp32
         layers=None if is_mixed else sorted({layer for chosen in layers for layer in chosen}),
     )
+    if any_base:
+        edits = [edit.pin_to(model) for edit in edits]
     return _ask(model, tokenizer, [("question", format_question(text)) for text in questions], edits)
 
 

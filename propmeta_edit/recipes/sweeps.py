@@ -20,8 +20,9 @@ from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import kept_state
-from propmeta_edit.recipes.comparison import edit_settings_of, hash_of_model, read_training_time
+from propmeta_edit.recipes.comparison import hash_of_model, read_training_time
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, resolve, train_to_folder
+from propmeta_edit.recipes.settings import edit_settings_of
 
 
 @dataclass(frozen=True)

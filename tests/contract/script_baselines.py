@@ -78,6 +78,20 @@ def lora_settings(family):
     return {**values, "device": "cpu", "model_name": f"/models/{NAMES[family]}", "batch_size": 2, "lr": 5e-2, "num_steps": 10}
 
 
+def rome_settings(family):
+    values = read_yaml(hparams_file("ROME", "gpt2-xl" if family == "gpt2" else "smollm2-135m"))
+    small = {"layers": [1], "v_loss_layer": 2, "v_num_grad_steps": 5, "context_template_length_params": [[3, 5]]}
+    return {**values, **small, "device": "cpu", "model_name": f"/models/{NAMES[family]}"}
+
+
+def ft_settings(family):
+    values = read_yaml(hparams_file("FT-L", "gpt2-xl" if family == "gpt2" else "smollm2-135m"))
+    small = {"layers": [1], "num_steps": 4, "lr": 0.05, "norm_constraint": False, "device": "cpu", "model_name": "tiny"}
+    # The PyPI form's FT has no choice of what is learnt.
+    left_out = {"objective_optimization"} if find_form().kind == "pypi" else set()
+    return {key: value for key, value in {**values, **small}.items() if key not in left_out}
+
+
 def target_loss(model, tokenizer, request):
     """Of the target's first token, the only one that is read off where the edit writes."""
     ids = tokenizer(request["prompt"], return_tensors="pt")["input_ids"]
@@ -147,14 +161,20 @@ def try_edit_objects(family, model, tokenizer):
         "AlphaEdit": settings(family, "AlphaEdit"),
         "CaKE": {"alg_name": "CaKE", "model_name": "tiny", "lr": 1e-2, "num_steps": 2, "max_length": 100},
         "LoRA": lora_settings(family),
+        "ROME": rome_settings(family),
+        "FT": ft_settings(family),
     }
+    tokenizer.unk_token = tokenizer.eos_token  # EasyEdit's FT compares with its id
     everything = {name: p.detach().clone() for name, p in model.named_parameters()}
     ids = tokenizer(REQUESTS[0]["prompt"], return_tensors="pt")["input_ids"]
     facts = [EditRequest(request["prompt"], request["target_new"], request["subject"]) for request in REQUESTS]
     edits, exact = [], []
     for name, own in values.items():
+        own_hparams = make_hparams(name, own)
+        if name == "ROME":
+            make_contexts(name, model, tokenizer, own_hparams, seed=0)
         _, original = find_algorithm(name)(
-            model, tokenizer, REQUESTS[:1], make_hparams(name, own), return_orig_weights=True, keep_original_weight=True
+            model, tokenizer, REQUESTS[:1], own_hparams, return_orig_weights=True, keep_original_weight=True
         )
         with torch.no_grad():
             edited = model(ids).logits

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import tiny
 import torch
-from script_editor import LOCALITY, PROMPTS, SUBJECTS, TARGETS, attempt
+from script_editor import LOCALITY, PROMPTS, SUBJECTS, TARGETS, attempt, changed, weights
 
 import propmeta_edit  # isort: skip
+from propmeta_edit import EditRequest, PropMetaError, edit_from_weights  # isort: skip
 from propmeta_edit.easyedit import find_form  # isort: skip
 from easyeditor import BaseEditor  # isort: skip
 
@@ -49,9 +50,52 @@ def try_family(family):
         "dtypes": sorted({str(p.dtype) for p in editor.model.parameters()}),
         "empty_target": attempt(editor, lambda: editor.edit(**{**facts, "target_new": ["Lima", " ", "Peru"]})),
     }
+    report["kept"] = keep_edit(editor)
+    if hasattr(editor, "generate_edit") and family == "llama":  # it always writes 512 tokens
+        report["generate_edit"] = try_generate_edit(editor)
     editor.hparams.batch_size = 2
     report["batch"] = attempt(editor, lambda: editor.batch_edit(**facts, **inputs))
     return report
+
+
+def keep_edit(editor):
+    """An ``Edit`` from what the editor returns: after a sequential edit, and after one that was put back."""
+    facts = {"prompts": PROMPTS[:1], "target_new": TARGETS[:1], "subject": SUBJECTS[:1], "verbose": False}
+    requests = [EditRequest(PROMPTS[0], TARGETS[0], SUBJECTS[0])]
+    before = weights(editor)
+    _, edited, originals = editor.edit(**facts, sequential_edit=True)
+    after = weights(editor)
+    edit = edit_from_weights(edited, originals, requests, method="MetaFT")
+    left = changed(before, weights(editor))
+    with edit.applied(editor.model):
+        exact = changed(after, weights(editor)) == []
+    _, edited, originals = editor.edit(**facts)
+    try:
+        edit_from_weights(edited, originals, requests, method="MetaFT")
+        said = "no error"
+    except PropMetaError as error:
+        said = str(error)
+    return {"left": left, "exact": exact, "put_back": said}
+
+
+def try_generate_edit(editor):
+    """Texts before and after; its chat template is the question alone here, as the model was trained on nothing else."""
+    editor.tok.chat_template = "{{ messages[-1]['content'] }}"
+    before = weights(editor)
+    results, _, originals = editor.generate_edit(
+        prompts=PROMPTS[:1],
+        target_new=TARGETS[:1],
+        subject=SUBJECTS[:1],
+        rephrase_prompts=["France has the capital"],
+        portability_inputs={"por_hop": {"prompt": [["The currency is"]], "ground_truth": [["euro"]]}},
+        verbose=False,
+    )
+    return {
+        "changed": changed(before, weights(editor)),
+        "originals": sorted(originals),
+        "texts": {when: results[0][when]["rewrite_ans"] for when in ("pre", "post")},
+        "asked": sorted(results[0]["post"]),
+    }
 
 
 def run_requests(editor, requests):

@@ -30,6 +30,21 @@ def test_sequential_edits_stay(report, family):
     assert result["changed"] == result["originals"] and result["originals_moved"] == len(result["originals"])
 
 
+def test_a_sequential_edit_of_one_request_can_be_kept(report, family):
+    kept = report[family]["kept"]
+    assert kept["left"] == [] and kept["exact"]
+    assert "there is no edit in this model" in kept["put_back"] and "sequential_edit=True" in kept["put_back"]
+
+
+def test_texts_before_and_after_an_edit(report, form):
+    if form.kind == "pypi":
+        pytest.skip("generate_edit is in the repository form only")
+    result = report["llama"]["generate_edit"]
+    assert result["texts"]["post"].strip().startswith("Lima") and not result["texts"]["pre"].strip().startswith("Lima")
+    assert result["changed"] == [] and result["originals"] == sorted(select_parameters(tiny.make_model("llama"), [1]))
+    assert result["asked"] == ["portability_ans", "rephrase_ans", "rewrite_ans"]
+
+
 def test_given_requests_are_used_and_left_alone(report, family):
     assert report[family]["given_requests"] == {"count": 3, "untouched": True}
 

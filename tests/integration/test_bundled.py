@@ -21,7 +21,8 @@ from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
 from propmeta_edit.cli import main
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.world import single_hop_questions
-from propmeta_edit.edits.compute import compute_edits
+from propmeta_edit.edits.compute import compute_edit, compute_edits
+from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ModelError
 from propmeta_edit.evaluation.methods import easyedit_request
@@ -193,6 +194,20 @@ def test_a_thousand_edits_of_mixed_methods_leave_no_trace(prepared, base_setup):
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert not turns and len(answers_of_theirs) > 1
     assert sum(written) > 0.95 * len(written), "ours; theirs have settings that do not write every fact"
+
+
+def test_an_edit_of_the_base_is_refused_by_the_meta_tuned_model(loaded, tmp_path):
+    """The two differ in layer 8 alone, and the edit is of layer 7."""
+    base, tokenizer = load_model(BASE)
+    settings = MetaFTHyperParams(model_name=BASE, device="cpu", layers=[7], lr=2e-3)
+    compute_edit(base, tokenizer, {"prompt": "Marla Kestrel was born in", "target_new": "Poland"}, settings).save(tmp_path / "edit")
+    edit = Edit.load(tmp_path / "edit")
+    with pytest.raises(ModelError, match=r"7 tensors that it does not move differ here, model\.layers\.8\."):
+        edit.apply(loaded[0])
+    half, _ = load_model(BASE, dtype="bfloat16", layers=[7])
+    for model, own in ((base, edit), (half, edit), (loaded[0], edit.pin_to(loaded[0]))):
+        with own.applied(model):
+            assert generate_greedily(model, tokenizer, ["Marla Kestrel was born in"])[0].startswith(" Poland")
 
 
 @pytest.mark.long

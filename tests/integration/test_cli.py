@@ -22,6 +22,7 @@ from propmeta_edit.errors import DataError
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import comparison
+from propmeta_edit.recipes.edit_facts import read_hparams
 from propmeta_edit.recipes.statistics import OPENINGS, SAMPLED_SHARE, sample_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -380,6 +381,28 @@ def test_edit_shows_before_and_after_and_a_saved_edit_can_be_asked(own_hparams, 
     assert "unedited" in capsys.readouterr().out
 
 
+def test_a_model_is_edited_as_it_was_meta_trained(base, tmp_path, capsys):
+    assert meta_train(base, tmp_path) == 0
+    capsys.readouterr()
+    fact = ["edit", "Ann Lee lives in", "Peru", "--device", "cpu", "--json", "--model"]
+    assert main([*fact, str(tmp_path / "out")]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert (settings["layers"], settings["inner_lr"], settings["num_inner_steps"]) == ([1], 0.01, 2)
+    assert main([*fact, str(base)]) == 2
+    assert (
+        "it has no metaft.json, which meta-training writes, and there is no hparams/MetaFT/base.yaml; give a YAML with --hparams"
+        in (capsys.readouterr().err)
+    )
+    shutil.copytree(base, tmp_path / "llama3.2-1b")
+    of_its_name = read_hparams(str(tmp_path / "llama3.2-1b"), None, "cpu")
+    assert (of_its_name.layers, of_its_name.lr, str(of_its_name.model_name)) == ([5], 2e-5, str(tmp_path / "llama3.2-1b"))
+    card = json.loads((tmp_path / "out" / "metaft.json").read_text())
+    del card["settings"]["inner_lr"]
+    (tmp_path / "out" / "metaft.json").write_text(json.dumps(card))
+    assert main([*fact, str(tmp_path / "out")]) == 2
+    assert "does not say with which 'inner_lr'" in capsys.readouterr().err
+
+
 def test_edit_from_a_file_of_requests(own_hparams, tmp_path, capsys):
     file = tmp_path / "requests.jsonl"
     file.write_text('{"prompt": "Ann Lee lives in", "target_new": "Peru"}\n{"prompt": "Bob Day works at", "target_new": "Lego"}\n')
@@ -409,6 +432,10 @@ def test_asking_under_another_model_is_refused(own_hparams, base, tmp_path, caps
     capsys.readouterr()
     assert main(["ask", "Where?", "--edit", str(tmp_path / "edit"), "--model", str(other), "--device", "cpu"]) == 2
     assert "made on other weights" in capsys.readouterr().err
+    asked = ["ask", "Where?", "--edit", str(tmp_path / "edit"), "--model", str(other), "--device", "cpu"]
+    assert main([*asked, "--any-base", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["answers"]
+    assert row["answers"]["unedited"] != row["answers"]["edit"]
 
 
 class Remembering(GeneralTracker):

@@ -14,14 +14,17 @@ import tiny
 import torch
 
 from propmeta_edit.edits.compute import choose_at_once, compute_edit, compute_edits
-from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, hash_tensors, standing_edits, take_fingerprint
+from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, merge_edits, standing_edits
+from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
-from propmeta_edit.errors import ModelError, RequestError
+from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import snapshot
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.loading import load_model
 from propmeta_edit.records import EditRequest
 
 REQUESTS = [
@@ -215,6 +218,99 @@ def test_damaged_files(saved, damage):
         Edit.load(saved)
 
 
+@pytest.fixture
+def relative(family):
+    """The same model but for one matrix that the edits do not move."""
+    other = tiny.make_model(family)
+    name = next(name for name in select_parameters(other, [2]) if name.endswith(".weight"))
+    with torch.no_grad():
+        other.get_parameter(name)[3:, 5] += 0.01
+    return other, name
+
+
+def test_a_base_that_differs_elsewhere_is_told_apart(model, edits, saved, relative, tokenizer):
+    other, name = relative
+    before = values_of(other)
+    for edit in (edits[0], Edit.load(saved)):
+        uses = [
+            lambda edit=edit: edit.apply(other),
+            lambda edit=edit: EditedModel(other, edit)(torch.tensor([[5, 6]])),
+            lambda edit=edit: generate_with_edits(other, tokenizer, ["Where?"], [edit]),
+        ]
+        for use in uses:
+            with pytest.raises(ModelError, match=f"made on another model .*: 1 tensors .*, {name}; .*any-base"):
+                use()
+        assert same(values_of(other), before) and standing_edits(other) == []
+    with pytest.raises(ModelError, match="made on another model"):
+        Edit.load(saved).change(other)
+    with Edit.load(saved).applied(model):
+        pass
+
+
+def test_edits_of_other_tensors_do_not_make_another_base(model, tokenizer, edits, saved):
+    """Computed without and applied over another edit, and the other way round; what is no ``Edit`` does count."""
+    of_layer_1, of_layer_2 = edits[0], edits[3]
+    with of_layer_2.applied(model):
+        on_top = compute_edit(model, tokenizer, REQUESTS[1], hparams())
+        with Edit.load(saved).applied(model), on_top.applied(model):
+            assert len(standing_edits(model)) == 3
+        assert generate_with_edits(model, tokenizer, ["Where?"], [of_layer_1])
+    with on_top.applied(model), of_layer_2.applied(model):
+        pass
+    of_layer_1.apply(model)
+    of_layer_2.apply(model)
+    with torch.no_grad():
+        next(iter(select_parameters(model, [0]).values())).add_(0.1)
+    of_layer_1.undo(model)  # an edit can be taken out whatever became of the model
+    assert standing_edits(model) == [of_layer_2]
+    with pytest.raises(ModelError, match="take out what was written into this one since"):
+        of_layer_1.apply(model)
+
+
+def test_the_base_is_the_same_in_half_precision(tokenizer, tmp_path):
+    folder = str(tiny.save_model_folder(tmp_path / "base", tokenizer))
+    edit = compute_edit(load_model(folder)[0], tokenizer, REQUESTS[0], hparams())
+    edit.save(tmp_path / "edit")
+    half, _ = load_model(folder, dtype="bfloat16", layers=[1])
+    assert half.get_parameter("model.layers.2.mlp.up_proj.weight").dtype == torch.bfloat16
+    with Edit.load(tmp_path / "edit").applied(half):
+        pass
+    with torch.no_grad():
+        half.get_parameter("model.layers.2.mlp.up_proj.weight").mul_(1.01)
+    with pytest.raises(ModelError, match=r"made on another model .* model.layers.2.mlp.up_proj.weight;"):
+        edit.apply(half)
+
+
+def test_an_edit_pinned_to_another_model_belongs_there(model, edits, saved, relative, family, tmp_path):
+    other, _ = relative
+    before = values_of(other)
+    for edit in (edits[0], Edit.load(saved)):
+        pinned = edit.pin_to(other)
+        with pinned.applied(other):
+            assert all(torch.equal(other.get_parameter(name), value) for name, value in edit.weights.items())
+        assert same(values_of(other), before)
+        with pytest.raises(ModelError, match="made on another model"):
+            pinned.apply(model)
+    with edits[3].pin_to(other).applied(other), edits[1].pin_to(other).applied(other):
+        pinned = edits[0].pin_to(other)  # what stands does not count
+    pinned.save(tmp_path / "pinned")
+    with Edit.load(tmp_path / "pinned").applied(other):
+        pass
+    foreign = tiny.make_model(family, seed=3)
+    with edits[0].pin_to(foreign).applied(foreign):  # its edited tensors differ as well
+        assert all(torch.equal(foreign.get_parameter(name), value) for name, value in edits[0].weights.items())
+    with pytest.raises(ModelError, match=r"is torch\.bfloat16 in this model and torch\.float64 in the edit"):
+        edits[0].pin_to(other.bfloat16())
+
+
+def test_folders_of_before_bases_were_known_are_read(edits, saved, relative):
+    config = json.loads((saved / CONFIG).read_text())
+    del config["base"]
+    (saved / CONFIG).write_text(json.dumps(config))
+    with Edit.load(saved).applied(relative[0]):
+        pass
+
+
 def test_folders_that_cannot_be_written(edits, saved, tmp_path):
     with pytest.raises(ModelError, match="exists; choose another folder"):
         edits[0].save(saved)
@@ -243,10 +339,45 @@ def test_low_rank_export_is_a_peft_adapter_and_says_what_it_loses(tokenizer, tmp
         edit.save_lora(tmp_path / "1", 1)
 
 
-def test_a_lora_cannot_hold_biases(tokenizer, tmp_path):
-    edit = compute_edit(tiny.make_model("gpt2"), tokenizer, REQUESTS[0], hparams())
-    with pytest.raises(ModelError, match=r"matrices alone, and this edit moves .*bias"):
-        edit.save_lora(tmp_path / "lora", 2)
+def with_moved(model, names):
+    """The edit that adds noise to these parameters."""
+    parameters = dict(model.named_parameters())
+    original = {name: parameters[name].detach().clone() for name in names}
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in names:
+            parameters[name] += 0.1 * torch.randn(parameters[name].shape, generator=noise)
+    return edit_from_weights(model, original, REQUESTS[:1], method="FT")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "qwen2"])
+def test_a_lora_leaves_biases_out_and_counts_them(kind, tokenizer, tmp_path):
+    """GPT-2's projections are turned and all have biases; Qwen2's have them in attention."""
+    from peft import PeftModel
+
+    model = tiny.make_model(kind)
+    edit = with_moved(model, select_parameters(model, [1]))
+    change = edit.change()
+    biases = {name: value for name, value in change.items() if name.endswith(".bias")}
+    lost, whole = (sum(float(value.square().sum()) for value in some.values()) for some in (biases, change))
+    assert len(biases) > 2 and edit.save_lora(tmp_path / "lora", 16) == pytest.approx((lost / whole) ** 0.5, rel=1e-6)
+    adapted = PeftModel.from_pretrained(tiny.make_model(kind), str(tmp_path / "lora")).merge_and_unload()
+    for name, parameter in model.named_parameters():
+        moved = change[name] if name in change and name not in biases else 0
+        torch.testing.assert_close(adapted.get_parameter(name).data, parameter.data + moved, rtol=1e-4, atol=1e-5)
+
+
+def test_what_no_lora_can_hold(tokenizer, tmp_path):
+    model = tiny.make_model("gpt2")
+    with pytest.raises(ModelError, match=r"matrices alone, and this edit moves none; keep the edit itself"):
+        with_moved(model, ["transformer.h.1.mlp.c_fc.bias"]).save_lora(tmp_path / "lora", 2)
+    with pytest.raises(ModelError, match=r"matrices alone, and this edit moves transformer.h.1.ln_1.weight"):
+        with_moved(model, ["transformer.h.1.mlp.c_fc.weight", "transformer.h.1.ln_1.weight"]).save_lora(tmp_path / "lora", 2)
+    edit = with_moved(model, ["transformer.h.1.mlp.c_fc.weight"])
+    for rank in (0, -1, 2.5, "16"):
+        with pytest.raises(ConfigError, match=f"rank of a LoRA must be a whole number, 1 or more, got {rank!r}"):
+            edit.save_lora(tmp_path / "lora", rank)
+    assert not (tmp_path / "lora").exists()
 
 
 def test_views_answer_side_by_side(model, edits, tokenizer):
@@ -281,6 +412,51 @@ def test_each_row_of_a_batch_with_its_own_edit(model, edits, tokenizer):
     assert generate_with_edits(model, tokenizer, prompts[:2], [None, None]) == generate_greedily(model, tokenizer, prompts[:2])
     with pytest.raises(ModelError, match="got 2 prompts and 1 edits"):
         generate_with_edits(model, tokenizer, prompts[:2], [None])
+
+
+def test_answers_come_in_batches_of_a_bounded_size(model, edits, tokenizer, monkeypatch):
+    """As many rows and edits as asked for, or as the memory allows, and the same answers in the same order."""
+    prompts = ["Ann Lee lives in", "Where?", "Smith PLC was founded in the country of", "The", "Ann Lee", "Lima", "Lee"]
+    own = [edits[0], edits[0], edits[1], None, edits[0], edits[3], None]
+    size = sum(value.nbytes for edit in (edits[0], edits[3]) for value in edit.weights.values())
+    batches = []
+
+    def note(model, parameters, num_edits):
+        batches.append([num_edits])
+        return stacked_weights(model, parameters, num_edits)
+
+    def answer(model, tokenizer, prompts, *arguments, **values):
+        batches.append([*(batches.pop() if batches and len(batches[-1]) == 1 else [0]), len(prompts)])
+        return generate_greedily(model, tokenizer, prompts, *arguments, **values)
+
+    monkeypatch.setattr("propmeta_edit.edits.views.stacked_weights", note)
+    monkeypatch.setattr("propmeta_edit.edits.views.generate_greedily", answer)
+    expected = generate_with_edits(model, tokenizer, prompts, own)
+    assert batches == [[4, 12]], "four kinds of rows, filled up to three each"
+    for batch_size, as_expected in (
+        (1, [[1, 1]] * 4 + [[0, 1]] * 2 + [[1, 1]]),
+        (3, [[1, 3], [0, 2], [2, 2]]),
+        (6, [[2, 6], [2, 2]]),
+    ):
+        batches.clear()
+        assert generate_with_edits(model, tokenizer, prompts, own, batch_size=batch_size) == expected
+        assert batches == as_expected, "edits and rows; no edits are stacked for rows without any"
+    monkeypatch.setattr("propmeta_edit.edits.views.free_memory", lambda device: 2 * 2 * 2 * size)
+    batches.clear()
+    assert generate_with_edits(model, tokenizer, prompts, own) == expected and [number for number, _ in batches] == [2, 2]
+    with pytest.raises(ConfigError, match="batch_size must be 1 or more, got 0"):
+        generate_with_edits(model, tokenizer, prompts, own, batch_size=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_finished_edits_wait_on_the_cpu(model, tokenizer):
+    found = compute_edits(model.cuda(), tokenizer, REQUESTS, hparams(), at_once=2)
+    assert {value.device.type for edit in found for value in edit.weights.values()} == {"cpu"}
+    with found[0].applied(model):
+        expected = generate_greedily(model, tokenizer, ["Where?"])
+    assert generate_with_edits(model, tokenizer, ["Where?"], found[:1]) == expected
+    assert all(value.is_cuda for value in found[0].change().values())
 
 
 def test_many_at_once_are_the_single_ones(model, edits, tokenizer):
@@ -319,6 +495,79 @@ def test_an_edit_from_what_another_method_returned(model, tokenizer):
         assert torch.equal(logits(model), edited)
 
 
+def test_weights_that_were_put_back_are_no_edit(model):
+    """What EasyEdit's editors return after an edit that they have taken out again."""
+    name = next(iter(select_parameters(model, [1])))
+    same_as_now = {name: model.get_parameter(name).detach().clone()}
+    for original in (same_as_now, {}):
+        with pytest.raises(ModelError, match=r"there is no edit in this model: none of the \d tensors .*sequential_edit=True"):
+            edit_from_weights(model, original, REQUESTS[:1], method="ROME")
+
+
+def test_writing_in_place_into_a_standing_edit_does_not_reach_it(model, edits, tmp_path):
+    """Neither what it holds, nor what it saves, nor the weights of before."""
+    before, kept = values_of(model), {name: value.clone() for name, value in edits[0].weights.items()}
+    edits[0].apply(model)
+    with torch.no_grad():
+        for name in kept:
+            model.get_parameter(name).add_(0.1)
+    assert same(edits[0].weights, kept)
+    edits[0].save(tmp_path / "edit")
+    edits[0].undo(model)
+    assert same(values_of(model), before)
+    loaded = Edit.load(tmp_path / "edit")
+    assert same(loaded.weights, kept)
+    with edits[0].applied(model), torch.no_grad():
+        model.get_parameter(name).add_(0.1)
+    assert same(edits[0].weights, kept) and same(values_of(model), before)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_merged_edits_are_those_that_stand_together(model, tokenizer, edits, loaded, tmp_path):
+    of_layer_1, of_layer_2 = edits[0], edits[3]
+    if loaded:
+        for number, edit in enumerate(edits):
+            edit.save(tmp_path / str(number))
+        edits = [Edit.load(tmp_path / str(number)) for number in range(4)]
+    before = values_of(model)
+    disjoint = merge_edits(model, [edits[0], edits[3]])
+    assert all(
+        torch.equal(disjoint.weights[name], value) for edit in (of_layer_1, of_layer_2) for name, value in edit.weights.items()
+    )
+    assert disjoint.requests == edits[0].requests + edits[3].requests and disjoint.method == "MetaFT"
+    assert disjoint.settings == {"merged": [dict(edits[0].settings), dict(edits[3].settings)]}
+    merged = merge_edits(model, edits)
+    assert same(values_of(model), before) and standing_edits(model) == [] and merged.settings != edits[0].settings
+    for edit in edits:
+        edit.apply(model)
+    together = values_of(model)
+    for edit in edits:
+        edit.undo(model)
+    merged.save(tmp_path / "merged")
+    for one in (merged, Edit.load(tmp_path / "merged")):
+        with one.applied(model):
+            assert same(values_of(model), together)
+    of_one_layer = merge_edits(model, edits[:2])
+    assert of_one_layer.settings == edits[0].settings
+    first, second = edits[0].change(model), edits[1].change(model)
+    for name, value in of_one_layer.change(model).items():
+        torch.testing.assert_close(value, first[name] + second[name], rtol=1e-9, atol=1e-12)
+
+
+def test_what_cannot_be_merged(model, tokenizer, edits, relative):
+    for several, message in (([], "nothing to merge"), ([edits[0], edits[0]], "stands in the model already")):
+        with pytest.raises(ModelError, match=message):
+            merge_edits(model, several)
+    with pytest.raises(ModelError, match="made on another model"):
+        merge_edits(relative[0], edits[:2])
+    with edits[0].applied(model):
+        on_top = compute_edit(model, tokenizer, REQUESTS[1], hparams())
+    merged = merge_edits(model, [edits[0], on_top])
+    assert same(merged.weights, on_top.weights) and standing_edits(model) == []
+    with merged.applied(model), pytest.raises(ModelError, match="made on other weights"):
+        merge_edits(model, [on_top])
+
+
 def test_a_method_that_writes_in_place_harms_no_other_edit(model, tokenizer, edits):
     """As EasyEdit's editors do: with another edit standing, and with none."""
     before, a = values_of(model), edits[0]
@@ -341,7 +590,7 @@ def test_a_method_that_writes_in_place_harms_no_other_edit(model, tokenizer, edi
 
 
 def test_rows_refuse_edits_of_another_state(model, edits, tokenizer, family):
-    with edits[1].applied(model), pytest.raises(ModelError, match="made on other weights than this model has now"):
+    with edits[1].applied(model), pytest.raises(ModelError, match=r"made on other weights .* than this model has now"):
         generate_with_edits(model, tokenizer, ["Where?"], [edits[0]])
     with pytest.raises(ModelError, match="made on other weights"):
         generate_with_edits(tiny.make_model(family, seed=1), tokenizer, ["Where?"], [edits[0]])
@@ -408,3 +657,19 @@ def test_fingerprints_and_hashes_tell_tensors_apart():
     other[2, 3] = torch.nextafter(other[2, 3], torch.tensor(10.0))
     assert take_fingerprint(one) != take_fingerprint(other) and hash_tensors({"a": one}) != hash_tensors({"a": other})
     assert take_fingerprint(one) != take_fingerprint(one.flip(0)) != take_fingerprint(one.bfloat16())
+
+
+def test_an_identity_looks_at_every_tensor(model):
+    """At a share of a large one, in every column; a tensor that is given counts instead of the model's."""
+    known = take_identity(model, {})
+    for name, parameter in model.named_parameters():
+        replaced = {name: parameter.detach() * 1.02 + 0.02}
+        found = take_identity(model, replaced)
+        assert [n for n in known if known[n] != found[n]] == [name]
+    large = torch.nn.Linear(576, 1536, bias=False)
+    before = take_identity(large, {})
+    for column in (0, 7, 300):
+        changed = large.weight.detach().clone()
+        changed[:, column] += 1
+        assert take_identity(large, {"weight": changed}) != before
+    assert take_identity(large, {"weight": large.weight.detach().bfloat16()}) == before

@@ -1,0 +1,58 @@
+"""Which model an edit belongs on: exact names for the tensors that it moves, and samples of all the others."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+SAMPLES = 1024  # numbers of a tensor that are looked at, give or take a half
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, whatever their order and device."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(save({name: tensors[name].detach().contiguous().cpu()}))
+    return digest.hexdigest()
+
+
+def take_fingerprint(tensor: torch.Tensor) -> str:
+    """A short name for the bits of a tensor, from sums of them over rows and columns: where it is, at the speed of memory."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    bits = tensor.detach().contiguous().view(integers).reshape(len(tensor), -1)
+    sums = torch.cat([bits.sum(dim=0, dtype=torch.int64), bits.sum(dim=1, dtype=torch.int64)])
+    return hashlib.sha256(save({"sums": sums.cpu()}) + str((tuple(tensor.shape), tensor.dtype)).encode()).hexdigest()
+
+
+def take_identity(model: nn.Module, instead: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """A short name for what every parameter holds, from its shape and about a thousand of its numbers, evenly spread.
+
+    Where the model lies, and its path, do not matter. The numbers are rounded to bf16, so that a base is the same one whether it is
+    loaded in fp32 or bf16 (float16 rounds in another way and is told apart). It takes milliseconds, whatever the model's size:
+    enough to tell another model, or one whose matrices were trained on, but no check of every number.
+
+    Args:
+        instead: tensors that count in place of the model's own, by parameter name.
+    """
+    tensors = {name: instead.get(name, parameter.detach()) for name, parameter in model.named_parameters()}
+    groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+    for name, value in tensors.items():
+        groups.setdefault((value.device, value.dtype), []).append(name)
+    found = {}
+    for names in groups.values():  # together, so that a GPU is asked once
+        samples = [_sample(tensors[name]) for name in names]
+        bits = torch.cat(samples).to(torch.bfloat16).view(torch.int16).cpu()
+        for name, own in zip(names, torch.split(bits, [len(sample) for sample in samples]), strict=True):
+            content = str(tuple(tensors[name].shape)).encode() + own.numpy().tobytes()
+            found[name] = hashlib.sha256(content).hexdigest()[:16]
+    return found
+
+
+def _sample(tensor: torch.Tensor) -> torch.Tensor:
+    """An odd stride, so that a matrix is not read along a few of its columns alone."""
+    flat = tensor.reshape(-1)
+    return flat[:: max(1, flat.numel() // SAMPLES) | 1]
