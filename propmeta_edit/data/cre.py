@@ -26,7 +26,8 @@ def load_cre(path: str | Path, question_choice: str = "seeded", seed: int = 0) -
         seed: used by ``seeded`` only.
 
     Returns:
-        The cases in file order, with the tags ``entity_type``, ``relation`` (the question template) and ``entity_name``.
+        The cases in file order, with the tags ``entity_type``, ``relation`` (the question template), ``entity_name``, ``hops`` and
+        ``edits`` (always 2 and 1: one fact is written, and the question goes one relation further).
 
     Raises:
         ConfigError: an unknown ``question_choice``.
@@ -130,4 +131,5 @@ def _make_case(record: Mapping[str, Any], question: Any, case_id: str) -> Case:
         raise DataError(f"'answer' must be a string or a number, got {answer!r}")
     answers = (str(answer),)
     tags = {"entity_type": _take(record, "entity_type", str), "relation": template, "entity_name": entity}
+    tags |= {"hops": "2", "edits": "1"}
     return Case(case_id, (edit,), Question(alias, answers), Question(unalias, answers), tags=tags)

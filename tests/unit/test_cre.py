@@ -58,7 +58,8 @@ def test_every_question_becomes_a_case_with_its_own_fact(tmp_path):
     assert first.edits[0].subject == "Brightleaf Tools Ltd."
     assert (first.question.text, first.question.answers) == ("Currency of the country number 0?", ("Norwegian krone",))
     assert (first.second_hop.text, first.second_hop.answers) == ("Currency of Norway?", ("Norwegian krone",))
-    assert first.tags == {"entity_type": "Country", "relation": "Currency of {country}?", "entity_name": "Norway"}
+    tags = {"entity_type": "Country", "relation": "Currency of {country}?", "entity_name": "Norway", "hops": "2", "edits": "1"}
+    assert first.tags == tags
     assert (second.edits[0].prompt, second.edits[0].target_new) == (
         "The branch list of Brightleaf Tools Ltd. includes",
         "Kenya",
