@@ -117,7 +117,7 @@ def _choose_layer_parser() -> ArgumentParser:
 def _add_data_actions(data: ArgumentParser) -> None:
     actions = data.add_subcommands(dest="action", required=True)
     check = ArgumentParser(description="Say what a file is, count what is in it, and show one case as the model will see it.")
-    check.add_argument("path", type=str, help="the file, or a folder whose data files are all checked")
+    check.add_argument("path", type=str, help="the file, a folder whose data files are all checked, or hub:owner/name")
     actions.add_subcommand("check", check, help="what a file is and what is in it")
 
 

@@ -31,6 +31,7 @@ from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
 from propmeta_edit.recipes.data_check import FORMATS, find_format
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
+from propmeta_edit.recipes.sources import TEST_FILES, find_file, find_files, is_source
 from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.recipes.worlds import ensure_world
 from propmeta_edit.records import Case, EditRequest
@@ -92,12 +93,7 @@ VARIANTS = {  # other ways to fine-tune
     "LoRA": RowKind("", "LoRA"),
 }
 METHODS: dict[str, RowKind] = {**CORE, **VARIANTS, **CONTROLS}
-WORLD_FILES = {
-    "cre-id": "test_data_id.jsonl",
-    "cre-ood": "test_data_ood.jsonl",
-    "cre-ood-entity": "test_data_ood-entity.jsonl",
-    "cre-ood-relation": "test_data_ood-relation.jsonl",
-}
+WORLD_FILES = TEST_FILES
 VALIDATION_FILES = {"valid-id": "valid_data_id.jsonl", "valid-ood": "valid_data_ood.jsonl"}
 STANDIN_FILES = {"mquake-standin": "mquake-standin-2hop.json", "mquake-standin-3hop": "mquake-standin-3hop.json"}
 LOADERS: dict[str, Callable[..., list[Any]]] = {
@@ -152,26 +148,20 @@ def load_datasets(item: str, seed: int) -> list[DataSet]:
     Raises:
         DataError: nothing of the kind, or a file that cannot be read.
     """
-    folder = _download(item) if item.startswith("hub:") else Path(item)
-    if not folder.is_dir():
+    if not is_source(item):
         return [load_dataset(item, seed)]
-    found = [path for name in WORLD_FILES.values() for path in sorted(folder.rglob(name))]
-    if not found:
-        raise DataError(f"none of CRE's test files ({', '.join(WORLD_FILES.values())}) is in it", folder)
-    return [load_dataset(str(path), seed) for path in found]
-
-
-def _download(item: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(item.removeprefix("hub:"), repo_type="dataset", allow_patterns="*.jsonl"))
-    except Exception as error:  # whatever the hub's library raises: offline, no such data set, no access
-        raise DataError(f"{item} cannot be fetched: {error}") from error
+    found = find_files(item)
+    files = [found[file] for file in WORLD_FILES.values() if file in found]
+    if not files:
+        raise DataError(f"none of CRE's test files is in it, only {', '.join(found)}", item)
+    return [load_dataset(str(path), seed) for path in files]
 
 
 def load_dataset(item: str, seed: int) -> DataSet:
-    """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; what a bare file is is read from it."""
+    """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; what a bare file is is read from it.
+
+    Of a set of CRE's, ``FILE`` may be the folder or ``hub:owner/name`` that has it.
+    """
     name, _, file = item.partition("=")
     load = LOADERS.get(name)
     offline = {**WORLD_FILES, **VALIDATION_FILES, **STANDIN_FILES}
@@ -185,7 +175,7 @@ def load_dataset(item: str, seed: int) -> DataSet:
             f"{', '.join(LOADERS)}"
         )
     elif file:
-        path = Path(file)
+        path = find_file(file, offline[name]) if name in offline and is_source(file) else Path(file)
     elif name in offline:
         path = ensure_world() / offline[name]
     elif name == "mquake-4hop":

@@ -11,6 +11,7 @@ from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.easyedit_files import load_easyedit_file
 from propmeta_edit.data.mquake import SUBSET_SIZE, is_in_subset, load_mquake, read_json_list
 from propmeta_edit.errors import DataError
+from propmeta_edit.recipes.sources import find_files, is_source
 from propmeta_edit.records import Case
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
 
@@ -55,20 +56,19 @@ def _is_augmented(rewrites: Any) -> bool:
 
 
 def describe_files(path: str | Path) -> tuple[str, int]:
-    """``describe_file`` of a file, or of every data file in a folder and its folders, one block each.
+    """``describe_file`` of a file, of every data file in a folder and its folders, or of CRE's files in ``hub:owner/name``.
 
     Returns:
-        The text, and how many files of a folder cannot be read; their blocks say why.
+        The text, one block a file, and how many files of a folder cannot be read; their blocks say why.
 
     Raises:
-        DataError: a single file cannot be read, or a folder has no data file.
+        DataError: a single file cannot be read, or a folder or data set of the hub has no data file.
     """
-    path = Path(path)
-    if not path.is_dir():
+    if not is_source(str(path)):
         return describe_file(path), 0
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-    if not files:
-        raise DataError(f"no data file ({', '.join(SUFFIXES)}) is in this folder or in those inside it", path)
+    # What datasets itself wrote into a folder as JSON describes its data and holds none.
+    inside = Path(path).rglob("*") if not (Path(path) / "dataset_dict.json").is_file() else ()
+    files = sorted(file for file in inside if file.suffix in SUFFIXES and file.is_file()) or find_files(str(path)).values()
     blocks, num_broken = [], 0
     for file in files:
         try:

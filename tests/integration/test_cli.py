@@ -258,7 +258,7 @@ def test_a_folder_stands_for_all_of_cres_test_files_in_it(tmp_path):
     found = comparison.load_datasets(str(tmp_path), seed=0)
     assert [(data.name, len(data.cases)) for data in found] == [("cre-id", 2), ("cre-ood", 3)]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="none of CRE's test files"):
+    with pytest.raises(DataError, match="none of CRE's files"):
         comparison.load_datasets(str(tmp_path / "empty"), seed=0)
 
 

@@ -120,7 +120,7 @@ def test_a_folder_is_checked_file_by_file_and_its_broken_ones_fail_it(tmp_path, 
     folder = tmp_path / "data"
     (folder / "inside").mkdir(parents=True)
     assert main(["data", "check", str(folder)]) == 2
-    assert "no data file (.json, .jsonl)" in capsys.readouterr().err
+    assert "it cannot be read as a data set" in capsys.readouterr().err
     write(folder, [KNOWEDIT])
     write(folder / "inside", [ZSRE, ZSRE], "zsre.json")
     (folder / "readme.txt").write_text("not data")
