@@ -142,13 +142,11 @@ def _make_edit(rewrite: Mapping[str, Any]) -> EditRequest:
     text = prompt.replace("{}", subject).strip()
     # MQuAKE-Remastered's copy on the hub is flat.
     target = rewrite["target_new_str"] if "target_new_str" in rewrite else rewrite["target_new"]["str"]
-    return EditRequest(text, str(target), subject, _read_augmentation(rewrite))
-
-
-def _read_augmentation(rewrite: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """CaKE's re-wordings and learning prompts, where the file has them; a learning prompt's answer ends with a full stop."""
+    # CaKE's re-wordings and learning prompts, where the file has them; a learning prompt's answer ends with a full stop.
+    rephrased = _read_items(rewrite, "rephrase_prompt")
     learning = [(question, f"{answer}.") for question, answer in _read_items(rewrite, "learning_prompt")]
-    return (*_read_items(rewrite, "rephrase_prompt"), *learning)
+    rephrasings = tuple(question for question, answer in rephrased if answer.strip() == str(target).strip())
+    return EditRequest(text, str(target), subject, (*rephrased, *learning), rephrasings)
 
 
 def _read_items(rewrite: Mapping[str, Any], name: str) -> list[tuple[str, str]]:

@@ -193,10 +193,7 @@ class Edit:
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             weights = load_file(folder / WEIGHTS)
-            requests = tuple(
-                EditRequest(**{**row, "augmentation": tuple(tuple(pair) for pair in row["augmentation"])})
-                for row in config["requests"]
-            )
+            requests = tuple(_read_request(row) for row in config["requests"])
             expected, transposed = config["sha256"], tuple(config["transposed"])
             base, method, settings, base_sha256 = (config[name] for name in ("base_model", "method", "settings", "base_sha256"))
             edit = cls(requests, weights, None, base, method, settings, base_sha256, transposed)
@@ -356,3 +353,9 @@ def edit_from_weights(
     apply_snapshot(parameters, {name: before[name] for name in moved})
     now = {name: parameters[name].data for name in moved}
     return Edit(tuple(requests), weights, now, base_model, method, settings or {}, transposed=find_transposed(model, moved))
+
+
+def _read_request(row: Mapping[str, Any]) -> EditRequest:
+    """A saved request; those of older edits have no ``rephrasings``."""
+    pairs = tuple((text, completion) for text, completion in row["augmentation"])
+    return EditRequest(**{**row, "augmentation": pairs, "rephrasings": tuple(row.get("rephrasings", ()))})

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import propmeta_edit
-from propmeta_edit.baselines.cake import make_rephrasings
+from propmeta_edit.baselines.cake import make_rephrasings, origin_of_rephrasings, origin_of_training_pairs
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
@@ -23,7 +23,7 @@ from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, DataError
-from propmeta_edit.evaluation.companions import with_neighbours, with_wrong_facts
+from propmeta_edit.evaluation.companions import with_neighbours, with_text_origins, with_wrong_facts
 from propmeta_edit.evaluation.methods import LONG_EDIT, Editing, FineTuning, InContext, Unedited
 from propmeta_edit.evaluation.runner import TIMED_CASES, DataSet, Method, MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
@@ -40,6 +40,11 @@ from propmeta_edit.records import Case, EditRequest
 def with_rephrasings(edit: EditRequest) -> list[EditRequest]:
     """A fact and the same fact in other words."""
     return [edit, *make_rephrasings(edit)]
+
+
+TEXTS_VERSION = 2  # of what those rows train on besides the facts: the data's own wordings first; raise it when that changes
+note_cake_texts = partial(with_text_origins, origin_of=origin_of_training_pairs)
+note_rephrasings = partial(with_text_origins, origin_of=origin_of_rephrasings)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ CORE = {  # the base's rows together: it is loaded once
     "ROME": RowKind("", "ROME"),
     "MEMIT": RowKind("", "MEMIT"),
     "AlphaEdit": RowKind("", "AlphaEdit"),
-    "CaKE": RowKind("", "CaKE"),
+    "CaKE": RowKind("", "CaKE", note_cake_texts),
     "MetaFT": RowKind("metaft", "MetaFT"),
 }
 CONTROLS = {
@@ -86,7 +91,7 @@ CONTROLS = {
     "MetaFT-seed2": RowKind("seed2", "MetaFT"),
 }
 VARIANTS = {  # other ways to fine-tune
-    "FT-paraphrases": RowKind("", "MetaFT", settings="FT-paraphrases", write=with_rephrasings),
+    "FT-paraphrases": RowKind("", "MetaFT", note_rephrasings, settings="FT-paraphrases", write=with_rephrasings),
     "FT-all-layers": RowKind("", "MetaFT", settings="FT-all-layers"),
     "FT-L": RowKind("", "FT", settings="FT-L"),
     "FT-M": RowKind("", "FT", settings="FT-M"),
@@ -113,7 +118,8 @@ NOTES = [
     "and MetaFT are edited side by side.",
     "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",
     "once before: seconds spent before any edit (meta-training, second moments, projections), on the machine that spent them.",
-    "CaKE and FT-paraphrases train on texts from fixed templates where the data has none of its own.",
+    "CaKE and FT-paraphrases train on texts from fixed templates where the data has none of its own; each of their rows says which "
+    "in its tag `augmentation`.",
     "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
     "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks.",
     "cre-* and mquake-standin* without a file are real facts put into those formats offline, not the released data.",
@@ -198,6 +204,8 @@ def make_spec(name: str, kind: RowKind, settings: Mapping[str, Any], setup: Setu
     settings, model = dict(settings), setup.model_of(kind)
     precomputation = read_training_time(model) if kind.checkpoint else {}
     identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
+    if kind.adapt in (note_cake_texts, note_rephrasings):
+        identity["texts"] = TEXTS_VERSION
     if kind.edit in BASELINES:
         identity["easyedit"] = find_form().kind
         if kind.edit in NEEDS_STATISTICS:

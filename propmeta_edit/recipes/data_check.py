@@ -146,4 +146,5 @@ def _show(case: Case) -> list[str]:
     if case.second_hop is not None:
         lines.append(f"  second hop {case.second_hop.text!r}: {', '.join(case.second_hop.answers)}")
     augmented = sum(len(edit.augmentation) for edit in case.edits)
-    return lines + ([f"  augmented {augmented} texts for CaKE"] if augmented else [])
+    lines += [f"  augmented {augmented} texts for CaKE"] if augmented else []
+    return lines + [f"  or        {prompt!r}" for edit in case.edits for prompt in edit.rephrasings]

@@ -262,6 +262,23 @@ def test_a_folder_stands_for_all_of_cres_test_files_in_it(tmp_path):
         comparison.load_datasets(str(tmp_path / "empty"), seed=0)
 
 
+def test_rows_on_rewordings_say_where_these_are_from(run_table2, base, tmp_path):
+    """The offline world has other wordings of its facts; without them the texts are from templates, and the row says so."""
+    records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    for fact in records[0]["facts"]:
+        del fact["paraphrase_prefix"]
+    tiny.write_records(tmp_path / "mixed.jsonl", records)
+    assert meta_train(base, tmp_path) == 0
+    arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--device", "cpu", "--output", "results"]
+    code, error = run_table2(*arguments, "--methods", "unedited,FT-paraphrases", "--datasets", str(tmp_path / "mixed.jsonl"))
+    assert code == 0, error
+    rows = [json.loads(line) for line in (tmp_path / "results" / "rows.jsonl").read_text().splitlines()]
+    origins = {(row["method"], row["case_id"]): row["tags"].get("augmentation") for row in rows}
+    expected = {("FT-paraphrases", f"cre-{n:06d}"): "templates" if n == 0 else "data" for n in range(6)}
+    assert origins == {**expected, **{("unedited", case_id): None for _, case_id in expected}}
+    assert not any(row["error"] for row in rows)
+
+
 def test_missing_easyedit_is_said_before_anything_runs(run_table2, tmp_path, monkeypatch):
     monkeypatch.setenv("EASYEDIT_HOME", str(tmp_path))
     code, error = run_table2("--methods", "ROME")
