@@ -316,7 +316,7 @@ def test_a_plan_says_what_is_left_and_starts_nothing(run_table2, base, tmp_path,
     lines = {line.split()[0]: line for line in said.splitlines() if line}
     assert comparison_plan == 0
     assert "0 of 4" in lines["FT"] and lines["FT"].endswith("none")
-    assert "4 of 4" in lines["MetaFT"] and lines["MetaFT"].endswith("not known yet") and "(to fetch)" in lines["K0-FT"]
+    assert "4 of 4" in lines["MetaFT"] and lines["MetaFT"].endswith("0 min (a guess)") and "(to fetch)" in lines["K0-FT"]
     assert "No model was touched." in said
     rows = (tmp_path / "results" / "rows.jsonl").read_text().splitlines()
     assert len(rows) == 4 and all(json.loads(row)["seconds"] > 0 for row in rows)
