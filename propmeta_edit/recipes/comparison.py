@@ -18,7 +18,7 @@ from propmeta_edit.baselines.cake import make_rephrasings, origin_of_rephrasings
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
-from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, find_algorithm, make_contexts, make_hparams
+from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, fill_layers, find_algorithm, make_contexts, make_hparams
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
@@ -201,7 +201,8 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
 
 def make_spec(name: str, kind: RowKind, settings: Mapping[str, Any], setup: Setup) -> MethodSpec:
     """One row under a name of its own, with settings that need not be those of its YAML."""
-    settings, model = dict(settings), setup.model_of(kind)
+    model = setup.model_of(kind)
+    settings = fill_layers(kind.edit, settings, model)
     precomputation = read_training_time(model) if kind.checkpoint else {}
     identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
     if kind.adapt in (note_cake_texts, note_rephrasings):

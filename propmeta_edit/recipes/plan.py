@@ -9,7 +9,7 @@ from functools import cache
 from statistics import fmean
 
 from propmeta_edit.config import read_yaml
-from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS
+from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, default_layers
 from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import DataSet, choose_cases
 from propmeta_edit.models.artefacts import BUNDLED, find_model_folder
@@ -136,7 +136,8 @@ def _estimate(kind: RowKind, dtype: str, shape: _Shape, hparams_name: str) -> tu
     weights: float = shape.num_parameters * BYTES[dtype]
     per_layer = shape.num_parameters / shape.num_layers  # embeddings counted in: an upper bound
     has_own = has_hparams(kind.hparams_folder, hparams_name)
-    layers = read_yaml(hparams_file(kind.hparams_folder, hparams_name)).get("layers") if has_own else None
+    given = read_yaml(hparams_file(kind.hparams_folder, hparams_name)).get("layers") if has_own else None
+    layers = default_layers(kind.edit, shape.num_layers) if given is None else given
     num_layers = len(layers) if isinstance(layers, list) and layers else shape.num_layers if layers == "all" else 1
     moment = 4 * shape.key_width**2 * num_layers
     disk = 0.0
