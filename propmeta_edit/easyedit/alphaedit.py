@@ -186,8 +186,11 @@ def apply_easyedits_own(
     files = [_statistics(hparams, name) for name in weights]
     AlphaEdit_main.P = torch.stack([load_projection(file, hparams.nullspace_threshold) for file in files])
     AlphaEdit_main.P_loaded = True
+    if not chain.left_at:  # by itself it makes this for the families alone whose word is in the model's name
+        AlphaEdit_main.cache_c = torch.zeros_like(AlphaEdit_main.P)
+    AlphaEdit_main.cache_c_new = True
     hparams = replace(hparams, P_loc=str(files[0]))  # it computes projections of its own unless this file exists
-    model, original = apply(model, tok, requests, hparams, reset_cache=not chain.left_at, **kwargs)
+    model, original = apply(model, tok, requests, hparams, **kwargs)
     _CHAINS[model] = EditChain({}, snapshot(weights))
     return model, original
 
