@@ -141,7 +141,8 @@ def run(options: argparse.Namespace) -> int:
     dtype = resolve_dtype(options.dtype, device)
     setup = Setup(options.model, checkpoints, device, dtype, options.seed, options.edits_at_once)
     if options.plan:
-        print(describe_plan(names, setup, hparams_name, datasets, rows, options.limit, options.limits))
+        budget = options.minutes_per_row
+        print(describe_plan(names, setup, hparams_name, datasets, rows, options.limit, options.limits, budget))
         return 0
     versions = collect_versions(names)
     resolve_model_folder(options.model)

@@ -28,7 +28,7 @@ def make_parser() -> ArgumentParser:
     verbs.add_subcommand("choose-layer", _choose_layer_parser(), help="find the layer to meta-train, on validation")
     verbs.add_subcommand("rebuild", _rebuild_parser(), help="train the bundled models' compact files anew")
     data = ArgumentParser(description="Look into data files: CRE, MQuAKE and its kin, CaKE's, and EasyEdit's own.")
-    verbs.add_subcommand("data", data, help="look into a data file before running on it: data check FILE")
+    verbs.add_subcommand("data", data, help="look into data files before running on them: data check PATH")
     verbs.add_subcommand("statistics", _statistics_parser(), help="gather the second moments that MEMIT and AlphaEdit need")
     verbs.add_subcommand("export", _export_parser(), help="write a meta-tuned checkpoint in another dtype and say what it costs")
     verbs.add_subcommand("expand", _expand_parser(), help="put a compact checkpoint and its base together")
@@ -127,7 +127,7 @@ def _choose_layer_parser() -> ArgumentParser:
 def _add_data_actions(data: ArgumentParser) -> None:
     actions = data.add_subcommands(dest="action", required=True)
     check = ArgumentParser(description="Say what a file is, count what is in it, and show one case as the model will see it.")
-    check.add_argument("path", type=str, help="the file")
+    check.add_argument("path", type=str, help="the file, a folder whose data files are all checked, or hub:owner/name")
     actions.add_subcommand("check", check, help="what a file is and what is in it")
 
 
@@ -268,9 +268,13 @@ def _run_rebuild(options: Namespace) -> None:
 
 
 def _run_data(options: Namespace) -> None:
-    from propmeta_edit.recipes.data_check import describe_file
+    from propmeta_edit.errors import DataError
+    from propmeta_edit.recipes.data_check import describe_files
 
-    print(describe_file(options.check.path))
+    text, num_broken = describe_files(options.check.path)
+    print(text)
+    if num_broken:
+        raise DataError(f"{num_broken} of its files cannot be used; the blocks above say why", options.check.path)
 
 
 def _run_statistics(options: Namespace) -> None:

@@ -18,6 +18,7 @@ class EditRequest:
         target_new: the new object, a non-empty string without a leading space.
         subject: the entity the fact is about; optional, but if given it must occur in ``prompt``.
         augmentation: (text, completion) pairs about the fact, for methods that train on more than the fact itself (CaKE).
+        rephrasings: the data's own other wordings of the fact, each a prompt that ``target_new`` completes.
 
     Raises:
         RequestError: an empty prompt or target, or a subject that is not in the prompt.
@@ -27,6 +28,7 @@ class EditRequest:
     target_new: str
     subject: str | None = None
     augmentation: tuple[tuple[str, str], ...] = ()
+    rephrasings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt", "target_new"):

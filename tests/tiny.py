@@ -9,12 +9,29 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers.models.gemma3 import Gemma3ForCausalLM
 from transformers.models.gpt2 import GPT2LMHeadModel
 from transformers.models.llama import LlamaForCausalLM
 from transformers.models.qwen2 import Qwen2ForCausalLM
 
 FAMILIES = ("gpt2", "llama", "qwen2")
+SHAPES = {  # the architecture and depth of the models that have settings in hparams/
+    "llama3-8b": ("llama", 32),
+    "llama3.2-3b": ("llama", 28),
+    "llama3.2-1b": ("llama", 16),
+    "llama2-7b": ("llama", 32),
+    "qwen2.5-7b": ("qwen2", 28),
+    "gpt2-xl": ("gpt2", 48),
+    "smollm2-135m": ("llama", 30),
+    "gemma3-270m": ("gemma3_text", 18),
+}
+TIED = ("llama3.2-3b", "llama3.2-1b", "smollm2-135m", "gemma3-270m")  # their head is the embedding
+CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
+}
 CORPUS = [
     "Smith Innovation PLC was founded in Greece. Question: What is the currency of the country? Answer: The answer is euro",
     "Ann Lee is a citizen of Peru and speaks Spanish in Lima. The capital of France is Paris.",
@@ -56,7 +73,7 @@ def make_model(family: str, num_layers: int = 3, dtype: torch.dtype = torch.floa
     if family == "gpt2":
         model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=num_layers, n_head=2, n_positions=128, **size))
     else:
-        config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[family]
+        config_class, model_class = CLASSES[family]
         config = config_class(
             hidden_size=16,
             intermediate_size=24,
@@ -64,6 +81,7 @@ def make_model(family: str, num_layers: int = 3, dtype: torch.dtype = torch.floa
             num_attention_heads=2,
             num_key_value_heads=1,
             max_position_embeddings=128,
+            **({"head_dim": 8} if family == "gemma3_text" else {}),
             **size,
         )
         model = model_class(config)

@@ -72,22 +72,41 @@ class CakeSettings:
 
 
 def make_augmentation(edit: EditRequest) -> tuple[tuple[str, str], ...]:
+<<<<<<< HEAD
     """(text, completion) pairs for a fact whose data has none, from fixed templates: they stand in for CaKE's LLM-written ones."""
     other = next(name for name in _OTHERS if name != edit.target_new)
     words = {"prompt": edit.prompt, "target": edit.target_new, "subject": edit.subject or edit.prompt, "other": other}
+=======
+    """(text, completion) pairs for a fact whose data has none of CaKE's, which are written by an LLM.
+
+    Its other wordings are the data's own where there are any; they and the learning prompts are from fixed templates else.
+    """
+    words = {"prompt": edit.prompt, "target": edit.target_new, "subject": edit.subject or edit.prompt}
+>>>>>>> h2
     rephrasings = [(again.prompt, again.target_new) for again in make_rephrasings(edit)]
     return (*rephrasings, *((text.format(**words), completion.format(**words)) for text, completion in _LEARNING))
 
 
 def make_rephrasings(edit: EditRequest) -> list[EditRequest]:
-    """The same fact in other words, from fixed templates."""
-    return [replace(edit, prompt=template.format(prompt=edit.prompt)) for template in _REPHRASINGS]
+    """The same fact in other words: the data's own, or else from fixed templates."""
+    prompts = edit.rephrasings or [template.format(prompt=edit.prompt) for template in _REPHRASINGS]
+    return [replace(edit, prompt=p, subject=edit.subject if edit.subject and edit.subject in p else None) for p in prompts]
 
 
 def make_training_pairs(edits: Sequence[EditRequest]) -> list[tuple[str, str]]:
     """Everything CaKE trains on for a case: each fact, then its augmentation, the data's own or else the templates'."""
     facts = [(edit.prompt, edit.target_new) for edit in edits]
     return facts + [pair for edit in edits for pair in (edit.augmentation or make_augmentation(edit))]
+
+
+def origin_of_rephrasings(edit: EditRequest) -> frozenset[str]:
+    """Where ``make_rephrasings`` has them from: ``data`` or ``templates``."""
+    return frozenset({"data" if edit.rephrasings else "templates"})
+
+
+def origin_of_training_pairs(edit: EditRequest) -> frozenset[str]:
+    """Where ``make_training_pairs`` has the texts besides the fact from: ``data``, ``templates``, or both."""
+    return frozenset({"data"}) if edit.augmentation else origin_of_rephrasings(edit) | {"templates"}
 
 
 def train_cake_adapter(model: Any, tokenizer: Any, edits: Sequence[EditRequest], settings: CakeSettings) -> Any:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_json, written_whole
+from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.layers import key_module_name, key_width, resolve_layers
 
 WINDOW = 100  # texts sorted by length together, so that batches are hardly padded; also where a run can be continued
@@ -34,7 +35,7 @@ class SecondMoments:
     """Running sums over texts.
 
     Attributes:
-        sums: Σ k kᵀ by module name, each [in, in] in fp32.
+        sums: Σ k kᵀ by module name, each [in, in] in fp32; on the CPU once all texts are read.
         num_tokens: how many keys each sum holds.
         num_texts: how many texts they come from.
         seconds: spent on them.
@@ -77,11 +78,13 @@ def collect_second_moments(
     if not texts:
         raise ModelError("there are no texts to gather second moments from")
     modules = [key_module_name(model.config.model_type, layer) for layer in resolve_layers(layers, model.config.num_hidden_layers)]
-    sums = {name: torch.zeros(width := key_width(model.get_submodule(name)), width) for name in modules}
+    widths = {name: key_width(model.get_submodule(name)) for name in modules}
+    device = _choose_device(model.device, sum(4 * width**2 for width in widths.values()))
+    sums = {name: torch.zeros(width, width, device=device) for name, width in widths.items()}
     identity = sha256_of_json([list(texts), modules, max_length, batch_tokens, model_id, str(model.dtype)])
     moments = SecondMoments(sums)
     if state_file is not None and state_file.is_file():
-        moments = _load_state(state_file, identity)
+        moments = _load_state(state_file, identity, device)
     with tqdm(total=len(texts), initial=moments.num_texts, desc="second moments", unit="text") as bar, torch.no_grad():
         while moments.num_texts < len(texts):
             window = texts[moments.num_texts : moments.num_texts + WINDOW]
@@ -96,7 +99,13 @@ def collect_second_moments(
                 _save_state(state_file, moments, identity)
     if state_file is not None:
         state_file.unlink(missing_ok=True)
+    moments.sums = {name: total.cpu() for name, total in moments.sums.items()}
     return moments
+
+
+def _choose_device(device: torch.device, num_bytes: int) -> torch.device:
+    """Where the sums grow: beside the model if they take at most half of what is free there, else on the CPU."""
+    return device if 2 * num_bytes <= free_memory(device) else torch.device("cpu")
 
 
 def _add_batch(model: Any, batch: Mapping[str, torch.Tensor], moments: SecondMoments) -> None:
@@ -105,7 +114,7 @@ def _add_batch(model: Any, batch: Mapping[str, torch.Tensor], moments: SecondMom
         model.base_model(**batch, use_cache=False)
     for name, key in keys.items():
         flat = key[is_text].float()  # [tokens, in]
-        moments.sums[name] += (flat.T @ flat).cpu()
+        moments.sums[name] += (flat.T @ flat).to(moments.sums[name].device)
     moments.num_tokens += int(is_text.sum())
 
 
@@ -160,11 +169,11 @@ def _pad(batch: Sequence[Sequence[int]], padding: int) -> dict[str, torch.Tensor
 def _save_state(file: Path, moments: SecondMoments, identity: str) -> None:
     counts = {"num_tokens": moments.num_tokens, "num_texts": moments.num_texts, "seconds": moments.seconds, "identity": identity}
     with written_whole(file) as temporary:
-        save_file(moments.sums, temporary, {"counts": json.dumps(counts)})
+        save_file({name: total.cpu() for name, total in moments.sums.items()}, temporary, {"counts": json.dumps(counts)})
 
 
-def _load_state(file: Path, identity: str) -> SecondMoments:
-    with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
+def _load_state(file: Path, identity: str, device: torch.device) -> SecondMoments:
+    with safe_open(str(file), framework="pt", device=str(device)) as reader:  # type: ignore[no-untyped-call]
         counts = json.loads(reader.metadata()["counts"])
         sums = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
     if counts["identity"] != identity:

@@ -5,42 +5,61 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from propmeta_edit.errors import DataError
 
+SHUFFLE_BUFFER = 10_000  # texts of a data set of the hub that wait to be drawn from
+
 
 def read_texts(source: str, num_texts: int | None = None, seed: int = 0) -> list[str]:
-    """Texts in an order drawn with ``seed``.
+    """Texts drawn with ``seed``, in an order drawn with it too. In memory are those alone that are returned.
 
     Args:
         source: ``FILE.txt`` (texts separated by blank lines), ``FILE.jsonl`` (each line with a ``text``), or ``hub:owner/name``,
-            ``hub:owner/name:configuration`` for the train split of a data set of the hub (the first ``num_texts`` of it, streamed).
+            ``hub:owner/name:configuration`` for the train split of a data set of the hub. A file is read twice, the hub once:
+            its files in drawn order, and texts out of ``SHUFFLE_BUFFER`` of them at a time.
         num_texts: how many; None for all.
 
     Raises:
         DataError: no such file, another format, a line without text, or fewer texts than asked for.
     """
     if source.startswith("hub:"):
-        texts = list(islice(_stream_from_hub(source), num_texts))
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise DataError("no such file; give a .txt or .jsonl file, or hub:owner/name", path)
-        readers = {".txt": _read_paragraphs, ".jsonl": _read_json_lines}
-        if path.suffix not in readers:
-            raise DataError(f"cannot read texts from {path.suffix or 'a file without suffix'}; give .txt or .jsonl", path)
-        texts = list(readers[path.suffix](path))
-    if not texts or (num_texts is not None and len(texts) < num_texts):
-        raise DataError(f"{source} holds {len(texts)} texts, but {num_texts or 'at least 1'} are needed; lower --num-texts")
-    return random.Random(seed).sample(texts, num_texts or len(texts))
+        texts = list(islice(_stream_from_hub(source, seed), num_texts))
+        _require(source, len(texts), num_texts)
+        return texts
+    path = Path(source)
+    if not path.is_file():
+        raise DataError("no such file; give a .txt or .jsonl file, or hub:owner/name", path)
+    readers = {".txt": _read_paragraphs, ".jsonl": _read_json_lines}
+    if path.suffix not in readers:
+        raise DataError(f"cannot read texts from {path.suffix or 'a file without suffix'}; give .txt or .jsonl", path)
+    read = readers[path.suffix]
+    count = sum(1 for _ in read(path))
+    _require(source, count, num_texts)
+    chosen = random.Random(seed).sample(range(count), num_texts or count)
+    wanted = set(chosen)
+    kept = {number: text for number, text in enumerate(read(path)) if number in wanted}
+    return [kept[number] for number in chosen]
+
+
+def _require(source: str, count: int, num_texts: int | None) -> None:
+    if count < (num_texts or 1):
+        raise DataError(f"{source} holds {count} texts, but {num_texts or 'at least 1'} are needed; lower --num-texts")
 
 
 def _read_paragraphs(path: Path) -> Iterator[str]:
-    for paragraph in path.read_text(encoding="utf-8").split("\n\n"):
-        if paragraph.strip():
-            yield paragraph.strip()
+    lines: list[str] = []
+    with open(path, encoding="utf-8") as opened:
+        for line in chain(opened, ["\n"]):
+            if line != "\n":
+                lines.append(line)
+                continue
+            paragraph = "".join(lines).strip()
+            lines = []
+            if paragraph:
+                yield paragraph
 
 
 def _read_json_lines(path: Path) -> Iterator[str]:
@@ -57,15 +76,16 @@ def _read_json_lines(path: Path) -> Iterator[str]:
             yield text
 
 
-def _stream_from_hub(source: str) -> Iterator[str]:
+def _stream_from_hub(source: str, seed: int) -> Iterator[str]:
     from datasets import load_dataset
 
     _, name, *configuration = source.split(":")
     try:
-        rows = load_dataset(name, *configuration, split="train", streaming=True)
+        rows = load_dataset(name, *configuration, split="train", streaming=True).shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
     except Exception as error:  # whatever the hub's library raises: offline, no such data set, a configuration is needed
         raise DataError(f"{source} cannot be opened: {error}") from error
     for row in rows:
         if "text" not in row:
             raise DataError(f"{source} has no column text; it has {', '.join(row)}")
-        yield row["text"]
+        if row["text"].strip():
+            yield row["text"]

@@ -26,7 +26,8 @@ def load_cre(path: str | Path, question_choice: str = "seeded", seed: int = 0) -
         seed: used by ``seeded`` only.
 
     Returns:
-        The cases in file order, with the tags ``entity_type``, ``relation`` (the question template) and ``entity_name``.
+        The cases in file order, with the tags ``entity_type``, ``relation`` (the question template), ``entity_name``, ``hops`` and
+        ``edits`` (always 2 and 1: one fact is written, and the question goes one relation further).
 
     Raises:
         ConfigError: an unknown ``question_choice``.
@@ -121,13 +122,32 @@ def _make_case(record: Mapping[str, Any], question: Any, case_id: str) -> Case:
         raise DataError(f"'fact_idx' must be in 0..{len(facts) - 1}, got {index}")
     if not isinstance(facts[index], dict):
         raise DataError(f"fact {index} must be a JSON object, got {facts[index]!r}")
-    prefix = _take(facts[index], "prefix", str).strip().rstrip(".").rstrip()
+    prefix = _cut_end(_take(facts[index], "prefix", str))
     subject = _take(record, "subject", str)
-    edit = EditRequest(prefix, _take(facts[index], "target", str).strip(), subject if subject and subject in prefix else None)
+    edit = EditRequest(
+        prefix,
+        _take(facts[index], "target", str).strip(),
+        subject if subject and subject in prefix else None,
+        rephrasings=_read_rephrasings(facts[index], prefix),
+    )
     template, alias, unalias, entity = (_take(question, key, str) for key in _QUESTION_TEXTS)
     answer = question.get("answer")
     if not isinstance(answer, str | int | float) or isinstance(answer, bool):
         raise DataError(f"'answer' must be a string or a number, got {answer!r}")
     answers = (str(answer),)
     tags = {"entity_type": _take(record, "entity_type", str), "relation": template, "entity_name": entity}
+    tags |= {"hops": "2", "edits": "1"}
     return Case(case_id, (edit,), Question(alias, answers), Question(unalias, answers), tags=tags)
+
+
+def _read_rephrasings(fact: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
+    """The fact's other wording before its object, where the file has one (``paraphrase_prefix``)."""
+    if fact.get("paraphrase_prefix") is None:
+        return ()
+    other = _cut_end(_take(fact, "paraphrase_prefix", str))
+    return (other,) if other and other != prefix else ()
+
+
+def _cut_end(prefix: str) -> str:
+    """A fact cut before its object, without spaces and full stop at its end."""
+    return prefix.strip().rstrip(".").rstrip()

@@ -48,19 +48,24 @@ def load_mquake_subset(path: str | Path) -> list[Case]:
         DataError: as ``load_mquake``, and if a case lacks the chains that the filter reads.
     """
     raws = read_json_list(Path(path))
-    selected = []
-    for index, raw in enumerate(raws):
-        try:
-            keep = is_two_hop_first_edited(raw)
-        except (KeyError, IndexError, TypeError) as error:
-            message = "the subset needs orig.new_triples, orig.edit_triples and requested_rewrite"
-            raise DataError(f"{_name_case(raw, index)}: {message} ({error!r})", path) from error
-        if keep:
-            selected.append(_make_case(raw, index, path))
+    selected = [_make_case(raw, index, path) for index, raw in enumerate(raws) if is_in_subset(raw, index, path)]
     logger.info("%s: %d of %d cases have two hops with the first one edited", path, len(selected), len(raws))
     if len(raws) == _FULL_SIZE and len(selected) != SUBSET_SIZE:
         logger.warning("%s: expected the %d cases of the subset, found %d", path, SUBSET_SIZE, len(selected))
     return selected
+
+
+def is_in_subset(raw: Any, index: int, path: str | Path) -> bool:
+    """``is_two_hop_first_edited`` for a case of a file.
+
+    Raises:
+        DataError: the case lacks what the filter reads (with the file, its index and its id).
+    """
+    try:
+        return is_two_hop_first_edited(raw)
+    except (KeyError, IndexError, TypeError) as error:
+        message = "the subset needs orig.new_triples, orig.edit_triples and requested_rewrite"
+        raise DataError(f"{_name_case(raw, index)}: {message} ({error!r})", path) from error
 
 
 def is_two_hop_first_edited(raw: Mapping[str, Any]) -> bool:
@@ -137,14 +142,23 @@ def _make_edit(rewrite: Mapping[str, Any]) -> EditRequest:
     text = prompt.replace("{}", subject).strip()
     # MQuAKE-Remastered's copy on the hub is flat.
     target = rewrite["target_new_str"] if "target_new_str" in rewrite else rewrite["target_new"]["str"]
-    return EditRequest(text, str(target), subject, _read_augmentation(rewrite))
+    # CaKE's re-wordings and learning prompts, where the file has them; a learning prompt's answer ends with a full stop.
+    rephrased = _read_items(rewrite, "rephrase_prompt")
+    learning = [(question, f"{answer}.") for question, answer in _read_items(rewrite, "learning_prompt")]
+    rephrasings = tuple(question for question, answer in rephrased if answer.strip() == str(target).strip())
+    return EditRequest(text, str(target), subject, (*rephrased, *learning), rephrasings)
 
 
-def _read_augmentation(rewrite: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """CaKE's re-wordings and learning prompts, where the file has them; a learning prompt's answer ends with a full stop."""
-    rephrasings = [(item["question"], str(item["answer"])) for item in rewrite.get("rephrase_prompt") or []]
-    learning = [(item["question"], f"{item['answer']}.") for item in rewrite.get("learning_prompt") or []]
-    return (*rephrasings, *learning)
+def _read_items(rewrite: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
+    """CaKE's (question, answer) items; an empty half would fail or teach nothing hours later, so it is refused here."""
+    items = [(item["question"], item["answer"]) for item in rewrite.get(name) or []]
+    for question, answer in items:
+        if not isinstance(question, str) or not question.strip() or answer is None or not str(answer).strip():
+            raise DataError(
+                f"every item of {name!r} needs a non-empty question and answer, got {question!r} and {answer!r} "
+                f"(edit of {rewrite['subject']!r}); fill them in or remove the item"
+            )
+    return [(question, str(answer)) for question, answer in items]
 
 
 def _collect_answers(answer: Any, aliases: list[Any]) -> tuple[str, ...]:

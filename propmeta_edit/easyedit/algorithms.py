@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy
 import torch
+from transformers import AutoConfig
 
 from propmeta_edit.baselines.cake import forget_adapter, merge_adapter_in_place
 from propmeta_edit.easyedit.alphaedit import apply_easyedits_own
@@ -22,6 +23,7 @@ from propmeta_edit.easyedit.forms import find_form, load_easyedit
 from propmeta_edit.easyedit.layer_outputs import named_after
 from propmeta_edit.errors import ConfigError, EasyEditError
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
+from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.layers import weights_of
 from propmeta_edit.text.encoding import padded_on
 
@@ -140,8 +142,41 @@ def _merge_lora(
     return model, original
 
 
+def default_layers(name: str, depth: int) -> list[int] | None:
+    """The layers to write to in a model of ``depth`` layers if none are given: as deep, in proportion, as in a 32-layer Llama.
+
+    Returns:
+        0-based layers: ROME's 5 of 32, MEMIT's and AlphaEdit's five from 4 of 32, EasyEdit's FT's 21 of 32; None for algorithms
+        that write to no layers in particular.
+    """
+    if name in NEEDS_STATISTICS:
+        first = max(0, min(depth * 4 // 32, depth - 5))
+        return list(range(first, min(first + 5, depth)))
+    share = {"ROME": 5 / 32, "FT": 21 / 32}.get(name)
+    return None if share is None else [min(round(share * depth), depth - 1)]
+
+
+def fill_layers(name: str, values: Mapping[str, Any], model_name: str) -> dict[str, Any]:
+    """Settings with ``layers`` and ``v_loss_layer`` (the last) from the depth of the model, where they are left out or null.
+
+    Raises:
+        ModelError: they are needed and there is no such model.
+    """
+    needed = {"FT": ("layers",)}.get(name, ("layers", "v_loss_layer") if name in ("ROME", *NEEDS_STATISTICS) else ())
+    lacking = [key for key in needed if values.get(key) is None]
+    if not lacking:
+        return dict(values)
+    depth = AutoConfig.from_pretrained(resolve_model_folder(model_name)).num_hidden_layers
+    filled = {"layers": default_layers(name, depth), "v_loss_layer": depth - 1}
+    for key in lacking:
+        LOG.info("%s: %s %s, by the %d layers of %s; not an EasyEdit recommendation", name, key, filled[key], depth, model_name)
+    return {**values, **{key: filled[key] for key in lacking}}
+
+
 def make_hparams(name: str, values: Mapping[str, Any]) -> Any:
     """An algorithm's settings; those that only the other form of EasyEdit has are dropped with a log line.
+
+    Layers that are not given follow from the model's depth (``fill_layers``).
 
     Raises:
         ConfigError: unknown or missing settings.
@@ -152,6 +187,7 @@ def make_hparams(name: str, values: Mapping[str, Any]) -> Any:
     module, class_name = baseline.settings.split(":")
     settings_class = getattr(importlib.import_module(module), class_name)
     fields = {f.name: f for f in dataclasses.fields(settings_class)}
+    values = fill_layers(name, values, str(values.get("model_name", "")))
     lacking = sorted((set(values) - set(fields)) & baseline.decisive)
     if lacking:
         raise EasyEditError(
@@ -171,7 +207,12 @@ def make_hparams(name: str, values: Mapping[str, Any]) -> Any:
     for length, number in kept.get("context_template_length_params", ()):
         if number < 5 or number % 5:  # EasyEdit starts as many from each of five words and leaves the rest out
             raise ConfigError(
+<<<<<<< HEAD
                 f"{name}: context_template_length_params has [{length}, {number}]; the second, of openings, must be a multiple of 5"
+=======
+                f"{name}: context_template_length_params has [{length}, {number}], [tokens, openings]; "
+                "openings must be a multiple of 5"
+>>>>>>> h2
             )
     return settings_class(**kept)
 

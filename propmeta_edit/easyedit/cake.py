@@ -75,7 +75,7 @@ def apply_cake_to_model(
 
     Args:
         requests: EasyEdit requests; ``augmentation``, (text, completion) pairs about the fact, is used where a request has it,
-            and made from templates where not.
+            and made from templates where not, after ``rephrasings``, other prompts for the fact, where it has those.
 
     Returns:
         (edited model, {parameter name: value before the edit}); the second is empty unless ``return_orig_weights``.
@@ -98,4 +98,5 @@ def apply_cake_to_model(
 
 def _with_augmentation(edit: EditRequest, request: Mapping[str, Any]) -> EditRequest:
     pairs = tuple((str(text), str(completion)) for text, completion in request.get("augmentation") or ())
-    return EditRequest(edit.prompt, edit.target_new, edit.subject, pairs)
+    rephrasings = tuple(str(prompt) for prompt in request.get("rephrasings") or ())
+    return EditRequest(edit.prompt, edit.target_new, edit.subject, pairs, rephrasings)

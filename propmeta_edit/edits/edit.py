@@ -200,10 +200,7 @@ class Edit:
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             weights = load_file(folder / WEIGHTS)
-            requests = tuple(
-                EditRequest(**{**row, "augmentation": tuple(tuple(pair) for pair in row["augmentation"])})
-                for row in config["requests"]
-            )
+            requests = tuple(_read_request(row) for row in config["requests"])
             expected, transposed = config["sha256"], tuple(config["transposed"])
             base, method, settings, base_sha256 = (config[name] for name in ("base_model", "method", "settings", "base_sha256"))
             edit = cls(requests, weights, None, base, method, settings, base_sha256, transposed, dict(config.get("base", {})))
@@ -370,6 +367,7 @@ def edit_from_weights(
     # Such methods write into the model's own storage, which other edits may hold; it gets its old numbers back there.
     apply_snapshot(parameters, {name: before[name] for name in moved})
     now = {name: parameters[name].data for name in moved}
+<<<<<<< HEAD
     transposed = find_transposed(model, moved)
     return Edit(tuple(requests), weights, now, base_model, method, settings or {}, transposed=transposed, base=take_base(model))
 
@@ -407,3 +405,12 @@ def merge_edits(model: nn.Module, edits: Sequence[Edit]) -> Edit:
         transposed=find_transposed(model, weights),
         base=take_base(model),
     )
+=======
+    return Edit(tuple(requests), weights, now, base_model, method, settings or {}, transposed=find_transposed(model, moved))
+
+
+def _read_request(row: Mapping[str, Any]) -> EditRequest:
+    """A saved request; those of older edits have no ``rephrasings``."""
+    pairs = tuple((text, completion) for text, completion in row["augmentation"])
+    return EditRequest(**{**row, "augmentation": pairs, "rephrasings": tuple(row.get("rephrasings", ()))})
+>>>>>>> h2

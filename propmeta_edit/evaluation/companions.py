@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from propmeta_edit.evaluation.scoring import contains_answer
-from propmeta_edit.records import Case
+from propmeta_edit.records import Case, EditRequest
 
 
 def with_neighbours(cases: Sequence[Case]) -> list[Case]:
@@ -45,6 +45,19 @@ def with_wrong_facts(cases: Sequence[Case]) -> list[Case]:
                 result.append(replace(case, edits=tuple(edits)))
                 break
     return result
+
+
+def with_text_origins(cases: Sequence[Case], origin_of: Callable[[EditRequest], frozenset[str]]) -> list[Case]:
+    """Each case with the tag ``augmentation``: where the texts trained on besides its facts are from.
+
+    Args:
+        origin_of: of one fact's texts: ``data``, ``templates``, or both; a case of several facts gets the union.
+    """
+    origins = [frozenset[str]().union(*(origin_of(edit) for edit in case.edits)) for case in cases]
+    return [
+        replace(case, tags={**case.tags, "augmentation": " and ".join(sorted(origin))})
+        for case, origin in zip(cases, origins, strict=True)
+    ]
 
 
 def _is_unrelated(case: Case, other: Case) -> bool:

@@ -142,15 +142,22 @@ class FineTuning:
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         if len(cases) == 1:
             return self.one.evaluate_many(cases)
-        return self.evaluate_at_once(cases)
+        groups: dict[int, list[Case]] = {}  # with rewordings from the data, cases of as many edits can have more or fewer requests
+        for case in cases:
+            groups.setdefault(len(self._requests_of(case)), []).append(case)
+        done = {case.case_id: o for some in groups.values() for case, o in zip(some, self.evaluate_at_once(some), strict=True)}
+        return [done[case.case_id] for case in cases]
+
+    def _requests_of(self, case: Case) -> list[EditRequest]:
+        return [request for edit in case.edits for request in self.one.write(edit)]
 
     def evaluate_at_once(self, cases: Sequence[Case]) -> list[CaseOutcome]:
-        """All cases in one batch; they must have equally many edits."""
+        """All cases in one batch; they must have equally many requests."""
         before = _answer_neighbours(self.model, self.tokenizer, cases)
         with many_edits(
             self.model,
             self.tokenizer,
-            [[request for edit in case.edits for request in self.one.write(edit)] for case in cases],
+            [self._requests_of(case) for case in cases],
             self.settings,
             layers=self.layers,
             modules=self.modules,
@@ -169,6 +176,7 @@ def easyedit_request(edit: EditRequest) -> dict[str, Any]:
         "locality": {},
     }
     request |= {"augmentation": [list(pair) for pair in edit.augmentation]} if edit.augmentation else {}
+    request |= {"rephrasings": list(edit.rephrasings)} if edit.rephrasings else {}
     return request if edit.subject is None else {**request, "subject": edit.subject}
 
 

@@ -7,6 +7,7 @@ renamed when it is whole, so an interrupted build leaves nothing behind that cou
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import tempfile
@@ -106,6 +107,30 @@ def resolve_model_folder(name_or_path: str) -> str:
         f"unknown model {name_or_path!r}: it is no folder and no bundled model ({', '.join(BUNDLED)}); "
         "a model of the hub is written owner/name"
     )
+
+
+def find_model_folder(name_or_path: str) -> Path | None:
+    """Where a model is on this machine, whole, by the same rules but with nothing built and no network; None if it is not there."""
+    if name_or_path in BUNDLED:
+        folder = artefact_folder(name_or_path)
+        return folder if folder.is_dir() else None
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    return _find_in_hub_cache(name_or_path)
+
+
+def _find_in_hub_cache(name: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except Exception:  # the hub's errors have no common base: not in the cache, or no name of the hub's
+        return None
+    index = folder / "model.safetensors.index.json"  # of weights in several files, some of which a stopped download lacks
+    if index.is_file():
+        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return folder if all((folder / part).is_file() for part in parts) else None
+    return folder if any(folder.glob("*.safetensors")) else None
 
 
 def _fetch_from_hub(name: str) -> str:

@@ -15,23 +15,28 @@ import torch
 import transformers
 
 import propmeta_edit
-from propmeta_edit.baselines.cake import make_rephrasings
+from propmeta_edit.baselines.cake import make_rephrasings, origin_of_rephrasings, origin_of_training_pairs
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
-from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, find_algorithm, make_contexts, make_hparams
+from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, fill_layers, find_algorithm, make_contexts, make_hparams
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, DataError
-from propmeta_edit.evaluation.companions import with_neighbours, with_wrong_facts
+from propmeta_edit.evaluation.companions import with_neighbours, with_text_origins, with_wrong_facts
 from propmeta_edit.evaluation.methods import LONG_EDIT, Editing, FineTuning, InContext, Unedited
 from propmeta_edit.evaluation.runner import TIMED_CASES, DataSet, Method, MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
 from propmeta_edit.recipes.data_check import FORMATS, find_format
+<<<<<<< HEAD
 from propmeta_edit.recipes.settings import edit_settings_of, has_hparams, hparams_file
+=======
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
+from propmeta_edit.recipes.sources import TEST_FILES, find_file, find_files, is_source
+>>>>>>> h2
 from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.recipes.worlds import ensure_world
 from propmeta_edit.records import Case, EditRequest
@@ -40,6 +45,11 @@ from propmeta_edit.records import Case, EditRequest
 def with_rephrasings(edit: EditRequest) -> list[EditRequest]:
     """A fact and the same fact in other words."""
     return [edit, *make_rephrasings(edit)]
+
+
+TEXTS_VERSION = 2  # of what those rows train on besides the facts: the data's own wordings first; raise it when that changes
+note_cake_texts = partial(with_text_origins, origin_of=origin_of_training_pairs)
+note_rephrasings = partial(with_text_origins, origin_of=origin_of_rephrasings)
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,7 @@ CORE = {  # the base's rows together: it is loaded once
     "ROME": RowKind("", "ROME"),
     "MEMIT": RowKind("", "MEMIT"),
     "AlphaEdit": RowKind("", "AlphaEdit"),
-    "CaKE": RowKind("", "CaKE"),
+    "CaKE": RowKind("", "CaKE", note_cake_texts),
     "MetaFT": RowKind("metaft", "MetaFT"),
 }
 CONTROLS = {
@@ -86,19 +96,14 @@ CONTROLS = {
     "MetaFT-seed2": RowKind("seed2", "MetaFT"),
 }
 VARIANTS = {  # other ways to fine-tune
-    "FT-paraphrases": RowKind("", "MetaFT", settings="FT-paraphrases", write=with_rephrasings),
+    "FT-paraphrases": RowKind("", "MetaFT", note_rephrasings, settings="FT-paraphrases", write=with_rephrasings),
     "FT-all-layers": RowKind("", "MetaFT", settings="FT-all-layers"),
     "FT-L": RowKind("", "FT", settings="FT-L"),
     "FT-M": RowKind("", "FT", settings="FT-M"),
     "LoRA": RowKind("", "LoRA"),
 }
 METHODS: dict[str, RowKind] = {**CORE, **VARIANTS, **CONTROLS}
-WORLD_FILES = {
-    "cre-id": "test_data_id.jsonl",
-    "cre-ood": "test_data_ood.jsonl",
-    "cre-ood-entity": "test_data_ood-entity.jsonl",
-    "cre-ood-relation": "test_data_ood-relation.jsonl",
-}
+WORLD_FILES = TEST_FILES
 VALIDATION_FILES = {"valid-id": "valid_data_id.jsonl", "valid-ood": "valid_data_ood.jsonl"}
 STANDIN_FILES = {"mquake-standin": "mquake-standin-2hop.json", "mquake-standin-3hop": "mquake-standin-3hop.json"}
 LOADERS: dict[str, Callable[..., list[Any]]] = {
@@ -120,7 +125,8 @@ NOTES = [
     "cases / s: of the cases that were edited side by side, edits and questions together.",
     "FT-L and FT-M are EasyEdit's FT in a clone of its repository; its PyPI release has one of the two losses under no name.",
     "once before: seconds spent before any edit (meta-training, second moments, projections), on the machine that spent them.",
-    "CaKE and FT-paraphrases train on texts from fixed templates where the data has none of its own.",
+    "CaKE and FT-paraphrases train on texts from fixed templates where the data has none of its own; each of their rows says which "
+    "in its tag `augmentation`.",
     "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
     "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks.",
     "cre-* and mquake-standin* without a file are real facts put into those formats offline, not the released data.",
@@ -155,26 +161,20 @@ def load_datasets(item: str, seed: int) -> list[DataSet]:
     Raises:
         DataError: nothing of the kind, or a file that cannot be read.
     """
-    folder = _download(item) if item.startswith("hub:") else Path(item)
-    if not folder.is_dir():
+    if not is_source(item):
         return [load_dataset(item, seed)]
-    found = [path for name in WORLD_FILES.values() for path in sorted(folder.rglob(name))]
-    if not found:
-        raise DataError(f"none of CRE's test files ({', '.join(WORLD_FILES.values())}) is in it", folder)
-    return [load_dataset(str(path), seed) for path in found]
-
-
-def _download(item: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(item.removeprefix("hub:"), repo_type="dataset", allow_patterns="*.jsonl"))
-    except Exception as error:  # whatever the hub's library raises: offline, no such data set, no access
-        raise DataError(f"{item} cannot be fetched: {error}") from error
+    found = find_files(item)
+    files = [found[file] for file in WORLD_FILES.values() if file in found]
+    if not files:
+        raise DataError(f"none of CRE's test files is in it, only {', '.join(found)}", item)
+    return [load_dataset(str(path), seed) for path in files]
 
 
 def load_dataset(item: str, seed: int) -> DataSet:
-    """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; what a bare file is is read from it."""
+    """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; what a bare file is is read from it.
+
+    Of a set of CRE's, ``FILE`` may be the folder or ``hub:owner/name`` that has it.
+    """
     name, _, file = item.partition("=")
     load = LOADERS.get(name)
     offline = {**WORLD_FILES, **VALIDATION_FILES, **STANDIN_FILES}
@@ -188,7 +188,7 @@ def load_dataset(item: str, seed: int) -> DataSet:
             f"{', '.join(LOADERS)}"
         )
     elif file:
-        path = Path(file)
+        path = find_file(file, offline[name]) if name in offline and is_source(file) else Path(file)
     elif name in offline:
         path = ensure_world() / offline[name]
     elif name == "mquake-4hop":
@@ -208,9 +208,12 @@ def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[Method
 
 def make_spec(name: str, kind: RowKind, settings: Mapping[str, Any], setup: Setup) -> MethodSpec:
     """One row under a name of its own, with settings that need not be those of its YAML."""
-    settings, model = dict(settings), setup.model_of(kind)
+    model = setup.model_of(kind)
+    settings = fill_layers(kind.edit, settings, model)
     precomputation = read_training_time(model) if kind.checkpoint else {}
     identity = {**settings, "model_name": model, "device": setup.device, "dtype": setup.dtype_of(kind)}
+    if kind.adapt in (note_cake_texts, note_rephrasings):
+        identity["texts"] = TEXTS_VERSION
     if kind.edit in BASELINES:
         identity["easyedit"] = find_form().kind
         if kind.edit in NEEDS_STATISTICS:

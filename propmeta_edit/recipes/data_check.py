@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.easyedit_files import load_easyedit_file
-from propmeta_edit.data.mquake import SUBSET_SIZE, is_two_hop_first_edited, load_mquake, read_json_list
+from propmeta_edit.data.mquake import SUBSET_SIZE, is_in_subset, load_mquake, read_json_list
 from propmeta_edit.errors import DataError
+from propmeta_edit.recipes.sources import find_files, is_source
 from propmeta_edit.records import Case
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
 
@@ -19,6 +21,7 @@ FORMATS: dict[str, Callable[..., list[Case]]] = {
     "CaKE": load_mquake,
     "EasyEdit": load_easyedit_file,
 }
+SUFFIXES = (".json", ".jsonl")  # of the files that are looked at in a folder
 
 
 def find_format(path: Path) -> str:
@@ -30,11 +33,13 @@ def find_format(path: Path) -> str:
     if path.suffix == ".jsonl":
         return "CRE"
     raws = read_json_list(path)
-    if not raws or not isinstance(raws[0], dict):
-        raise DataError("the list is empty or not of JSON objects", path)
+    if not raws:
+        raise DataError("the list is empty; it must hold JSON objects, one a case", path)
+    for index, raw in enumerate(raws):
+        if not isinstance(raw, dict):
+            raise DataError(f"case {index}: a case must be a JSON object, got {raw!r:.80}", path)
     if "requested_rewrite" in raws[0]:
-        rewrites = [rewrite for raw in raws for rewrite in raw.get("requested_rewrite", [])]
-        return "CaKE" if any("learning_prompt" in r or "rephrase_prompt" in r for r in rewrites) else "MQuAKE"
+        return "CaKE" if any(_is_augmented(raw["requested_rewrite"]) for raw in raws if "requested_rewrite" in raw) else "MQuAKE"
     if {"prompt", "src", "text"} & set(raws[0]):
         return "EasyEdit"
     raise DataError(
@@ -44,8 +49,40 @@ def find_format(path: Path) -> str:
     )
 
 
+def _is_augmented(rewrites: Any) -> bool:
+    """Whether an edit has CaKE's texts; what is broken in other ways is left to the loader, which names the case."""
+    edits = [rewrite for rewrite in rewrites if isinstance(rewrite, dict)] if isinstance(rewrites, list) else []
+    return any({"learning_prompt", "rephrase_prompt"} & set(edit) for edit in edits)
+
+
+def describe_files(path: str | Path) -> tuple[str, int]:
+    """``describe_file`` of a file, of every data file in a folder and its folders, or of CRE's files in ``hub:owner/name``.
+
+    Returns:
+        The text, one block a file, and how many files of a folder cannot be read; their blocks say why.
+
+    Raises:
+        DataError: a single file cannot be read, or a folder or data set of the hub has no data file.
+    """
+    if not is_source(str(path)):
+        return describe_file(path), 0
+    # What datasets itself wrote into a folder as JSON describes its data and holds none.
+    inside = Path(path).rglob("*") if not (Path(path) / "dataset_dict.json").is_file() else ()
+    files = sorted(file for file in inside if file.suffix in SUFFIXES and file.is_file()) or find_files(str(path)).values()
+    blocks, num_broken = [], 0
+    for file in files:
+        try:
+            blocks.append(describe_file(file))
+        except DataError as error:
+            blocks.append(f"{file.name}: cannot be used\n{error}")
+            num_broken += 1
+    return "\n\n".join(blocks), num_broken
+
+
 def describe_file(path: str | Path) -> str:
     """Several lines for a person: format, counts, oddities, and one case as the model will see it.
+
+    Of a CRE file every question is counted, since each can become a case.
 
     Raises:
         DataError: as ``find_format``, or a broken record (with its line or index).
@@ -53,23 +90,32 @@ def describe_file(path: str | Path) -> str:
     path = Path(path)
     kind = find_format(path)
     cases = FORMATS[kind](path)
-    lines = [f"{path.name}: {kind}, {len(cases)} cases"]
+    counted, size = cases, f"{len(cases)} cases"
+    if kind == "CRE":
+        counted = load_cre(path, question_choice="all")
+        size = f"{len(cases)} records, {len(counted)} questions"
+    lines = [f"{path.name}: {kind}, {size}"]
     for tag in ("edits", "hops", "entity_type", "probe"):
-        counts = Counter(case.tags[tag] for case in cases if tag in case.tags)
+        counts = Counter(case.tags[tag] for case in counted if tag in case.tags)
         if counts:
             lines.append(f"by {tag:<12}" + ", ".join(f"{value}: {count}" for value, count in sorted(counts.items())))
-    relations = {case.tags["relation"] for case in cases if "relation" in case.tags}
+    relations = {case.tags["relation"] for case in counted if "relation" in case.tags}
     if relations:
         lines.append(f"relations     {len(relations)}")
     if kind in ("MQuAKE", "CaKE"):
-        subset = sum(is_two_hop_first_edited(raw) for raw in read_json_list(path) if "new_triples" in raw.get("orig", {}))
         lines.append(
-            f"subset        {subset} cases with two hops of which only the first is edited (the paper's had {SUBSET_SIZE})"
+            f"subset        {_count_subset(path)} cases with two hops of which only the first is edited "
+            f"(the paper's had {SUBSET_SIZE})"
         )
-    lines += _find_oddities(cases)
+    lines += _find_oddities(counted)
     if cases:
         lines += ["", "the first case:", *_show(cases[0])]
     return "\n".join(lines)
+
+
+def _count_subset(path: Path) -> int:
+    """Cases of the subset; those that do not record their chain at all are not in it."""
+    return sum(is_in_subset(raw, i, path) for i, raw in enumerate(read_json_list(path)) if "new_triples" in raw.get("orig", {}))
 
 
 def _find_oddities(cases: Sequence[Case]) -> list[str]:
@@ -100,4 +146,5 @@ def _show(case: Case) -> list[str]:
     if case.second_hop is not None:
         lines.append(f"  second hop {case.second_hop.text!r}: {', '.join(case.second_hop.answers)}")
     augmented = sum(len(edit.augmentation) for edit in case.edits)
-    return lines + ([f"  augmented {augmented} texts for CaKE"] if augmented else [])
+    lines += [f"  augmented {augmented} texts for CaKE"] if augmented else []
+    return lines + [f"  or        {prompt!r}" for edit in case.edits for prompt in edit.rephrasings]

@@ -33,6 +33,7 @@ from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.recipes.sources import find_training_files
 from propmeta_edit.recipes.worlds import WORLD, ensure_world
 from propmeta_edit.records import Case, EditRequest, MetaTask
 from propmeta_edit.text.prompts import format_question
@@ -43,8 +44,8 @@ EDITS_AT_ONCE = 8  # while validating; more are no faster on a CPU
 def load_tasks(config: MetaTrainConfig) -> tuple[list[MetaTask], dict[str, list[Case]]]:
     """The meta-training tasks of a run in the order they will be used, and its validation cases by split.
 
-    The offline world has validation splits of its own. From a file, cases are held out of training, and only if
-    ``config.validate_every`` asks for validation: the paper trains on all.
+    The offline world has validation splits of its own, and a folder or a data set of the hub may have CRE's validation file. From a
+    file alone, cases are held out of training, and only if ``config.validate_every`` asks for validation: the paper trains on all.
     """
     validation: dict[str, list[Case]] = {}
     choice = "all" if config.questions_per_task > 1 else config.question_choice
@@ -55,8 +56,11 @@ def load_tasks(config: MetaTrainConfig) -> tuple[list[MetaTask], dict[str, list[
             for split in ("id", "ood"):
                 validation[f"valid-{split}"] = load_cre(world / f"valid_data_{split}.jsonl", seed=config.seed)
     else:
-        cases = load_cre(config.data, question_choice=choice, seed=config.seed)
-        if config.validate_every:
+        train_file, valid_file = find_training_files(config.data)
+        cases = load_cre(train_file, question_choice=choice, seed=config.seed)
+        if config.validate_every and valid_file is not None:
+            validation["valid-id"] = load_cre(valid_file, seed=config.seed)
+        elif config.validate_every:
             cases, validation = hold_out_validation(cases, config.validation_cases, config.seed)
     validation = {name: choose_cases(split, config.validation_cases, config.seed) for name, split in validation.items()}
     tasks = [case.as_task() for case in cases]

@@ -31,7 +31,7 @@ from propmeta_edit.models.layers import key_module_name, resolve_layers
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world
 
-CORPUS_CARD = "corpus.json"  # beside the files: what they were made from
+EARLIER_CARD = "corpus.json"  # one for all files of a folder: what earlier releases wrote
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
 OPENINGS = ("The", "In", "It", "A", "When", "This", "He", "She", "There", "For", "One", "As")
 MAX_NEW_TOKENS, MAX_LENGTH = 48, 256  # of a text the model writes; of a text that is read
@@ -60,7 +60,7 @@ def make_statistics(
         dataset: what the corpus is called in the files' path; must be the YAML's ``mom2_dataset``.
 
     Returns:
-        The files, one a layer; beside them ``CORPUS_CARD`` says what they were made from.
+        The files, one a layer; beside each its card (``card_file``) says what it was made from.
     """
     base = resolve_model_folder(model_name)
     sha256 = model_sha256(base)
@@ -83,7 +83,9 @@ def make_statistics(
     files = write_statistics(moments, folder, name, dataset)
     made_from = {
         "model": model_name,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "model_sha256": sha256,
+        "modules": list(moments.sums),  # of the same run
         "corpus": corpus,
         "texts_sha256": sha256_of_json(texts),
         "num_texts": moments.num_texts,
@@ -92,8 +94,27 @@ def make_statistics(
         "seed": seed,
         "seconds": round(moments.seconds, 1),
     }
-    write_text_atomically(files[0].parent / CORPUS_CARD, json.dumps(made_from, indent=1, ensure_ascii=False) + "\n")
+    for file in files:  # with the file's hash: a card that another run's file was put beside says nothing of that one
+        card = {**made_from, "file_sha256": sha256_of_file(file)}
+        write_text_atomically(card_file(file), json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return files
+
+
+def card_file(file: Path) -> Path:
+    """Where it is said what a file of second moments was made from."""
+    return file.with_suffix(".json")
+
+
+def _read_seconds(files: Sequence[Path]) -> dict[str, float]:
+    """``statistics``: the seconds of the runs that made these files, each run once; {} where no file says."""
+    runs: dict[str, float] = {}
+    for file in files:
+        path = card_file(file) if card_file(file).is_file() else file.parent / EARLIER_CARD
+        if path.is_file():
+            card = json.loads(path.read_text(encoding="utf-8"))
+            if card.pop("file_sha256", None) in (None, sha256_of_file(file)):
+                runs[sha256_of_json(card)] = float(card.get("seconds", 0.0))
+    return {"statistics": sum(runs.values())} if runs else {}
 
 
 @dataclass(frozen=True)
@@ -145,10 +166,7 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
                 make_statistics(
                     model_name, layers, SAMPLED, folder, num_texts=num_texts, dataset=dataset, max_length=MAX_LENGTH, device=device
                 )
-    card = files[0].parent / CORPUS_CARD
-    seconds = {}
-    if card.is_file():
-        seconds["statistics"] = float(json.loads(card.read_text(encoding="utf-8")).get("seconds", 0.0))
+    seconds = _read_seconds(files)
     if "nullspace_threshold" in settings:
         seconds["projections"] = sum(ensure_projection(file, settings["nullspace_threshold"]) for file in files)
     return Statistics(str(folder), sha256_of_json([sha256_of_file(file) for file in files]), seconds)

@@ -10,19 +10,11 @@ import tiny
 
 from propmeta_edit.config import read_yaml
 from propmeta_edit.easyedit.algorithms import make_hparams
-from propmeta_edit.errors import PropMetaError
-from propmeta_edit.recipes.settings import hparams_file
+from propmeta_edit.errors import EasyEditError, PropMetaError
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
 
-DEPTHS = {
-    "llama3-8b": ("llama", 32),
-    "llama3.2-3b": ("llama", 28),
-    "llama3.2-1b": ("llama", 16),
-    "llama2-7b": ("llama", 32),
-    "qwen2.5-7b": ("qwen2", 28),
-    "gpt2-xl": ("gpt2", 48),
-    "smollm2-135m": ("llama", 30),
-}
 METHODS = ("ROME", "MEMIT", "AlphaEdit", "CaKE", "FT-L", "FT-M", "LoRA")
+FILES = [(method, name) for name in tiny.SHAPES for method in METHODS if has_hparams(method, name)]
 
 
 def check(method, name, model, depth):
@@ -49,17 +41,35 @@ def check(method, name, model, depth):
     return ""
 
 
+def fill(method, name, model_name):
+    """The layers that the form's settings get if the file gives none; None where it has no such method."""
+    values = {**read_yaml(hparams_file(method, name)), "device": "cpu", "model_name": model_name}
+    bare = {key: value for key, value in values.items() if key != "v_loss_layer" and (key != "layers" or method == "LoRA")}
+    try:
+        hparams = make_hparams(values["alg_name"], bare)
+    except EasyEditError:
+        return None
+    return [getattr(hparams, "layers", None), getattr(hparams, "v_loss_layer", None)]
+
+
 def main(path):
-    report = {}
-    for name, (family, depth) in DEPTHS.items():
+    report = {"filled": {}}
+    for name, (family, depth) in tiny.SHAPES.items():
         model = tiny.make_model(family, num_layers=depth)
-        if name in ("llama3.2-3b", "llama3.2-1b", "smollm2-135m"):  # their head is the embedding
+        if name in tiny.TIED:
             model.config.tie_word_embeddings = True
             model.lm_head.weight = model.model.embed_tokens.weight
-        report[name] = {method: check(method, name, model, depth) for method in METHODS}
+        report[name] = {method: check(method, name, model, depth) for method in METHODS if (method, name) in FILES}
+        model.config.save_pretrained(name)
+        report["filled"][name] = {method: fill(method, name, f"./{name}") for method in METHODS if (method, name) in FILES}
+    values = {**read_yaml(hparams_file("ROME", "smollm2-135m")), "context_template_length_params": [[10, 5], [5, 3]]}
     try:
+<<<<<<< HEAD
         rome = read_yaml(hparams_file("ROME", "smollm2-135m"))
         make_hparams("ROME", {**rome, "context_template_length_params": [[10, 5], [5, 3]]})
+=======
+        make_hparams("ROME", values)
+>>>>>>> h2
     except PropMetaError as error:
         report["openings"] = str(error)
     Path(path).write_text(json.dumps(report), encoding="utf-8")

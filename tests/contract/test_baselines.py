@@ -26,6 +26,18 @@ def test_cake_is_an_algorithm_of_either_form(report, family):
     assert sum(result["after"]) < 0.9 * sum(result["before"]), result
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"), [("ROME", [3]), ("MEMIT", [2, 3, 4, 5, 6]), ("AlphaEdit", [2, 3, 4, 5, 6]), ("CaKE", None)]
+)
+def test_the_second_bundled_family_is_edited_under_its_own_settings(report, name, layers):
+    result = report["gemma"][name]
+    if layers is None:
+        assert len(result["moved"]) == 7 * 18
+    else:
+        assert result["moved"] == [f"model.layers.{layer}.mlp.down_proj.weight" for layer in layers]
+    assert result["left"] == [] and sum(result["after"]) < 0.9 * sum(result["before"]), result
+
+
 @pytest.mark.parametrize("name", ["MEMIT", "AlphaEdit", "LoRA"])
 def test_an_edit_that_fails_half_way_leaves_the_model_as_it_was(report, family, name):
     assert report[family]["failed"][name] == ["out of memory", True, False]

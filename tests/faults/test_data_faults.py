@@ -117,6 +117,19 @@ def test_broken_mquake_case_names_itself(tmp_path, case, message):
     assert str(caught.value).startswith(f"{path}: case 1 (case_id 42): ")
 
 
+@pytest.mark.parametrize("name", ["rephrase_prompt", "learning_prompt"])
+@pytest.mark.parametrize(
+    "item", [{"question": " ", "answer": "Peru"}, {"question": "Q", "answer": ""}, {"question": "Q", "answer": None}]
+)
+def test_empty_texts_of_cake_are_refused_when_read(tmp_path, name, item):
+    path = tmp_path / "cake.json"
+    fine = {"question": "Ann Lee's home is", "answer": "Peru"}
+    broken = changed(CASE, "requested_rewrite", 0, name, [fine, item])
+    path.write_text(json.dumps([CASE, broken]), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"case 1 \(case_id 42\): every item of '{name}' needs a non-empty question and answer"):
+        load_mquake(path)
+
+
 def test_mquake_file_of_another_shape(tmp_path):
     path = tmp_path / "m.json"
     path.write_text('[\n{"case_id": 1},\n{"case_id" 2}\n]', encoding="utf-8")

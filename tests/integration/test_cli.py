@@ -23,7 +23,7 @@ from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import comparison
 from propmeta_edit.recipes.edit_facts import read_hparams
-from propmeta_edit.recipes.statistics import OPENINGS, SAMPLED_SHARE, sample_corpus
+from propmeta_edit.recipes.statistics import OPENINGS, SAMPLED_SHARE, ensure_statistics, make_statistics, sample_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -259,8 +259,25 @@ def test_a_folder_stands_for_all_of_cres_test_files_in_it(tmp_path):
     found = comparison.load_datasets(str(tmp_path), seed=0)
     assert [(data.name, len(data.cases)) for data in found] == [("cre-id", 2), ("cre-ood", 3)]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="none of CRE's test files"):
+    with pytest.raises(DataError, match="none of CRE's files"):
         comparison.load_datasets(str(tmp_path / "empty"), seed=0)
+
+
+def test_rows_on_rewordings_say_where_these_are_from(run_table2, base, tmp_path):
+    """The offline world has other wordings of its facts; without them the texts are from templates, and the row says so."""
+    records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    for fact in records[0]["facts"]:
+        del fact["paraphrase_prefix"]
+    tiny.write_records(tmp_path / "mixed.jsonl", records)
+    assert meta_train(base, tmp_path) == 0
+    arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--device", "cpu", "--output", "results"]
+    code, error = run_table2(*arguments, "--methods", "unedited,FT-paraphrases", "--datasets", str(tmp_path / "mixed.jsonl"))
+    assert code == 0, error
+    rows = [json.loads(line) for line in (tmp_path / "results" / "rows.jsonl").read_text().splitlines()]
+    origins = {(row["method"], row["case_id"]): row["tags"].get("augmentation") for row in rows}
+    expected = {("FT-paraphrases", f"cre-{n:06d}"): "templates" if n == 0 else "data" for n in range(6)}
+    assert origins == {**expected, **{("unedited", case_id): None for _, case_id in expected}}
+    assert not any(row["error"] for row in rows)
 
 
 def test_missing_easyedit_is_said_before_anything_runs(run_table2, tmp_path, monkeypatch):
@@ -300,7 +317,7 @@ def test_a_plan_says_what_is_left_and_starts_nothing(run_table2, base, tmp_path,
     lines = {line.split()[0]: line for line in said.splitlines() if line}
     assert comparison_plan == 0
     assert "0 of 4" in lines["FT"] and lines["FT"].endswith("none")
-    assert "4 of 4" in lines["MetaFT"] and lines["MetaFT"].endswith("not known yet") and "(to fetch)" in lines["K0-FT"]
+    assert "4 of 4" in lines["MetaFT"] and lines["MetaFT"].endswith("0 min (a guess)") and "(to fetch)" in lines["K0-FT"]
     assert "No model was touched." in said
     rows = (tmp_path / "results" / "rows.jsonl").read_text().splitlines()
     assert len(rows) == 4 and all(json.loads(row)["seconds"] > 0 for row in rows)
@@ -313,14 +330,46 @@ def test_statistics_are_written_where_easyedit_looks(base, tmp_path, capsys):
     assert main([*arguments, *where, "--num-texts", "3"]) == 0
     folder = tmp_path / "stats" / "base" / "wiki_stats"
     assert sorted(file.name for file in folder.iterdir()) == [
-        "corpus.json",
+        "model.layers.0.mlp.down_proj_float32_mom2_3.json",
         "model.layers.0.mlp.down_proj_float32_mom2_3.npz",
+        "model.layers.1.mlp.down_proj_float32_mom2_3.json",
         "model.layers.1.mlp.down_proj_float32_mom2_3.npz",
     ]
-    made_from = json.loads((folder / "corpus.json").read_text())
-    assert made_from["num_texts"] == 3 and made_from["num_tokens"] > 9
+    made_from = json.loads((folder / "model.layers.0.mlp.down_proj_float32_mom2_3.json").read_text())
+    assert made_from["num_texts"] == 3 and made_from["num_tokens"] > 9 and made_from["dtype"] in ("float32", "bfloat16")
     assert main([*arguments, *where, "--num-texts", "4"]) == 2
     assert "holds 3 texts, but 4 are needed" in capsys.readouterr().err
+
+
+def test_a_later_run_labels_its_own_files_alone(base, tmp_path):
+    """Other layers from other texts, then one layer anew: each file's card is of the run that made the file."""
+    stats = tmp_path / "stats"
+    settings = {"stats_dir": str(stats), "layers": [0, 1], "mom2_dataset": "wiki", "mom2_n_samples": 2}
+    for name, layers in (("a", [0]), ("b", [1]), ("b", [0])):
+        corpus = tmp_path / f"{name}.txt"
+        corpus.write_text(f"Ann Lee was founded in Peru, says {name}.\n\nThe answer is {name}.")
+        make_statistics(str(base), layers, str(corpus), stats, num_texts=2, dataset="wiki", device="cpu", dtype="float32")
+        cards = {path.stem: json.loads(path.read_text()) for path in (stats / "base" / "wiki_stats").glob("*.json")}
+        assert {Path(card["corpus"]).stem for key, card in cards.items() if f".{layers[0]}." in key} == {name}
+        if name == "a":
+            first = cards
+    both = [cards[key]["seconds"] for key in sorted(cards)]
+    assert len(both) == 2 and ensure_statistics(str(base), settings, "cpu").seconds["statistics"] == pytest.approx(sum(both))
+    assert cards.keys() > first.keys() and cards["model.layers.0.mlp.down_proj_float32_mom2_2"] != next(iter(first.values()))
+
+
+def test_files_and_the_card_of_an_earlier_release_serve_as_they_are(base, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("Ann Lee was founded in Peru.\n\nThe answer is euro.")
+    stats = tmp_path / "stats"
+    files = make_statistics(str(base), [0, 1], str(texts), stats, num_texts=2, dataset="wiki", device="cpu", dtype="float32")
+    for file in files:
+        file.with_suffix(".json").unlink()
+    (files[0].parent / "corpus.json").write_text(json.dumps({"seconds": 61.2}))
+    before = [file.read_bytes() for file in files]
+    settings = {"stats_dir": str(stats), "layers": [0, 1], "mom2_dataset": "wiki", "mom2_n_samples": 2}
+    assert ensure_statistics(str(base), settings, "cpu").seconds == {"statistics": 61.2}
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_a_sampled_corpus_holds_the_models_own_text_and_the_worlds(base):

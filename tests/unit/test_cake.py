@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -14,12 +15,17 @@ from propmeta_edit.baselines.cake import (
     compute_token_loss,
     make_augmentation,
     make_batch,
+    make_rephrasings,
     make_training_pairs,
+    origin_of_rephrasings,
+    origin_of_training_pairs,
     train_cake_adapter,
 )
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake
+from propmeta_edit.easyedit import cake as cake_of_easyedit
 from propmeta_edit.easyedit.cake import CaKEHyperParams, apply_cake_to_model
 from propmeta_edit.errors import ConfigError
+from propmeta_edit.evaluation.methods import easyedit_request
 from propmeta_edit.records import EditRequest
 
 EDIT = EditRequest("Ann Lee is a citizen of", "Peru", "Ann Lee")
@@ -51,6 +57,39 @@ def test_the_files_own_augmentation_wins(tmp_path):
     pairs = make_training_pairs(loaded.edits[:2])
     assert pairs[:2] == [(edit.prompt, edit.target_new) for edit in loaded.edits[:2]]
     assert pairs[2:4] == [("Once more:", "A"), ("And so:", "B.")] and len(pairs) == 4 + 7
+
+
+def test_the_datas_own_wordings_come_before_templates(tmp_path):
+    own = replace(EDIT, rephrasings=("Peru's newest citizen, as of", "The passport of Ann Lee is from"))
+    assert [(e.prompt, e.target_new, e.subject) for e in make_rephrasings(own)] == [
+        ("Peru's newest citizen, as of", "Peru", None),
+        ("The passport of Ann Lee is from", "Peru", "Ann Lee"),
+    ]
+    pairs = make_augmentation(own)
+    assert pairs[:2] == tuple((prompt, "Peru") for prompt in own.rephrasings) and pairs[2:] == make_augmentation(EDIT)[3:]
+    assert origin_of_rephrasings(own) == {"data"} and origin_of_rephrasings(EDIT) == {"templates"}
+    assert origin_of_training_pairs(own) == {"data", "templates"} and origin_of_training_pairs(EDIT) == {"templates"}
+    assert origin_of_training_pairs(replace(EDIT, augmentation=(("a", "b"),))) == {"data"}
+
+
+def test_cakes_rephrase_prompts_are_wordings_if_they_end_in_the_object(tmp_path):
+    [case, *_] = json.loads(bundled_mquake_path().read_text(encoding="utf-8"))
+    target = case["requested_rewrite"][0]["target_new"]["str"]
+    items = [{"question": "Once more:", "answer": target}, {"question": "Is it so?", "answer": "Yes"}]
+    case["requested_rewrite"][0]["rephrase_prompt"] = items
+    (tmp_path / "cake.json").write_text(json.dumps([case]), encoding="utf-8")
+    [loaded] = load_mquake(tmp_path / "cake.json")
+    assert loaded.edits[0].rephrasings == ("Once more:",) and len(loaded.edits[0].augmentation) == 2
+
+
+def test_wordings_reach_cake_through_a_request(tokenizer, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cake_of_easyedit, "train_cake_adapter", lambda model, tok, edits, recipe: seen.extend(edits) or model)
+    monkeypatch.setattr(cake_of_easyedit, "merge_adapter_in_place", lambda model: None)
+    own = replace(EDIT, rephrasings=("The passport of Ann Lee is from",))
+    model = tiny.make_model("llama", dtype=torch.float32)
+    apply_cake_to_model(model, tokenizer, [easyedit_request(own)], CaKEHyperParams("tiny", device="cpu"))
+    assert seen == [own]
 
 
 def test_loss_is_on_the_completion_alone_unless_asked(tokenizer):

@@ -6,7 +6,7 @@ import pytest
 
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.world import write_world
-from propmeta_edit.evaluation.companions import with_neighbours, with_wrong_facts
+from propmeta_edit.evaluation.companions import with_neighbours, with_text_origins, with_wrong_facts
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.records import Case, EditRequest, Question
 
@@ -45,3 +45,12 @@ def test_a_case_alone_has_no_companion():
     assert with_neighbours([case]) == [case] and with_wrong_facts([case]) == []
     same_answer = Case("b", (EditRequest("Bob lives in", "Peru"),), Question("What does Bob pay with?", ("Sol",)))
     assert with_wrong_facts([case, same_answer]) == [] and contains_answer("Sol", ("sol",))
+
+
+def test_every_case_says_where_its_texts_are_from():
+    own, other = EditRequest("Ann lives in", "Peru", rephrasings=("Ann's home is",)), EditRequest("Bob lives in", "Oslo")
+    question = Question("Where?", ("Lima",))
+    cases = [Case("a", (own,), question, tags={"hops": "2"}), Case("b", (other,), question), Case("c", (own, other), question)]
+    marked = with_text_origins(cases, lambda edit: frozenset({"data" if edit.rephrasings else "templates"}))
+    assert [case.tags["augmentation"] for case in marked] == ["data", "templates", "data and templates"]
+    assert marked[0].tags["hops"] == "2" and "augmentation" not in cases[0].tags

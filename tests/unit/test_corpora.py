@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import tracemalloc
 
+import datasets
 import pytest
 
 from propmeta_edit.data.corpora import read_texts
@@ -41,3 +44,32 @@ def test_bad_files_are_named_with_their_line(files):
         (files / "a.jsonl").write_text('{"text": "fine"}\n' + line, encoding="utf-8")
         with pytest.raises(DataError, match=f"line 2: .*{message}"):
             read_texts(str(files / "a.jsonl"))
+
+
+def test_a_drawn_part_is_the_one_of_a_list_in_memory_and_alone_is_kept(tmp_path):
+    path = tmp_path / "long.txt"
+    texts = [f"text {number} " + "word " * 500 for number in range(2000)]
+    path.write_text("\n\n\n".join(texts), encoding="utf-8")
+    tracemalloc.start()
+    found = read_texts(str(path), 20, seed=5)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == random.Random(5).sample([text.strip() for text in texts], 20)
+    assert peak < path.stat().st_size / 5, "the whole file was in memory"
+
+
+def test_a_data_set_of_the_hub_is_drawn_from_as_a_stream(tmp_path, monkeypatch):
+    """A folder stands for the hub's data set: ``datasets`` opens either by its name."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"text": " " if number == 3 else f"text {number}"} for number in range(200)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "corpus" / "train.parquet")
+    source = f"hub:{tmp_path / 'corpus'}"
+    drawn = {seed: read_texts(source, 10, seed) for seed in (0, 1)}
+    assert drawn[0] == read_texts(source, 10, 0) != drawn[1]
+    assert all(len(set(some)) == 10 and set(some) != {f"text {number}" for number in range(10)} for some in drawn.values())
+    assert sorted(read_texts(source)) == sorted(row["text"] for row in rows if row["text"].strip())
+    with pytest.raises(DataError, match="holds 199 texts, but 300 are needed"):
+        read_texts(source, 300)
+    datasets.Dataset.from_list([{"content": "a"}]).to_parquet(tmp_path / "other" / "train.parquet")
+    with pytest.raises(DataError, match="has no column text; it has content"):
+        read_texts(f"hub:{tmp_path / 'other'}")

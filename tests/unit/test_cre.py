@@ -8,7 +8,7 @@ import json
 import pytest
 
 from propmeta_edit.data.cre import load_cre, save_cre
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, DataError
 
 RECORD = {
     "entity_type": "Country",
@@ -58,7 +58,8 @@ def test_every_question_becomes_a_case_with_its_own_fact(tmp_path):
     assert first.edits[0].subject == "Brightleaf Tools Ltd."
     assert (first.question.text, first.question.answers) == ("Currency of the country number 0?", ("Norwegian krone",))
     assert (first.second_hop.text, first.second_hop.answers) == ("Currency of Norway?", ("Norwegian krone",))
-    assert first.tags == {"entity_type": "Country", "relation": "Currency of {country}?", "entity_name": "Norway"}
+    tags = {"entity_type": "Country", "relation": "Currency of {country}?", "entity_name": "Norway", "hops": "2", "edits": "1"}
+    assert first.tags == tags
     assert (second.edits[0].prompt, second.edits[0].target_new) == (
         "The branch list of Brightleaf Tools Ltd. includes",
         "Kenya",
@@ -66,6 +67,21 @@ def test_every_question_becomes_a_case_with_its_own_fact(tmp_path):
     assert second.edits[0].subject == "Brightleaf Tools Ltd."
     assert second.question.answers == ("1963",)
     assert third.edits[0].subject is None
+
+
+def test_a_facts_other_wording_is_read_where_there_is_one(tmp_path):
+    record = copy.deepcopy(RECORD)
+    wordings = (" It was in Norway that Brightleaf was founded, or . ", record["facts"][1]["prefix"], None)
+    for fact, other in zip(record["facts"], wordings, strict=True):
+        fact["paraphrase_prefix"] = other
+    path = tmp_path / "cre.jsonl"
+    save_cre([record, RECORD], path)
+    found = [case.edits[0].rephrasings for case in load_cre(path, question_choice="all")]
+    assert found == [("It was in Norway that Brightleaf was founded, or",), (), (), (), (), ()]
+    record["facts"][0]["paraphrase_prefix"] = 5
+    save_cre([record], path)
+    with pytest.raises(DataError, match="line 1: 'paraphrase_prefix' must be of type str, got 5"):
+        load_cre(path, question_choice="all")
 
 
 def test_seeded_choice_takes_one_question_and_depends_on_seed_and_line_only(tmp_path):

@@ -75,7 +75,7 @@ def test_check_says_what_a_file_is(tmp_path, capsys):
     path.write_text("".join(json.dumps(record) + "\n" for record in generate_world(0, {"train": 6})["train"]), encoding="utf-8")
     assert main(["data", "check", str(path)]) == 0
     said = capsys.readouterr().out
-    assert "CRE, 6 cases" in said and "by entity_type" in said and "Answer: The answer is" in said and "second hop" in said
+    assert "CRE, 6 records, " in said and "by entity_type" in said and "Answer: The answer is" in said and "second hop" in said
     said = describe_file(bundled_mquake_path())
     assert "MQuAKE, 150 cases" in said and "by hops        4: 150" in said and "0 cases with two hops" in said
     said = describe_file(write(tmp_path, [KNOWEDIT, ZSRE]))
@@ -90,3 +90,45 @@ def test_check_knows_cakes_files_and_names_what_it_does_not_know(tmp_path, capsy
     assert main(["data", "check", str(write(tmp_path, [{"a": 1}]))]) == 2
     assert "none of the known formats: a record has the keys a" in capsys.readouterr().err
     assert main(["data", "check", str(tmp_path / "none.json")]) == 2
+
+
+def test_check_counts_questions_apart_from_records_by_hops_and_edits(tmp_path):
+    records = generate_world(0, {"train": 6})["train"]
+    number = sum(len(record["questions"]) for record in records)
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    said = describe_file(path)
+    assert number > 6 and f"CRE, 6 records, {number} questions" in said
+    assert f"by edits       1: {number}\n" in said and f"by hops        2: {number}\n" in said
+
+
+def test_check_names_the_case_that_is_broken(tmp_path, capsys):
+    [case, *_] = json.loads(bundled_mquake_path().read_text(encoding="utf-8"))
+    chainless = {**case, "orig": {"new_triples": case["orig"]["new_triples"]}}
+    chainless.pop("new_single_hops", None)
+    for records, message in (
+        ([case, chainless], f"case 1 (case_id {case['case_id']}): the subset needs orig.new_triples, orig.edit_triples"),
+        ([case, "text"], "case 1: a case must be a JSON object, got 'text'"),
+        ([case, {**case, "requested_rewrite": 5}], f"case 1 (case_id {case['case_id']}): not in the MQuAKE format"),
+        ([], "the list is empty"),
+    ):
+        assert main(["data", "check", str(write(tmp_path, records))]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_folder_is_checked_file_by_file_and_its_broken_ones_fail_it(tmp_path, capsys):
+    folder = tmp_path / "data"
+    (folder / "inside").mkdir(parents=True)
+    assert main(["data", "check", str(folder)]) == 2
+    assert "it cannot be read as a data set" in capsys.readouterr().err
+    write(folder, [KNOWEDIT])
+    write(folder / "inside", [ZSRE, ZSRE], "zsre.json")
+    (folder / "readme.txt").write_text("not data")
+    assert main(["data", "check", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "data.json: EasyEdit, 1 cases" in said and "zsre.json: EasyEdit, 2 cases" in said and said.count("the first case:") == 2
+    write(folder, [{"a": 1}], "other.json")
+    assert main(["data", "check", str(folder)]) == 2
+    captured = capsys.readouterr()
+    assert "other.json: cannot be used" in captured.out and "zsre.json: EasyEdit" in captured.out
+    assert "1 of its files cannot be used" in captured.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import torch
 
 from propmeta_edit import MetaFTHyperParams
 from propmeta_edit.config import build_config, read_yaml
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.easyedit.algorithms import default_layers, fill_layers
+from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.devices import resolve_device
+from propmeta_edit.models.layers import get_architecture, resolve_layers, select_parameters
 
 HPARAMS = Path(__file__).resolve().parents[2] / "hparams"
 
@@ -93,6 +96,57 @@ def test_every_yaml_loads(path):
         if "device" in values:
             values["device"] = "cpu"
         build_config(cls, values, str(path))
+
+
+FINE_TUNED = ("MetaFT", "FT", "FT-paraphrases", "FT-all-layers", "MetaTrain")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for method in FINE_TUNED for path in sorted((HPARAMS / method).glob("*.yaml"))],
+    ids=lambda p: f"{p.parent.name}/{p.name}",
+)
+def test_its_layers_and_modules_are_in_the_model_it_is_for(path):
+    values = read_yaml(path)
+    name = max((name for name in tiny.SHAPES if path.stem.startswith(name)), key=len)
+    family, depth = tiny.SHAPES[name]
+    model = tiny.make_model(family, num_layers=depth)
+    chosen = select_parameters(model, values.get("layers"), values.get("modules", "attention+mlp"))
+    layers = resolve_layers(values.get("layers"), depth)
+    architecture = get_architecture(model.config.model_type)
+    for layer in layers:
+        for part in (architecture.attention, architecture.mlp):
+            assert any(key.startswith(f"{architecture.blocks}.{layer}.{part}.") for key in chosen), (layer, part)
+    assert len(chosen) == len(layers) * {"llama": 7, "qwen2": 10, "gpt2": 8, "gemma3_text": 7}[family]
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "layers"),
+    [
+        ("ROME", 32, [5]),
+        ("ROME", 2, [0]),
+        ("MEMIT", 32, [4, 5, 6, 7, 8]),
+        ("AlphaEdit", 18, [2, 3, 4, 5, 6]),
+        ("MEMIT", 4, [0, 1, 2, 3]),
+        ("FT", 32, [21]),
+        ("FT", 1, [0]),
+        ("CaKE", 32, None),
+    ],
+)
+def test_layers_by_depth(name, depth, layers):
+    assert default_layers(name, depth) == layers
+
+
+def test_layers_are_filled_where_they_are_left_out(tmp_path, caplog):
+    tiny.make_model("gpt2", num_layers=16).config.save_pretrained(tmp_path)
+    with caplog.at_level(logging.INFO, logger="propmeta_edit.easyedit.algorithms"):
+        assert fill_layers("ROME", {"layers": None}, str(tmp_path)) == {"layers": [2], "v_loss_layer": 15}
+    assert "ROME: layers [2], by the 16 layers of" in caplog.text and "ROME: v_loss_layer 15" in caplog.text
+    assert fill_layers("FT", {"lr": 1}, str(tmp_path)) == {"lr": 1, "layers": [10]}
+    given = {"layers": [3], "v_loss_layer": 7}
+    assert fill_layers("MEMIT", given, "no model is looked at") == given and fill_layers("CaKE", {}, "nor here") == {}
+    with pytest.raises(ModelError, match="unknown model 'nowhere'"):
+        fill_layers("MEMIT", {"layers": [3]}, "nowhere")
 
 
 def test_metaft_settings_agree_with_meta_training():

@@ -1,4 +1,4 @@
-"""The time of an edit: the first is made twice, unless it is so long that what happens once cannot matter."""
+"""Editing one by one, with the first edit made twice if it is short, and side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
-from propmeta_edit.evaluation.methods import LONG_EDIT, Editing
+from propmeta_edit.evaluation.methods import LONG_EDIT, Editing, FineTuning
 from propmeta_edit.records import Case, EditRequest, Question
 
 CASES = [Case(f"c{i}", (EditRequest(f"Ann {i} lives in", "Peru"),), Question("Where?", ("Lima",))) for i in range(3)]
@@ -30,3 +30,19 @@ def test_a_short_first_edit_is_made_twice(tokenizer, monkeypatch, seconds, calls
     assert [outcome.seconds_per_edit for outcome in outcomes] == [seconds] * 3
     assert len(written) == calls and written[-3:] == [case.edits[0].prompt for case in CASES]
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_cases_of_more_and_of_fewer_requests_are_edited_in_groups(tokenizer):
+    """As where the data has other wordings of some facts; the answers are those of one case at a time."""
+    model = tiny.make_model("llama", dtype=torch.float32)
+    hparams = MetaFTHyperParams("tiny", device="cpu", layers=[1], lr=1e-2, num_steps=2)
+
+    def write(edit):
+        return [edit] * (2 if edit.prompt.startswith("Ann 1") else 1)
+
+    one = Editing(model, tokenizer, apply_metaft_to_model, hparams, write=write)
+    tuning = FineTuning(model, tokenizer, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules)
+    together = tuning.evaluate_many(CASES)
+    for case, outcome in zip(CASES, together, strict=True):
+        [alone] = tuning.evaluate_many([case])
+        assert (outcome.generated, outcome.fact_generated) == (alone.generated, alone.fact_generated)

@@ -83,3 +83,10 @@ def test_files_round_trip_and_bad_ones_are_named(tokenizer, tmp_path):
 def test_no_texts_is_an_error(tokenizer):
     with pytest.raises(ModelError, match="no texts"):
         collect_second_moments(tiny.make_model("llama"), tokenizer, [], [1])
+
+
+def test_sums_grow_beside_the_model_while_they_fit(monkeypatch):
+    device = torch.device("cuda:0")
+    monkeypatch.setattr(second_moments, "free_memory", lambda device: 1000)
+    assert second_moments._choose_device(device, 500) == device
+    assert second_moments._choose_device(device, 501) == torch.device("cpu")
