@@ -72,17 +72,12 @@ class CakeSettings:
 
 
 def make_augmentation(edit: EditRequest) -> tuple[tuple[str, str], ...]:
-<<<<<<< HEAD
-    """(text, completion) pairs for a fact whose data has none, from fixed templates: they stand in for CaKE's LLM-written ones."""
-    other = next(name for name in _OTHERS if name != edit.target_new)
-    words = {"prompt": edit.prompt, "target": edit.target_new, "subject": edit.subject or edit.prompt, "other": other}
-=======
     """(text, completion) pairs for a fact whose data has none of CaKE's, which are written by an LLM.
 
     Its other wordings are the data's own where there are any; they and the learning prompts are from fixed templates else.
     """
-    words = {"prompt": edit.prompt, "target": edit.target_new, "subject": edit.subject or edit.prompt}
->>>>>>> h2
+    other = next(name for name in _OTHERS if name != edit.target_new)
+    words = {"prompt": edit.prompt, "target": edit.target_new, "subject": edit.subject or edit.prompt, "other": other}
     rephrasings = [(again.prompt, again.target_new) for again in make_rephrasings(edit)]
     return (*rephrasings, *((text.format(**words), completion.format(**words)) for text, completion in _LEARNING))
 

@@ -207,12 +207,7 @@ def make_hparams(name: str, values: Mapping[str, Any]) -> Any:
     for length, number in kept.get("context_template_length_params", ()):
         if number < 5 or number % 5:  # EasyEdit starts as many from each of five words and leaves the rest out
             raise ConfigError(
-<<<<<<< HEAD
                 f"{name}: context_template_length_params has [{length}, {number}]; the second, of openings, must be a multiple of 5"
-=======
-                f"{name}: context_template_length_params has [{length}, {number}], [tokens, openings]; "
-                "openings must be a multiple of 5"
->>>>>>> h2
             )
     return settings_class(**kept)
 

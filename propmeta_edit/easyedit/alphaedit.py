@@ -185,7 +185,6 @@ def apply_easyedits_own(
     weights = _edited_weights(model, hparams)
     chain = _chain_of(model, weights)
     files = [_statistics(hparams, name) for name in weights]
-<<<<<<< HEAD
     projections = torch.stack([load_projection(file, hparams.nullspace_threshold) for file in files])
     kept = [chain.kept.get(name, torch.zeros_like(own)) for name, own in zip(weights, projections, strict=True)]
     AlphaEdit_main.P, AlphaEdit_main.P_loaded = projections, True
@@ -194,16 +193,6 @@ def apply_easyedits_own(
     model, original = apply(model, tok, requests, hparams, **kwargs)
     written = dict(zip(weights, AlphaEdit_main.cache_c, strict=True))
     _CHAINS[model] = EditChain(written, snapshot(_edited_weights(model, hparams)))
-=======
-    AlphaEdit_main.P = torch.stack([load_projection(file, hparams.nullspace_threshold) for file in files])
-    AlphaEdit_main.P_loaded = True
-    if not chain.left_at:  # by itself it makes this for the families alone whose word is in the model's name
-        AlphaEdit_main.cache_c = torch.zeros_like(AlphaEdit_main.P)
-    AlphaEdit_main.cache_c_new = True
-    hparams = replace(hparams, P_loc=str(files[0]))  # it computes projections of its own unless this file exists
-    model, original = apply(model, tok, requests, hparams, **kwargs)
-    _CHAINS[model] = EditChain({}, snapshot(weights))
->>>>>>> h2
     return model, original
 
 

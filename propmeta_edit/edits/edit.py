@@ -367,7 +367,6 @@ def edit_from_weights(
     # Such methods write into the model's own storage, which other edits may hold; it gets its old numbers back there.
     apply_snapshot(parameters, {name: before[name] for name in moved})
     now = {name: parameters[name].data for name in moved}
-<<<<<<< HEAD
     transposed = find_transposed(model, moved)
     return Edit(tuple(requests), weights, now, base_model, method, settings or {}, transposed=transposed, base=take_base(model))
 
@@ -405,12 +404,9 @@ def merge_edits(model: nn.Module, edits: Sequence[Edit]) -> Edit:
         transposed=find_transposed(model, weights),
         base=take_base(model),
     )
-=======
-    return Edit(tuple(requests), weights, now, base_model, method, settings or {}, transposed=find_transposed(model, moved))
 
 
 def _read_request(row: Mapping[str, Any]) -> EditRequest:
     """A saved request; those of older edits have no ``rephrasings``."""
     pairs = tuple((text, completion) for text, completion in row["augmentation"])
     return EditRequest(**{**row, "augmentation": pairs, "rephrasings": tuple(row.get("rephrasings", ()))})
->>>>>>> h2

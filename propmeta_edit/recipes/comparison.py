@@ -31,12 +31,8 @@ from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
 from propmeta_edit.recipes.data_check import FORMATS, find_format
-<<<<<<< HEAD
 from propmeta_edit.recipes.settings import edit_settings_of, has_hparams, hparams_file
-=======
-from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.sources import TEST_FILES, find_file, find_files, is_source
->>>>>>> h2
 from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.recipes.worlds import ensure_world
 from propmeta_edit.records import Case, EditRequest

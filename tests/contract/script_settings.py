@@ -64,12 +64,7 @@ def main(path):
         report["filled"][name] = {method: fill(method, name, f"./{name}") for method in METHODS if (method, name) in FILES}
     values = {**read_yaml(hparams_file("ROME", "smollm2-135m")), "context_template_length_params": [[10, 5], [5, 3]]}
     try:
-<<<<<<< HEAD
-        rome = read_yaml(hparams_file("ROME", "smollm2-135m"))
-        make_hparams("ROME", {**rome, "context_template_length_params": [[10, 5], [5, 3]]})
-=======
         make_hparams("ROME", values)
->>>>>>> h2
     except PropMetaError as error:
         report["openings"] = str(error)
     Path(path).write_text(json.dumps(report), encoding="utf-8")
