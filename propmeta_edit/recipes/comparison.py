@@ -226,6 +226,7 @@ def make_spec(name: str, kind: RowKind, settings: Mapping[str, Any], setup: Setu
         adapt=kind.adapt,
         precomputation=precomputation,
         cases_at_once=1 if kind.edit in BASELINES else setup.edits_at_once,
+        settings=identity,
     )
 
 

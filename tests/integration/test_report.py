@@ -31,7 +31,7 @@ def make_results(folder):
         for n in range(6)
     ]
     write_tables(summarise(rows), folder)
-    write_comparisons(rows, folder, "MetaFT", "FT")
+    write_comparisons(rows, folder, "FT")
 
 
 class Reader(html.parser.HTMLParser):
