@@ -61,6 +61,11 @@ def ensure_artefact(name: str) -> Path:
     return folder
 
 
+def is_on_this_machine(name_or_path: str) -> bool:
+    """Whether a model is a folder or a bundled one that was prepared (a hub id counts as away, whatever the hub's cache holds)."""
+    return artefact_folder(name_or_path).is_dir() if name_or_path in BUNDLED else Path(name_or_path).is_dir()
+
+
 def build_whole(folder: Path, build: Callable[[Path], None]) -> None:
     """Run ``build(temporary folder)`` and rename the result to ``folder``, or leave nothing.
 

@@ -13,7 +13,7 @@ from propmeta_edit.config import read_yaml
 from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS
 from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import DataSet, choose_cases
-from propmeta_edit.models.artefacts import BUNDLED, artefact_folder
+from propmeta_edit.models.artefacts import BUNDLED, artefact_folder, is_on_this_machine
 from propmeta_edit.recipes.comparison import METHODS, RowKind, Setup
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
 
@@ -68,9 +68,7 @@ def describe_plan(
 
 
 def _state_of(model: str) -> str:
-    if model in BUNDLED:
-        return "" if artefact_folder(model).is_dir() else " (to prepare)"
-    return "" if Path(model).is_dir() else " (to fetch)"
+    return "" if is_on_this_machine(model) else " (to prepare)" if model in BUNDLED else " (to fetch)"
 
 
 @cache
