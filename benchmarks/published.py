@@ -30,9 +30,9 @@ TABLE_2 = {
     "MetaFT (the paper's method)": (47.1, 49.2, 73.2, 1.68, "the same after meta-training on CRE's 4,000 training instances"),
 }
 TABLE_2_PROTOCOL = (
-    "Cited from the paper's Table 2, not run here: Llama3-8B (base or Instruct is not said); an answer occurs in ten greedy tokens, "
-    "one verdict a case; 350 CRE OOD instances, 3,000 cases of MQuAKE, 213 of its subset; the hardware is not named. The layer was "
-    "chosen on the OOD test set. It gives no interval, seed, efficacy or locality, and no number of PropMEND."
+    "Cited from the paper's Table 2, not run here: Llama3-8B (base or Instruct is not said); an answer is in ten greedy tokens, "
+    "one verdict a case; 350 CRE OOD instances, 3,000 cases of MQuAKE, 213 of its subset; the hardware is not named. "
+    "The layer was chosen on the OOD test set. It gives no interval, seed, efficacy or locality, and no number of PropMEND."
 )
 
 

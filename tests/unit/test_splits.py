@@ -70,7 +70,7 @@ def test_the_offline_world_keeps_its_own_validation_files(train):
 
 def test_what_would_mix_data_is_refused(train):
     on_file, on_world = MetaTrainConfig("m", data=str(train)), MetaTrainConfig("m")
-    with pytest.raises(ConfigError, match=r"cre-ood is a test split of the offline world, but a is meta-trained on .*cre-ood=test_data"):
+    with pytest.raises(ConfigError, match=r"cre-ood is a test split of the offline world, but a .*: cre-ood=test_data_ood.jsonl"):
         load_splits(["cre-ood"], {"a": on_file}, 0)
     held = [hold_out(config, ["valid-ood"]) for config in (on_file, on_world, replace(on_file, seed=1))]
     for other in held[1:]:
