@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from propmeta_edit.evaluation.rows import Row, select_rows
 from propmeta_edit.evaluation.tables import markdown_table, summarise
@@ -20,7 +20,8 @@ from propmeta_edit.recipes.splits import Split
 STYLES = [("-", "o"), ("--", "s"), (":", "D"), ("-.", "^"), ((0, (1, 3)), "v"), ((0, (5, 1)), "X")]  # told apart in grey
 PANEL_WIDTH = 3.3  # inches: a column of a paper
 LETTERS_AN_INCH = 14  # of a title at nine points, at most
-APART = 0.012  # of the x axis between two series at the same place
+MOST_TICKS = 7
+APART = 0.02  # of the x axis between two series at the same place
 
 
 def make_table(rows: Sequence[Row], labels: Sequence[str], splits: Sequence[Split]) -> pd.DataFrame | None:
@@ -113,26 +114,25 @@ def draw_lines(table: pd.DataFrame, x: str, series: str, title: str, xlabel: str
     """
     panels = list(dict.fromkeys(table["panel"]))
     names = list(dict.fromkeys(table[series]))
-    figure = Figure(figsize=(PANEL_WIDTH * len(panels), 3.2 + 0.2 * ((len(names) + 3) // 2)), layout="constrained")
+    figure = Figure(figsize=(PANEL_WIDTH * len(panels), 3.2 + 0.15 * len(names)), layout="constrained")
     step = APART * ((table[x].max() - table[x].min()) or 1)
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, name in enumerate(names):
             own = table[(table["panel"] == panel) & (table[series] == name)]
             _draw_series(axis, own.assign(x=own[x] + step * (number - (len(names) - 1) / 2)), name, *STYLES[number % len(STYLES)])
-        axis.set(xlabel=xlabel, ylim=(0, 100))
-        axis.set_title(panel, fontsize=9)
-        if pd.api.types.is_integer_dtype(table[x]):
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set(xlabel=xlabel, ylim=(0, 100), title=panel)
+        asked = sorted(table[x].unique())
+        are_few = pd.api.types.is_integer_dtype(table[x]) and len(asked) <= MOST_TICKS
+        axis.xaxis.set_major_locator(FixedLocator(asked) if are_few else MaxNLocator(MOST_TICKS))
     figure.axes[0].set_ylabel("accuracy after an edit, %")
-    _add_legend(figure, 2 if len(panels) == 1 else 4)
-    _add_title(figure, f"{title}: {_describe_splits(table)}")
+    _finish(figure, f"{title}: {_describe_splits(table)}")
     return figure
 
 
 def _draw_series(axis: Any, own: pd.DataFrame, name: str, line: Any, marker: str) -> None:
     asked, test, best = own[~own["reported"]], own[own["reported"]], own[own["chosen"] & ~own["reported"]]
     _draw_dots(axis, asked, fmt=marker, linestyle=line, markersize=4, linewidth=1, label=name)
-    axis.plot(best["x"], 100 * best["accuracy"], marker, color="black", markersize=5)
+    axis.plot(best["x"], 100 * best["accuracy"], marker, color="black", markersize=6, zorder=3)
     if len(test):
         _draw_dots(axis, test, fmt="*", markersize=9, label="the best (filled) on test")
 
@@ -162,24 +162,24 @@ def draw_dots(table: pd.DataFrame, group: str, is_filled: str, labels: tuple[str
             )  # fmt: skip
             if pd.notna(row[published]):
                 axis.plot(row[published], place, "x", color="0.4", label="published")
-        axis.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), xlabel="accuracy after an edit, %")
+        axis.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), xlabel="accuracy after an edit, %", title=panel)
         axis.set_yticks(range(len(names)), names)
-        axis.set_title(panel, fontsize=9)
         axis.grid(axis="x", alpha=0.3)
-    _add_legend(figure, 3)
-    _add_title(figure, f"{title}: {_describe_splits(table)}")
+    _finish(figure, f"{title}: {_describe_splits(table)}")
     return figure
 
 
-def _add_legend(figure: Figure, columns: int) -> None:
-    """Below the panels, each entry once."""
+def _finish(figure: Figure, title: str) -> None:
+    """A title that is wrapped, and a legend below the panels with each entry once and as many columns as fit."""
+    for axis in figure.axes:
+        axis.tick_params(labelsize=8)
+        for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
+            text.set_fontsize(9)
+    width = figure.get_figwidth()
+    figure.suptitle(textwrap.fill(title, int(LETTERS_AN_INCH * width)), fontsize=9)
     entries = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    columns = max(1, int(LETTERS_AN_INCH * width) // (max(map(len, entries)) + 8))  # eight for the line before the words
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
-
-
-def _add_title(figure: Figure, title: str) -> None:
-    """Wrapped to the figure's width, which a single panel would cut off."""
-    figure.suptitle(textwrap.fill(title, int(LETTERS_AN_INCH * figure.get_figwidth())), fontsize=9)
 
 
 def _describe_splits(table: pd.DataFrame) -> str:

@@ -361,25 +361,56 @@ def test_a_checkpoint_is_as_large_as_planned(place):
     assert planned == pytest.approx(size, rel=0.3), "the files have headers too, which are large only here"
 
 
+SERIES = ("a model with a long name attention+mlp", "another model with a long name mlp", "third")
+
+
 def make_lines(num_panels):
     rows = [
-        {"dataset": f"d{panel}", "panel": f"d{panel}", "series": name, "layer": layer, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+        {"panel": f"d{panel}", "series": name, "layer": layer, "accuracy": 0.5, "low": 0.4, "high": 0.6, "chosen": layer == 5}
         for panel in range(num_panels)
-        for name in ("a model with a long name attention+mlp", "another model with a long name mlp", "third")
+        for name in SERIES
         for layer in (1, 5, 9)
     ]
-    return pd.DataFrame(rows).assign(n=100, reported=False, chosen=False, split="test (chosen on test, as in the paper)")
+    table = pd.DataFrame(rows).assign(n=100, reported=False, split="validation")
+    tests = table[table["chosen"]].assign(reported=True, split="test (chosen on validation)")
+    return pd.concat([table, tests], ignore_index=True)
 
 
 @pytest.mark.parametrize("num_panels", [1, 2])
 def test_nothing_of_a_picture_is_cut_off_or_hidden(num_panels):
     figure = sweep_tables.draw_lines(make_lines(num_panels), "layer", "series", "one layer at a time", "layer")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     width, height = figure.get_size_inches() * figure.dpi
-    for part in (figure._suptitle, *figure.legends, *figure.axes):
-        box = part.get_window_extent()
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
     [legend] = figure.legends
-    assert len(legend.get_texts()) == 3 and all(not legend.get_window_extent().overlaps(a.get_window_extent()) for a in figure.axes)
-    places = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 3 and line.get_linestyle() != "None"]
-    assert len(set(places)) == 3, "error bars of series at one layer do not coincide"
+    for part in (figure._suptitle, legend, *figure.axes):
+        box = part.get_tightbbox()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, part
+    assert {text.get_text() for text in legend.get_texts()} == {*SERIES, "the best (filled) on test"}
+    assert all(not legend.get_window_extent().overlaps(axis.get_window_extent()) for axis in figure.axes)
+    places = {container.lines[0].get_xdata()[0] for container in figure.axes[0].containers}
+    assert len(places) == 6, "error bars of series at one layer do not coincide"
+
+
+def test_dots_of_table1_are_told_apart():
+    rows = [
+        {
+            "panel": "cre-id",
+            "modules": modules,
+            "own": own,
+            "accuracy": 0.5,
+            "low": 0.4,
+            "high": 0.6,
+            "cited": 18.6 if own else None,
+        }
+        for modules in ("mlp", "attention+mlp")
+        for own in (True, False)
+    ]
+    table = pd.DataFrame(rows).assign(n=100, split="test")
+    figure = sweep_tables.draw_dots(table, "modules", "own", ("with", "without"), "cited", "all layers trained")
+    figure.draw_without_rendering()
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"with", "without", "published"}
+    [axis] = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["mlp", "attention+mlp"]
+    assert len({(c.lines[0].get_ydata()[0], c.lines[0].get_markerfacecolor()) for c in axis.containers}) == 4
+    width, _ = figure.get_size_inches() * figure.dpi
+    assert axis.get_tightbbox().x0 >= 0 and figure.legends[0].get_tightbbox().x1 <= width
