@@ -94,7 +94,7 @@ def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
     for name in SUMMARIES:
         if (folder / name).is_file():
             summary = json.loads((folder / name).read_text(encoding="utf-8"))
-            pictures = {**draw_accuracies(summary), **pictures}
+            pictures = pictures or draw_accuracies(summary)  # the sweeps have drawn the same
             texts.append(describe_origin(summary))
     if (folder / SETTINGS_FILE).is_file():
         texts.append(describe_settings(json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))))

@@ -19,7 +19,7 @@ from propmeta_edit.cli import exit_code_of
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.rows import Row, RowFile
-from propmeta_edit.evaluation.runner import DataSet, MethodSpec, run_methods
+from propmeta_edit.evaluation.runner import DataSet, Execute, MethodSpec, run_methods
 from propmeta_edit.evaluation.tables import write_settings
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import resolve_model_folder
@@ -180,6 +180,7 @@ def run_sweep(sweep: Sweep, options: argparse.Namespace) -> int:
     """Every variant on every data set, then the best ones on the test split; returns how many cases failed."""
     started = time.monotonic()
     check_options(options)
+    asked = find_data(sweep, options)
     if not options.plan:  # Figure 4 reads the models' depths while it makes its points
         for config in read_configs(options).values():
             resolve_model_folder(config.model)
@@ -187,7 +188,6 @@ def run_sweep(sweep: Sweep, options: argparse.Namespace) -> int:
     check_points(all_points)
     points = share_of(all_points, *read_part(options))
     tasks = {name: len(load_tasks(resolve(config))[0]) for name, config in runs_left(points, Path(options.output)).items()}
-    asked = find_data(sweep, options)
     if options.plan:
         print(plan(points, asked, tasks, options))
         return 0
@@ -241,6 +241,8 @@ def plan(points: Sequence[Point], asked: Asked, tasks: dict[str, int], options: 
     folder = Path(options.output)
     left = runs_left(points, folder)
     known = options.seconds_a_task
+    if known is None and left:
+        print("timing a few tasks of each model and choice of modules; --seconds-a-task is faster", file=sys.stderr)
     seconds = measure_runs(left) if known is None else dict.fromkeys(left, known)
     path = folder / "rows.jsonl"
     rows = RowFile(path).rows if path.is_file() else []
@@ -257,7 +259,7 @@ class Course:
     rows: RowFile
     options: argparse.Namespace
     started: float
-    execute: Any
+    execute: Execute | None
 
     def run(self, points: Sequence[Point]) -> int:
         """Ask ``points``, then the best of all; returns how many cases failed."""

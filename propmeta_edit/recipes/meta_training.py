@@ -38,6 +38,7 @@ from propmeta_edit.records import Case, EditRequest, MetaTask
 from propmeta_edit.text.prompts import format_question
 
 EDITS_AT_ONCE = 8  # while validating; more are no faster on a CPU
+ENOUGH_SECONDS = 10  # of timing: warming up is a small part of a step that takes so long
 
 
 def load_tasks(config: MetaTrainConfig) -> tuple[list[MetaTask], dict[str, list[Case]]]:
@@ -227,8 +228,9 @@ def measure_seconds_a_task(config: MetaTrainConfig, steps: int = 3) -> float:
 def _time_steps(
     model: Any, tokenizer: Any, parameters: dict[str, Any], tasks: Sequence[MetaTask], config: MetaTrainConfig, steps: int
 ) -> list[float]:
-    """Seconds a task of each of a few steps, whose gradients are thrown away."""
-    seconds = []
+    """Seconds a task of each of a few steps, whose gradients are thrown away; fewer steps where they take long."""
+    seconds: list[float] = []
+    begun = time.perf_counter()
     with only_trainable(model, parameters):
         for number in range(steps):
             some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
@@ -236,6 +238,8 @@ def _time_steps(
             for gradients in compute_step_gradients(model, tokenizer, parameters, some, config):
                 gradients.related_losses.tolist()  # waits for the device
             seconds.append((time.perf_counter() - started) / len(some))
+            if time.perf_counter() - begun > ENOUGH_SECONDS:
+                break
     return seconds
 
 

@@ -38,6 +38,8 @@ class Split:
 
 def kind_of(item: str) -> str:
     """The split of a data set as written on the command line: its file's name tells it, else its own, else it is the test split."""
+    if item.startswith("hub:") or Path(item).is_dir():
+        return TEST  # of which only CRE's test files are read
     name, _, file = item.partition("=")
     for text in (Path(file or name).name, name):
         for prefix, kind in _PREFIXES.items():

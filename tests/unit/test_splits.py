@@ -28,6 +28,7 @@ from propmeta_edit.recipes.splits import hold_out, is_released, kind_of, load_sp
         ("valid_data_id.jsonl", "validation"),
         ("train_data_id.jsonl", "training"),
         ("valid-id=facts.jsonl", "validation"),
+        ("hub:somebody/train-and-test", "test"),
     ],
 )
 def test_the_file_tells_the_split_and_else_the_name(item, kind):
