@@ -11,7 +11,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from propmeta_edit.cli import run_or_exit
 from propmeta_edit.errors import DataError
-from propmeta_edit.evaluation.tables import frame_to_markdown
+from propmeta_edit.evaluation.tables import SETTINGS_FILE, frame_to_markdown
 from propmeta_edit.files import write_text_atomically
 
 SUMMARIES = ("table.json", "summary.json")
@@ -94,10 +94,12 @@ def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
     for name in SUMMARIES:
         if (folder / name).is_file():
             summary = json.loads((folder / name).read_text(encoding="utf-8"))
-            pictures = {**draw_accuracies(summary), **pictures}
+            pictures = pictures or draw_accuracies(summary)  # the sweeps have drawn the same
             texts.append(describe_origin(summary))
+    if (folder / SETTINGS_FILE).is_file():
+        texts.append(describe_settings(json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))))
     for path in sorted(folder.glob("*.csv")):
-        if path.stem not in ("table", "summary"):
+        if path.stem != "summary" and not path.with_suffix(".md").is_file():  # else the same numbers, shown already
             texts.append(f"### {path.stem}\n\n{frame_to_markdown(pd.read_csv(path), '.4g')}")
     if (folder / "speed.json").is_file():
         speed = json.loads((folder / "speed.json").read_text(encoding="utf-8"))
@@ -150,6 +152,22 @@ def describe_origin(summary: Sequence[dict[str, Any]]) -> str:
     lines = "".join(f"- {name}: {frame[name].iloc[0]}\n" for name in common)
     table = frame_to_markdown(frame[["method", "dataset", "model", *hashes, *others]])
     return f"### Where the rows come from\n\n{lines}\n{table}"
+
+
+def describe_settings(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """The settings by method, from ``settings.json``; what all methods share is said once."""
+    values = {method: {"hparams_sha256": entry["hparams_sha256"][:8], **entry["settings"]} for method, entry in settings.items()}
+    first = next(iter(values.values()), {})
+    common = {key: value for key, value in first.items() if all(key in own and own[key] == value for own in values.values())}
+    lines = [f"- {method}: {_list_settings({k: v for k, v in own.items() if k not in common})}" for method, own in values.items()]
+    shared = f"All: {_list_settings(common)}\n\n" if common else ""
+    return f"### Settings\n\n{shared}" + "\n".join(lines) + "\n"
+
+
+def _list_settings(settings: Mapping[str, Any]) -> str:
+    """As spans of code, since names hold underscores, which no value can end."""
+    texts = [f"{key}: {json.dumps(value, ensure_ascii=False)}".replace("`", "'") for key, value in settings.items()]
+    return ", ".join(f"`{text}`" for text in texts) or "–"
 
 
 def fit_tables(page: str) -> str:

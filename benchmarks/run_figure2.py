@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import sweep_parts
+import sweep_tables
 
+from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.models.layers import MODULE_CHOICES
 from propmeta_edit.recipes.sweeps import Point
 
@@ -25,25 +29,25 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def make_points(options: argparse.Namespace) -> list[Point]:
     """Every layer with every choice of modules, model by model."""
+    layers = sweep_parts.read_list(options.layers, "--layers", int)
     return [
-        Point(f"{model} layer {layer} {modules}", replace(config, layers=[int(layer)], modules=modules))
+        Point(f"{model} layer {layer} {modules}", replace(config, layers=[layer], modules=modules))
         for model, config in sweep_parts.read_configs(options).items()
-        for modules in options.module_choices.split(",")
-        for layer in options.layers.split(",")
+        for modules in sweep_parts.read_list(options.module_choices, "--module-choices")
+        for layer in layers
     ]
 
 
-def run(options: argparse.Namespace) -> None:
-    table = sweep_parts.run_sweep(make_points(options), options)
-    if table is None:
-        return
-    parts = table["method"].str.extract(r"^(?P<model>\S+) layer (?P<layer>\d+) (?P<modules>\S+)$")
+def annotate(table: pd.DataFrame) -> None:
+    parts = table["method"].str.extract(r"^(?P<model>\S+) layer (?P<layer>\S+) (?P<modules>\S+)$")
     table["layer"], table["series"] = parts["layer"].astype(int), parts["model"] + " " + parts["modules"]
-    path = Path(options.output) / "figure2"
-    sweep_parts.write_figure(table, path, "layer", "series", "one layer at a time", "layer", ["series", "layer"])
 
 
-main = sweep_parts.main_of(parse_arguments, run)
+def write(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> str:
+    return sweep_tables.write_figure(table, path, "layer", "series", "one layer at a time", "layer", ["series", "layer"])
+
+
+main = sweep_parts.main_of(parse_arguments, sweep_parts.Sweep("figure2", make_points, annotate, write, chosen_in="series"))
 
 if __name__ == "__main__":
     sys.exit(main())

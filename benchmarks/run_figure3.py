@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import sweep_parts
+import sweep_tables
 
 from propmeta_edit.errors import ConfigError
+from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.recipes.sweeps import Point
 
 
@@ -26,7 +30,7 @@ def make_points(options: argparse.Namespace) -> list[Point]:
     """The base, then each checkpoint, model by model."""
     points = []
     for model, config in sweep_parts.read_configs(options).items():
-        if config.num_tasks is None or config.num_tasks % options.every:
+        if options.every < 1 or config.num_tasks is None or config.num_tasks % options.every:
             raise ConfigError(f"--every must divide --num-tasks, got {options.every} and {config.num_tasks}")
         if options.every % config.tasks_per_step:
             raise ConfigError(f"--every must be a multiple of the {config.tasks_per_step} tasks of a step, got {options.every}")
@@ -36,17 +40,16 @@ def make_points(options: argparse.Namespace) -> list[Point]:
     return points
 
 
-def run(options: argparse.Namespace) -> None:
-    table = sweep_parts.run_sweep(make_points(options), options)
-    if table is None:
-        return
+def annotate(table: pd.DataFrame) -> None:
     parts = table["method"].str.extract(r"^(?P<model>\S+) after (?P<tasks>\d+)$")
     table["tasks"], table["model"] = parts["tasks"].astype(int), parts["model"]
-    path = Path(options.output) / "figure3"
-    sweep_parts.write_figure(table, path, "tasks", "model", "meta-training", "tasks", ["model", "tasks"])
 
 
-main = sweep_parts.main_of(parse_arguments, run)
+def write(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> str:
+    return sweep_tables.write_figure(table, path, "tasks", "model", "meta-training", "tasks", ["model", "tasks"])
+
+
+main = sweep_parts.main_of(parse_arguments, sweep_parts.Sweep("figure3", make_points, annotate, write))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import speed_parts
+import pandas as pd
 import sweep_parts
+import sweep_tables
 
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.evaluation.rows import Row
+from propmeta_edit.models.loading import read_model_config
 from propmeta_edit.recipes.sweeps import Point
 
 
@@ -23,27 +28,32 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def make_points(options: argparse.Namespace) -> list[Point]:
-    """The layers that the depths mean for each model."""
+    """The layers that the depths mean for each model, read from its ``config.json``."""
+    depths = sweep_parts.read_list(options.depths, "--depths", float)
+    wrong = [depth for depth in depths if not 0 <= depth <= 1]
+    if wrong:
+        raise ConfigError(f"--depths must be shares from 0 to 1, got {wrong[0]}")
     points = []
     for model, config in sweep_parts.read_configs(options).items():
-        number = speed_parts.depth_of(config.model)
-        layers = sorted({min(number - 1, round(float(depth) * number)) for depth in options.depths.split(",")})
+        number = read_model_config(config.model).num_hidden_layers
+        layers = sorted({min(number - 1, round(depth * number)) for depth in depths})
         points += [Point(f"{model} layer {layer} of {number}", replace(config, layers=[layer])) for layer in layers]
     return points
 
 
-def run(options: argparse.Namespace) -> None:
-    table = sweep_parts.run_sweep(make_points(options), options)
-    if table is None:
-        return
+def annotate(table: pd.DataFrame) -> None:
     parts = table["method"].str.extract(r"^(?P<model>\S+) layer (?P<layer>\d+) of (?P<number>\d+)$")
     table["model"], table["layer"] = parts["model"], parts["layer"].astype(int)
     table["depth"] = table["layer"] / parts["number"].astype(int)
-    path = Path(options.output) / "figure4"
-    sweep_parts.write_figure(table, path, "depth", "model", "one layer", "layer, as a share of the depth", ["model", "layer"])
 
 
-main = sweep_parts.main_of(parse_arguments, run)
+def write(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> str:
+    return sweep_tables.write_figure(
+        table, path, "depth", "model", "one layer", "layer, as a share of the depth", ["model", "layer"]
+    )
+
+
+main = sweep_parts.main_of(parse_arguments, sweep_parts.Sweep("figure4", make_points, annotate, write, chosen_in="model"))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,13 +11,16 @@ import argparse
 import sys
 from pathlib import Path
 
+import published
+
 from propmeta_edit.cli import exit_code_of
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import Execute, run_methods
-from propmeta_edit.evaluation.tables import require_one_base, summarise, write_tables
+from propmeta_edit.evaluation.tables import require_one_base, summarise, write_settings, write_tables
 from propmeta_edit.evaluation.workers import RayWorkers
+from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import DTYPES
@@ -35,6 +38,7 @@ from propmeta_edit.recipes.comparison import (
     require_same_base,
 )
 from propmeta_edit.recipes.plan import describe_plan
+from propmeta_edit.recipes.splits import is_released
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -88,19 +92,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plan", action="store_true", help="say what would run, with memory, disk and time, and start nothing")
-    parser.add_argument(
-        "--ray",
-        nargs="?",
-        const="local",
-        metavar="ADDRESS",
-        help="spread the cases over Ray workers, of the cluster at ADDRESS (auto: the one this machine belongs to) or, without it, "
-        "on this machine",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=2, help="with --ray: processes, each with its own model (default %(default)s)"
-    )
-    parser.add_argument("--gpus-per-worker", type=float, default=0, help="with --ray: a fraction shares one (default %(default)s)")
-    parser.add_argument("--cpus-per-worker", type=float, default=1, help="with --ray (default %(default)s)")
+    add_worker_options(parser)
     options = parser.parse_args(argv)
     if options.limit is not None and options.limit < 1:
         parser.error(f"--limit must be 1 or more, got {options.limit}")
@@ -117,6 +109,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if set(options.limits) - set(METHODS):
         parser.error(f"--limits names methods that are not among {', '.join(METHODS)}: {options.limits}")
     return options
+
+
+def add_worker_options(parser: argparse.ArgumentParser) -> None:
+    """Where the cases are asked; ``find_workers`` reads it."""
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="spread the cases over Ray workers, of the cluster at ADDRESS (auto: the one this machine belongs to) or, without it, "
+        "on this machine",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=2, help="with --ray: processes, each with its own model (default %(default)s)"
+    )
+    parser.add_argument("--gpus-per-worker", type=float, default=0, help="with --ray: a fraction shares one (default %(default)s)")
+    parser.add_argument("--cpus-per-worker", type=float, default=1, help="with --ray (default %(default)s)")
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
@@ -149,6 +158,7 @@ def run(options: argparse.Namespace) -> int:
     for kind in {METHODS[name].checkpoint: METHODS[name] for name in names if METHODS[name].checkpoint}.values():
         require_same_base(setup, kind)
     specs = make_specs(names, setup, hparams_name)
+    write_settings(specs, options.output)
     failures = run_methods(
         specs,
         datasets,
@@ -158,7 +168,7 @@ def run(options: argparse.Namespace) -> int:
         budget=None if options.minutes_per_row is None else 60 * options.minutes_per_row,
         seed=options.seed,
         versions=versions,
-        execute=_find_workers(options),
+        execute=find_workers(options),
     )
     order = {name: place for place, name in enumerate(METHODS)}
     in_order = sorted(rows.rows, key=lambda row: order.get(row.method, len(order)))  # a row of another script comes last
@@ -170,16 +180,18 @@ def run(options: argparse.Namespace) -> int:
         notes.append(
             f"s / edit: taken while up to {options.workers} workers shared a machine; for times to cite, run without --ray."
         )
+    if hparams_name in published.TABLE_2_MODELS and any(is_released(item) for item in items):
+        write_text_atomically(Path(options.output) / "published.md", published.table_2_markdown())
+        notes.append("published.md: what the paper reports for this model, cited with its protocol.")
     print(write_tables(summarise(in_order), options.output, notes))
-    if "MetaFT" in {row.method for row in in_order}:
-        write_comparisons(in_order, options.output, "MetaFT", "FT")
-        print(f"paired comparisons with FT and MetaFT, breakdowns, examples: {Path(options.output) / 'comparisons.md'}")
+    write_comparisons(in_order, options.output, ("FT", "MetaFT"))
+    print(f"paired comparisons with FT and MetaFT, breakdowns and examples: {Path(options.output) / 'comparisons.md'}")
     if failures:
         print(f"{failures} cases failed; their tracebacks are in {rows.path}", file=sys.stderr)
     return failures
 
 
-def _find_workers(options: argparse.Namespace) -> Execute | None:
+def find_workers(options: argparse.Namespace) -> Execute | None:
     """Ray's workers if they are asked for; they are started once, whatever is run."""
     if options.ray is None:
         return None

@@ -1,141 +1,371 @@
-"""What the scripts of Table 1 and Figures 2 to 4 share: options, running the variants, tables and pictures."""
+"""What the scripts of Table 1 and Figures 2 to 4 share: options, checks, and the course of a sweep."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
+import run_table2
+import sweep_tables
 
-from propmeta_edit.cli import run_or_exit
+from propmeta_edit.cli import exit_code_of
 from propmeta_edit.config import build_config, read_yaml
-from propmeta_edit.evaluation.rows import RowFile
-from propmeta_edit.evaluation.runner import run_methods
-from propmeta_edit.evaluation.tables import markdown_table, summarise
-from propmeta_edit.files import save_figure, write_text_atomically
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.evaluation.rows import Row, RowFile
+from propmeta_edit.evaluation.runner import DataSet, Execute, MethodSpec, run_methods
+from propmeta_edit.evaluation.tables import write_settings
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.recipes.comparison import collect_versions, load_datasets
+from propmeta_edit.models.artefacts import resolve_model_folder
+from propmeta_edit.recipes.comparison import collect_versions
 from propmeta_edit.recipes.meta_training import load_tasks, resolve
-from propmeta_edit.recipes.settings import hparams_file
-from propmeta_edit.recipes.sweeps import Point, estimate_sweep, make_point_spec, name_of_run
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
+from propmeta_edit.recipes.splits import TEST, TEST_OF, VALIDATION, Split, hold_out, load_splits, to_test
+from propmeta_edit.recipes.sweeps import (
+    Point,
+    check_points,
+    estimate_asking,
+    estimate_sweep,
+    make_point_spec,
+    measure_runs,
+    require_rows_fit,
+    runs_left,
+    share_of,
+)
+from propmeta_edit.recipes.worlds import WORLD
 
-STYLES = [("-", "o"), ("--", "s"), (":", "D"), ("-.", "^"), ((0, (1, 3)), "v"), ((0, (5, 1)), "x")]  # told apart in grey
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is a script's own.
+
+    Args:
+        name: of its files.
+        make_points: the variants.
+        annotate: puts what a label says into columns of the table.
+        write: writes table and picture from the annotated table and the rows.
+        chosen_in: the column in each of whose values the best variant is chosen; None where nothing is.
+    """
+
+    name: str
+    make_points: Callable[[argparse.Namespace], list[Point]]
+    annotate: Callable[[pd.DataFrame], None]
+    write: Callable[[pd.DataFrame, Sequence[Row], Path], str]
+    chosen_in: str | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The data sets of a sweep: those every variant is asked, and by their names the test splits the best ones are asked too."""
+
+    splits: Sequence[Split]
+    reported: dict[str, Split]
+
+    @property
+    def datasets(self) -> list[DataSet]:
+        return [split.data for split in self.splits]
 
 
 def make_parser(doc: str | None, datasets: str) -> argparse.ArgumentParser:
     """The options that every sweep has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default="smollm2-135m", help="names of YAMLs in hparams/MetaTrain (default %(default)s)")
-    parser.add_argument("--datasets", default=datasets, help="as for run_table2.py (default %(default)s)")
-    parser.add_argument("--test", action="store_true", help="the paper's way, which the result then says: the test splits")
+    parser.add_argument("--data", help="CRE's training file for all models, or world (default: what each YAML says)")
+    parser.add_argument(
+        "--datasets",
+        default=datasets,
+        help="as for run_table2.py (default %(default)s); valid-id and valid-ood by name alone are held out of a training file",
+    )
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        help="the paper's way, which the result then says: choices too are made on the test splits (cre-id, cre-ood)",
+    )
+    parser.add_argument(
+        "--test-datasets",
+        help="on what the variants that were best on validation are asked as well, e.g. cre-ood=test_data_ood.jsonl, where "
+        "anything is chosen (default: the offline world's test splits for models that are trained on it)",
+    )
     parser.add_argument("--num-tasks", type=int, help="of each meta-training (default: the YAML's)")
     parser.add_argument("--limit", type=int, default=100, help="cases a data set (default %(default)s)")
     parser.add_argument("--minutes-per-row", type=float, help="stop asking a variant after so long")
+    parser.add_argument("--minutes", type=float, help="start no further variant after so long")
     parser.add_argument("--output", required=True, help="folder of everything; a stopped sweep continues there")
     parser.add_argument("--plan", action="store_true", help="say what would run, and start nothing")
-    parser.add_argument("--seconds-a-task", type=float, default=1.0, help="for --plan (default %(default)s)")
+    parser.add_argument(
+        "--seconds-a-task", type=float, help="for --plan (default: timed on a few tasks of each model that is here)"
+    )
+    parser.add_argument(
+        "--part",
+        metavar="I/N",
+        help="only the I-th of N shares of the variants, to spread them over machines that write into one folder (or one after "
+        "another); the same command without it afterwards puts the shares together",
+    )
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="of meta-training and of the cases (default: the YAMLs' own, and 0)")
+    run_table2.add_worker_options(parser)
     return parser
 
 
-def read_configs(options: argparse.Namespace) -> dict[str, MetaTrainConfig]:
-    """The runs' settings by model, without validation on the way."""
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse numbers that nothing can be done with.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for name in ("limit", "num_tasks"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be 1 or more, got {value}")
+    for name in ("minutes_per_row", "minutes", "seconds_a_task"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')} must be more than 0, got {value}")
+    read_part(options)
+
+
+def read_part(options: argparse.Namespace) -> tuple[int, int]:
+    """Which share of how many this run is; all is the only one of one."""
+    found = re.fullmatch(r"(\d+)/(\d+)", options.part or "1/1")
+    number, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise ConfigError(f"--part must be I/N with I from 1 to N, e.g. 2/4, got {options.part!r}")
+    return number, count
+
+
+def read_list(text: str, option: str, convert: Callable[[str], Any] = str) -> list[Any]:
+    """Comma-separated values, each once.
+
+    Raises:
+        ConfigError: none, or one that is not of the kind.
+    """
+    try:
+        values = [convert(item.strip()) for item in text.split(",") if item.strip()]
+    except ValueError as error:
+        raise ConfigError(f"{option} takes {convert.__name__} values separated by commas, got {text!r}") from error
+    if not values:
+        raise ConfigError(f"{option} must name at least one value, got {text!r}")
+    return list(dict.fromkeys(values))
+
+
+def read_items(options: argparse.Namespace) -> list[str]:
+    """The data sets to ask, as they are written on the command line."""
+    items = read_list(options.datasets, "--datasets")
+    return list(dict.fromkeys(map(to_test, items))) if options.test else items
+
+
+def read_configs(options: argparse.Namespace, suffix: str = "") -> dict[str, MetaTrainConfig]:
+    """The runs' settings by model, without validation on the way; those of ``<model><suffix>`` where there is such a YAML."""
     configs = {}
-    for name in options.models.split(","):
-        path = hparams_file("MetaTrain", name.strip())
+    given = {name: value for name in ("data", "seed", "num_tasks") if (value := getattr(options, name)) is not None}
+    for name in read_list(options.models, "--models"):
+        path = hparams_file("MetaTrain", name + suffix if has_hparams("MetaTrain", name + suffix) else name)
         config = build_config(MetaTrainConfig, read_yaml(path), str(path))
-        config = replace(config, device=options.device, seed=options.seed, validate_every=None)
-        configs[name.strip()] = replace(config, num_tasks=options.num_tasks) if options.num_tasks else config
+        configs[name] = hold_out(replace(config, device=options.device, **given), read_items(options))
     return configs
 
 
-def run_sweep(points: Sequence[Point], options: argparse.Namespace) -> pd.DataFrame | None:
-    """Every variant on every data set; a line each with its interval. None after --plan."""
-    folder = Path(options.output)
+def seed_of(options: argparse.Namespace) -> int:
+    """Of the choice of cases."""
+    return 0 if options.seed is None else options.seed
+
+
+def run_sweep(sweep: Sweep, options: argparse.Namespace) -> int:
+    """Every variant on every data set, then the best ones on the test split; returns how many cases failed."""
+    started = time.monotonic()
+    check_options(options)
+    asked = find_data(sweep, options)
+    if not options.plan:  # Figure 4 reads the models' depths while it makes its points
+        for config in read_configs(options).values():
+            resolve_model_folder(config.model)
+    all_points = sweep.make_points(options)
+    check_points(all_points)
+    points = share_of(all_points, *read_part(options))
+    tasks = {name: len(load_tasks(resolve(config))[0]) for name, config in runs_left(points, Path(options.output)).items()}
     if options.plan:
-        tasks = {name_of_run(resolve(p.config)): len(load_tasks(p.config)[0]) for p in points if p.is_meta_trained}
-        print(estimate_sweep(points, folder, options.seconds_a_task, tasks))
-        return None
-    names = options.datasets.replace("valid-", "cre-") if options.test else options.datasets
-    datasets = [data for item in names.split(",") for data in load_datasets(item.strip(), options.seed)]
+        print(plan(points, asked, tasks, options))
+        return 0
+    rows = open_rows(options)
+    every = [*asked.datasets, *(split.data for split in asked.reported.values())]
+    require_rows_fit(points, every, rows, Path(options.output), seed_of(options))
+    course = Course(sweep, all_points, asked, rows, options, started, run_table2.find_workers(options))
+    return course.run(points)
+
+
+def find_data(sweep: Sweep, options: argparse.Namespace) -> Asked:
+    """Load what is asked, and the test splits for what is chosen on validation.
+
+    Raises:
+        ConfigError, DataError: as ``load_splits``; --test-datasets where nothing is chosen on validation, or of another kind.
+    """
+    configs, items = read_configs(options), read_items(options)
+    splits = load_splits(items, configs, seed_of(options))
+    chosen_on = [split.data.name for split in splits if split.kind == VALIDATION and split.data.name in TEST_OF]
+    if options.test_datasets is None:
+        is_offline = sweep.chosen_in and all(config.data == WORLD for config in configs.values())
+        wanted = [TEST_OF[item] for item in items if item in TEST_OF] if is_offline else []
+    else:
+        wanted = read_list(options.test_datasets, "--test-datasets")
+        if not sweep.chosen_in or not chosen_on:
+            raise ConfigError("--test-datasets is for what is chosen on valid-id or valid-ood; name other data sets in --datasets")
+    tests = {split.data.name: split for split in (load_splits(wanted, configs, seed_of(options)) if wanted else [])}
+    reported = {name: tests.pop(TEST_OF[name]) for name in chosen_on if TEST_OF[name] in tests}
+    if tests:
+        raise ConfigError(f"--test-datasets must be those of --datasets ({', '.join(chosen_on)}), got {', '.join(tests)}")
+    return Asked(splits, reported)
+
+
+def open_rows(options: argparse.Namespace) -> RowFile:
+    """The rows of this share; those of all shares that are there, if this is the whole sweep."""
+    folder = Path(options.output)
+    if options.part:
+        return RowFile(folder / f"rows-part-{options.part.replace('/', '-of-')}.jsonl")
     rows = RowFile(folder / "rows.jsonl")
-    budget = None if options.minutes_per_row is None else 60 * options.minutes_per_row
-    failures = 0
-    for point in points:  # one at a time: a variant is asked as soon as it is meta-trained
-        failures += run_methods(
-            [make_point_spec(point, folder)],
+    known = {row.key for row in rows.rows}
+    for path in sorted(folder.glob("rows-part-*.jsonl")):
+        for row in RowFile(path).rows:
+            if row.key not in known:
+                rows.append(row)
+                known.add(row.key)
+    return rows
+
+
+def plan(points: Sequence[Point], asked: Asked, tasks: dict[str, int], options: argparse.Namespace) -> str:
+    """What is there and what is left, with time and disk; nothing is started, save the timing of a few tasks."""
+    folder = Path(options.output)
+    left = runs_left(points, folder)
+    known = options.seconds_a_task
+    if known is None and left:
+        print("timing a few tasks of each model and choice of modules; --seconds-a-task is faster", file=sys.stderr)
+    seconds = measure_runs(left) if known is None else dict.fromkeys(left, known)
+    path = folder / "rows.jsonl"
+    rows = RowFile(path).rows if path.is_file() else []
+    return f"{estimate_sweep(points, folder, seconds, tasks)}\n{estimate_asking(points, asked.datasets, rows, options.limit)}"
+
+
+@dataclass
+class Course:
+    """A sweep while it runs: what is asked, what is written after each variant, and when it stops."""
+
+    sweep: Sweep
+    points: Sequence[Point]
+    asked: Asked
+    rows: RowFile
+    options: argparse.Namespace
+    started: float
+    execute: Execute | None
+
+    def run(self, points: Sequence[Point]) -> int:
+        """Ask ``points``, then the best of all; returns how many cases failed."""
+        failures = 0
+        for done, point in enumerate(points):  # one at a time: a variant is asked as soon as it is meta-trained
+            if self._is_over([p.label for p in points[done:]]):
+                break
+            failures += self._ask(point, self.asked.datasets)
+        else:
+            failures += 0 if self.options.part else self._ask_the_best()
+        if self.options.part:
+            print(f"part {self.options.part} is in {self.rows.path}; the same command without --part puts the parts together")
+        else:
+            print(self._write())
+        if failures:
+            print(f"{failures} cases failed and count as wrong; their tracebacks are in {self.rows.path}", file=sys.stderr)
+        return failures
+
+    def _is_over(self, left: Sequence[str]) -> bool:
+        minutes = self.options.minutes
+        if minutes is None or time.monotonic() - self.started < 60 * minutes:
+            return False
+        print(f"the {minutes:g} minutes are over; left, and done by the same command: {', '.join(left)}", file=sys.stderr)
+        return True
+
+    def _ask(self, point: Point, datasets: Sequence[DataSet]) -> int:
+        spec, before = make_point_spec(point, Path(self.options.output)), len(self.rows.rows)
+        failures = run_methods(
+            [spec],
             datasets,
-            rows,
-            limit=options.limit,
-            budget=budget,
-            seed=options.seed,
+            self.rows,
+            limit=self.options.limit,
+            budget=self._budget(spec, datasets),
+            seed=seed_of(self.options),
             versions=collect_versions([]),
+            execute=self.execute,
         )
-    order = {point.label: number for number, point in enumerate(points)}
-    if failures:
-        print(f"{failures} cases failed and count as wrong; their tracebacks are in {rows.path}", file=sys.stderr)
-    asked = {data.name for data in datasets}
-    known = [row for row in rows.rows if row.method in order and row.dataset in asked]
-    summary = sorted(summarise(known), key=lambda entry: order[entry["method"]])
-    table = pd.DataFrame(summary)
-    table["low"] = [entry["accuracy_ci95"][0] for entry in summary]
-    table["high"] = [entry["accuracy_ci95"][1] for entry in summary]
-    table["split"] = "test (chosen on test, as in the paper)" if options.test else "validation"
-    write_text_atomically(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    write_text_atomically(folder / "summary.csv", table.drop(columns=["accuracy_ci95", "efficacy_ci95"]).to_csv(index=False))
-    return table
+        if not self.options.part:
+            write_settings([spec], self.options.output)
+            if len(self.rows.rows) > before:  # a sweep that is stopped has shown what it has
+                self._write()
+        return failures
+
+    def _budget(self, spec: MethodSpec, datasets: Sequence[DataSet]) -> float | None:
+        """Seconds for these data sets, to which those that others took are added, since ``run_methods`` counts all of a method."""
+        if self.options.minutes_per_row is None:
+            return None
+        names = {data.name for data in datasets}
+        others = [row.seconds or 0.0 for row in self.rows.rows if row.method == spec.name and row.dataset not in names]
+        return 60 * self.options.minutes_per_row + sum(others)
+
+    def _ask_the_best(self) -> int:
+        failures = 0
+        best = [(label, name) for label, name in self._find_best() if name in self.asked.reported]
+        for done, (label, name) in enumerate(best):
+            if self._is_over([f"{left} on the test split" for left, _ in best[done:]]):
+                break
+            [point] = [point for point in self.points if point.label == label]
+            failures += self._ask(point, [self.asked.reported[name].data])
+        return failures
+
+    def _find_best(self) -> Iterator[tuple[str, str]]:
+        """The best variants as (label, data set they were chosen on); a tie goes to the first. None before all were asked."""
+        table = self._make_table()
+        if self.sweep.chosen_in is None or table is None:
+            return
+        for (dataset, _), group in table.groupby(["dataset", self.sweep.chosen_in], sort=False):
+            # All of the sweep's variants of this series must be there: it is what a choice is among.
+            if len(group) == self._number_of(group[self.sweep.chosen_in].iloc[0]):
+                yield group.loc[group["accuracy"].idxmax(), "method"], dataset
+
+    def _number_of(self, series: str) -> int:
+        labels = pd.DataFrame({"method": [point.label for point in self.points]})
+        self.sweep.annotate(labels)
+        return int((labels[self.sweep.chosen_in] == series).sum())
+
+    def _make_table(self) -> pd.DataFrame | None:
+        table = sweep_tables.make_table(self.rows.rows, [p.label for p in self.points], self.asked.splits)
+        if table is not None:
+            self.sweep.annotate(table)
+        return table
+
+    def _write(self) -> str:
+        """The summary, the table and the picture of what there is; the table's text."""
+        table = self._make_table()
+        if table is None:
+            return "nothing was asked yet"
+        best = list(self._find_best())
+        table = sweep_tables.mark_best(table, self.rows.rows, best, self.asked.reported, self.sweep.annotate)
+        table["split"] = [self._describe(row) for row in table.to_dict("records")]
+        folder = Path(self.options.output)
+        sweep_tables.write_summary(table, folder)
+        return self.sweep.write(table, self.rows.rows, folder / self.sweep.name)
+
+    def _describe(self, row: dict[str, Any]) -> str:
+        if row["reported"]:
+            return f"{TEST} (chosen on {VALIDATION})"
+        is_papers_way = row["kind"] == TEST and self.sweep.chosen_in is not None
+        return f"{TEST} (chosen on test, as in the paper)" if is_papers_way else row["kind"]
 
 
-def write_figure(table: pd.DataFrame, path: Path, x: str, series: str, title: str, xlabel: str, columns: Sequence[str]) -> None:
-    """``draw_lines``, and the same numbers as Markdown beside the picture."""
-    draw_lines(table, x, series, path, title, xlabel)
-    write_text_atomically(path.with_suffix(".md"), to_markdown(table, [*columns, "dataset", "split"]))
-
-
-def draw_lines(table: pd.DataFrame, x: str, series: str, path: Path, title: str, xlabel: str) -> None:
-    """Accuracy against ``x``, a line a value of ``series``, a panel a data set, with 95 % intervals: PNG and SVG."""
-    datasets = list(dict.fromkeys(table["dataset"]))
-    figure = Figure(figsize=(3.4 * len(datasets) + 0.6, 3.2), layout="constrained")
-    for axis, dataset in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
-        groups = table[table["dataset"] == dataset].groupby(series, sort=False)
-        for (line, marker), (name, rows) in zip(STYLES * 9, groups, strict=False):
-            low, high = rows["accuracy"] - rows["low"], rows["high"] - rows["accuracy"]
-            axis.errorbar(
-                rows[x], 100 * rows["accuracy"], yerr=[100 * low.clip(0), 100 * high.clip(0)], fmt=marker, linestyle=line,
-                color="black", markerfacecolor="white", markersize=4, capsize=2, linewidth=1, label=name,
-            )  # fmt: skip
-        axis.set(xlabel=xlabel, title=dataset, ylim=(0, 100))
-        axis.title.set_fontsize(9)
-    figure.axes[0].set_ylabel("accuracy after an edit, %")
-    figure.axes[0].legend(fontsize=7)
-    figure.suptitle(f"{title}: {table['split'].iloc[0]}, n = {table['n'].min()} to {table['n'].max()}", fontsize=9)
-    for suffix in (".png", ".svg"):
-        save_figure(figure, path.with_suffix(suffix))
-
-
-def to_markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
-    """The columns, and accuracy with its interval."""
-    rows = []
-    for row in table.to_dict("records"):
-        shown = f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-        rows.append([*(str(row[name]) for name in columns), str(row["n"]), shown, f"{100 * row['efficacy']:.1f}"])
-    return markdown_table([*columns, "n", "accuracy % [95 %]", "efficacy %"], rows)
-
-
-def main_of(
-    parse: Callable[[list[str] | None], argparse.Namespace], run: Callable[[argparse.Namespace], Any]
-) -> Callable[..., int]:
-    """The ``main`` of a sweep: exit code 0, or 2 for what the user can mend."""
+def main_of(parse: Callable[[list[str] | None], argparse.Namespace], sweep: Sweep) -> Callable[..., int]:
+    """The ``main`` of a sweep: exit code 0, 1 if cases failed, 2 for what the user can mend."""
 
     def main(argv: list[str] | None = None) -> int:
         options = parse(argv)
-        return run_or_exit(lambda: run(options))
+        return exit_code_of(lambda: run_sweep(sweep, options))
 
     return main

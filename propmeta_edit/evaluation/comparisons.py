@@ -11,8 +11,10 @@ import pandas as pd
 
 from propmeta_edit.evaluation.rows import Row, select_rows
 from propmeta_edit.evaluation.statistics import compare_paired
-from propmeta_edit.evaluation.tables import frame_to_markdown
+from propmeta_edit.evaluation.tables import frame_to_markdown, markdown_table
 from propmeta_edit.files import write_text_atomically
+
+UNEDITED = "unedited"  # the row of the base as it is
 
 
 def compare_with(rows: Sequence[Row], reference: str, ceiling: str = "in-context") -> list[dict[str, Any]]:
@@ -59,26 +61,25 @@ def break_down(rows: Sequence[Row], tag: str) -> pd.DataFrame:
     return means.round(1).sort_values(["data set", "n"], ascending=[True, False])
 
 
-def write_comparisons(rows: Sequence[Row], folder: str | Path, method: str, reference: str, num_examples: int = 5) -> str:
-    """Write ``comparisons.json`` and ``comparisons.md`` (comparisons, breakdowns, examples); returns the Markdown.
+def write_comparisons(rows: Sequence[Row], folder: str | Path, references: Sequence[str], num_examples: int = 5) -> str:
+    """Write ``comparisons.json`` and ``comparisons.md`` (comparisons, breakdowns, examples of each method), which is returned.
 
-    Every row is compared with ``reference`` and with ``method``, on the cases that both have.
-
-    Args:
-        method: whose right and wrong answers are shown, beside those of ``reference``.
+    Every row is compared with each of ``references`` on the cases that both have.
     """
     entries, lines = [], []
-    for other in (reference, method):
-        found = compare_with(rows, other)
+    for reference in references:
+        found = compare_with(rows, reference)
         entries += found
-        lines += [f"## Against {other}, paired", "", frame_to_markdown(_comparison_table(found))] if found else []
+        lines += [f"## Against {reference}, paired", "", frame_to_markdown(comparison_table(found))] if found else []
     lines = lines or ["(nothing to compare)", ""]
     lines += ["Difference in points with its 95 % bootstrap interval; p: McNemar's exact test.", ""]
     for tag in ("entity_type", "relation"):
         parts = break_down(rows, tag)
         if not parts.empty:
             lines += [f"## Accuracy % by {tag.replace('_', ' ')}", "", frame_to_markdown(parts.reset_index())]
-    lines += _example_lines(rows, method, reference, num_examples)
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        for method in dict.fromkeys(row.method for row in rows if row.dataset == dataset and row.method != UNEDITED):
+            lines += _example_lines(rows, method, dataset, num_examples)
     markdown = "\n".join(lines) + "\n"
     folder = Path(folder)
     write_text_atomically(folder / "comparisons.json", json.dumps(entries, indent=1) + "\n")
@@ -86,7 +87,8 @@ def write_comparisons(rows: Sequence[Row], folder: str | Path, method: str, refe
     return markdown
 
 
-def _comparison_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def comparison_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The entries of ``compare_with`` for reading: differences in points with their intervals."""
     return pd.DataFrame(
         {
             "data set": e["dataset"],
@@ -101,23 +103,15 @@ def _comparison_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def _example_lines(rows: Sequence[Row], method: str, reference: str, number: int) -> list[str]:
+def _example_lines(rows: Sequence[Row], method: str, dataset: str, number: int) -> list[str]:
+    """Some right and some wrong answers of a method, beside what the model said before the edit, if that was asked."""
+    before = {row.case_id: row.generated for row in select_rows(rows, UNEDITED, dataset)}
+    own = [row for row in select_rows(rows, method, dataset) if row.error is None]
     lines = []
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        other = {row.case_id: row for row in select_rows(rows, reference, dataset)}
-        own = [row for row in select_rows(rows, method, dataset) if row.error is None]
-        for verdict, title in ((True, "right"), (False, "wrong")):
-            chosen = [row for row in own if row.correct == verdict][:number]
-            if chosen:
-                lines += [
-                    f"## {method} {title} on {dataset}",
-                    "",
-                    "| question | expected | " + f"{method} | {reference} |",
-                    "|---|---|---|---|",
-                ]
-            for row in chosen:
-                said = other[row.case_id].generated if row.case_id in other else "–"
-                cells = (row.question, " / ".join(row.answers), row.generated, said)
-                lines.append("| " + " | ".join(" ".join(cell.replace("|", "/").split()) for cell in cells) + " |")
-            lines += [""] if chosen else []
+    for verdict, title in ((True, "right"), (False, "wrong")):
+        chosen = [row for row in own if row.correct == verdict][:number]
+        answers = [(row.question, " / ".join(row.answers), row.generated, before.get(row.case_id, "–")) for row in chosen]
+        cells = [[" ".join(cell.replace("|", "/").split()) for cell in row] for row in answers]
+        if cells:
+            lines += [f"## {method} {title} on {dataset}", "", markdown_table(["question", "expected", method, UNEDITED], cells)]
     return lines

@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -65,6 +65,7 @@ class MethodSpec:
         adapt: makes the row's own cases from those of the data set, for controls that edit something else.
         precomputation: the seconds of what was done once, before any edit, by its name.
         cases_at_once: how many are given to the method together, after the first ``TIMED_CASES``, which it gets one by one.
+        settings: what ``hparams_sha256`` stands for and whatever else a reader wants to know, as plain JSON values.
     """
 
     name: str
@@ -79,6 +80,7 @@ class MethodSpec:
     check: Callable[[], None] = lambda: None
     precomputation: Mapping[str, float] = field(default_factory=dict)
     base_sha256: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ import pandas as pd
 
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import SETTINGS, Row, select_rows
+from propmeta_edit.evaluation.runner import MethodSpec
 from propmeta_edit.evaluation.statistics import wilson_interval
 from propmeta_edit.files import write_text_atomically
 
 KEPT = ("second_hop_correct", "other_fact_correct", "neighbour_unchanged")
+SETTINGS_FILE = "settings.json"
 FEW = 30  # fewer cases than this are flagged
 
 
@@ -138,6 +140,14 @@ def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) 
     if any(entry["n"] < FEW for entry in summary):
         legend.append(f"†: fewer than {FEW} cases.")
     return markdown_table(header, rows) + "\n" + "\n".join(f"- {note}" for note in legend) + "\n"
+
+
+def write_settings(specs: Sequence[MethodSpec], folder: str | Path) -> None:
+    """Write ``settings.json``: what each method's rows were made with, beside those of methods that are in the file already."""
+    path = Path(folder) / SETTINGS_FILE
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known |= {spec.name: {"hparams_sha256": spec.hparams_sha256, "settings": dict(spec.settings)} for spec in specs}
+    write_text_atomically(path, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -229,6 +229,7 @@ def make_spec(name: str, kind: RowKind, settings: Mapping[str, Any], setup: Setu
         precomputation=precomputation,
         base_sha256=_base_of(model) if kind.checkpoint else "",
         cases_at_once=1 if kind.edit in BASELINES else setup.edits_at_once,
+        settings=identity,
     )
 
 

@@ -39,6 +39,7 @@ from propmeta_edit.records import Case, EditRequest, MetaTask
 from propmeta_edit.text.prompts import format_question
 
 EDITS_AT_ONCE = 8  # while validating; more are no faster on a CPU
+ENOUGH_SECONDS = 10  # of timing: warming up is a small part of a step that takes so long
 
 
 def load_tasks(config: MetaTrainConfig) -> tuple[list[MetaTask], dict[str, list[Case]]]:
@@ -198,18 +199,11 @@ def plan_meta_training(config: MetaTrainConfig, steps: int = 3) -> str:
         base_folder, device=config.device, dtype=config.dtype, layers=config.layers, modules=config.modules
     )
     parameters = select_parameters(model, config.layers, config.modules)
-    seconds = []
-    with only_trainable(model, parameters):
-        for number in range(steps):
-            some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
-            started = time.perf_counter()
-            for gradients in compute_step_gradients(model, tokenizer, parameters, some, config):
-                gradients.related_losses.tolist()  # waits for the device
-            seconds.append((time.perf_counter() - started) / len(some))
+    seconds = _time_steps(model, tokenizer, parameters, tasks, config, steps)
     frozen = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = 4 * num_parameters(parameters)
     at_once = min(config.tasks_at_once or config.tasks_per_step, len(tasks))
-    per_task = min(seconds[1:] or seconds)
+    per_task = _seconds_a_task(seconds)
     millions = num_parameters(parameters) / 1e6
     # θ's gradient and two moments outside; copies, gradients and two moments a task inside; activations are on top.
     memory = (frozen + trained * (3 + 4 * at_once)) / 2**30
@@ -222,6 +216,40 @@ def plan_meta_training(config: MetaTrainConfig, steps: int = 3) -> str:
         "time": f"{per_task:.2f} s a task, about {per_task * len(tasks) / 60:.0f} min and validation (from {len(seconds)} steps)",
     }
     return "\n".join(f"{name:<11}{value}" for name, value in lines.items())
+
+
+def measure_seconds_a_task(config: MetaTrainConfig, steps: int = 3) -> float:
+    """What a task of a run takes here, from a few timed steps that change nothing."""
+    config = resolve(config)
+    tasks, _ = load_tasks(config)
+    model, tokenizer = load_model(
+        config.model, device=config.device, dtype=config.dtype, layers=config.layers, modules=config.modules
+    )
+    parameters = select_parameters(model, config.layers, config.modules)
+    return _seconds_a_task(_time_steps(model, tokenizer, parameters, tasks, config, steps))
+
+
+def _time_steps(
+    model: Any, tokenizer: Any, parameters: dict[str, Any], tasks: Sequence[MetaTask], config: MetaTrainConfig, steps: int
+) -> list[float]:
+    """Seconds a task of each of a few steps, whose gradients are thrown away; fewer steps where they take long."""
+    seconds: list[float] = []
+    begun = time.perf_counter()
+    with only_trainable(model, parameters):
+        for number in range(steps):
+            some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
+            started = time.perf_counter()
+            for gradients in compute_step_gradients(model, tokenizer, parameters, some, config):
+                gradients.related_losses.tolist()  # waits for the device
+            seconds.append((time.perf_counter() - started) / len(some))
+            if time.perf_counter() - begun > ENOUGH_SECONDS:
+                break
+    return seconds
+
+
+def _seconds_a_task(seconds: Sequence[float]) -> float:
+    """The fastest step after the first, which warms everything up."""
+    return min(seconds[1:] or seconds)
 
 
 def compute_edited_accuracy(

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from propmeta_edit.config import build_config
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.evaluation.methods import Editing, FineTuning
-from propmeta_edit.evaluation.runner import MethodSpec
+from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
+from propmeta_edit.evaluation.runner import DataSet, MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import kept_state
+from propmeta_edit.models.artefacts import find_model_folder
+from propmeta_edit.models.layers import num_parameters, resolve_layers, select_parameters
+from propmeta_edit.models.loading import read_model_config
 from propmeta_edit.recipes.comparison import hash_of_model, read_training_time
-from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, resolve, train_to_folder
+from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, measure_seconds_a_task, resolve, train_to_folder
 from propmeta_edit.recipes.settings import edit_settings_of
 
 
@@ -63,6 +72,7 @@ def make_point_spec(point: Point, folder: Path) -> MethodSpec:
     hparams = build_config(MetaFTHyperParams, values, point.label)
     identity = {**asdict(hparams.inner_loop_settings()), "layers": config.layers, "modules": config.modules, "dtype": config.dtype}
     identity["weights"] = None if weights is None else sha256_of_file(weights)
+    meta_training = asdict(config) if point.is_meta_trained else {"model": config.model}
     return MethodSpec(
         name=point.label,
         model=model,
@@ -73,6 +83,7 @@ def make_point_spec(point: Point, folder: Path) -> MethodSpec:
         device=config.device,
         cases_at_once=EDITS_AT_ONCE,
         precomputation=read_training_time(model) if point.is_meta_trained else {},
+        settings={**meta_training, **identity},
     )
 
 
@@ -92,13 +103,130 @@ def name_of_run(config: MetaTrainConfig) -> str:
     return f"{model}_layer-{layers or 'default'}_{config.modules}_{tasks}-tasks_{sha256_of_json(asdict(config))[:8]}"
 
 
-def estimate_sweep(points: Sequence[Point], folder: Path, seconds_a_task: float, tasks_of: Mapping[str, int]) -> str:
-    """What of a sweep is there and what is left, one line a meta-training run."""
-    runs = {name_of_run(resolve(p.config)): p for p in points if p.is_meta_trained}
-    lines, total = [], 0.0
-    for name in runs:
-        there = (folder / "checkpoints" / name).is_dir()
-        minutes = 0.0 if there else seconds_a_task * tasks_of[name] / 60
-        total += minutes
-        lines.append(f"{name}: {'there' if there else f'about {minutes:.0f} min'}")
-    return "\n".join([*lines, f"{len(points)} variants to edit and ask; about {total:.0f} min of meta-training are left."])
+def check_points(points: Sequence[Point]) -> None:
+    """Refuse variants that cannot be trained, from the models' ``config.json`` alone, before hours are spent on others.
+
+    Raises:
+        ModelError: an unsupported architecture, a layer outside the model, or unknown modules.
+    """
+    for point in points:
+        select_parameters(_shape_of(point.config.model), point.config.layers, point.config.modules)
+
+
+@cache
+def _shape_of(model: str) -> Any:
+    """A model's tensors without their memory."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(read_model_config(model))
+
+
+def require_rows_fit(points: Sequence[Point], datasets: Sequence[DataSet], rows: RowFile, folder: Path, seed: int) -> None:
+    """Refuse to go on in a folder whose rows other settings made, before anything is meta-trained for it.
+
+    Raises:
+        DataError: naming what differs.
+    """
+    for point in points:
+        own = [row for row in rows.rows if row.method == point.label]
+        if not own:
+            continue
+        _require_same_run(point, own, rows.path)
+        run = _run_of(point)
+        is_ready = not point.is_meta_trained or (folder / "checkpoints" / run).is_dir()
+        # What is still to be meta-trained cannot be hashed: its weights are taken to become those of its rows.
+        known: MethodSpec | Row = make_point_spec(point, folder) if is_ready else own[0]
+        for data in datasets:
+            settings = (known.model_sha256, data.sha256, known.hparams_sha256, seed, PROTOCOL)
+            rows.require_same_settings(point.label, data.name, settings)
+
+
+def _require_same_run(point: Point, own: Sequence[Row], path: Path) -> None:
+    other = next((Path(row.model).name for row in own if Path(row.model).name != _run_of(point)), None)
+    if point.is_meta_trained and other is not None:
+        raise DataError(
+            f"holds rows of {point.label} made by the run {other}, but the settings now are those of {_run_of(point)}; choose "
+            "another --output, or remove those rows",
+            path,
+        )
+
+
+def share_of(points: Sequence[Point], number: int, count: int) -> list[Point]:
+    """The variants of one machine of ``count``, the first being 1; those of one meta-training run stay together."""
+    runs = list(dict.fromkeys(_run_of(point) for point in points))
+    return [point for point in points if runs.index(_run_of(point)) % count == number - 1]
+
+
+def _run_of(point: Point) -> str:
+    return name_of_run(resolve(point.config)) if point.is_meta_trained else point.label
+
+
+def runs_left(points: Sequence[Point], folder: Path) -> dict[str, MetaTrainConfig]:
+    """The meta-training runs of a sweep that are not there yet, by name."""
+    runs = {_run_of(point): point.config for point in points if point.is_meta_trained}
+    return {name: config for name, config in runs.items() if not (folder / "checkpoints" / name).is_dir()}
+
+
+def measure_runs(runs: Mapping[str, MetaTrainConfig]) -> dict[str, float]:
+    """Seconds a task of each run whose model is on this machine, from a few steps: timed once a model and choice of modules, at the
+    lowest of its layers, which takes longest."""
+    lowest: dict[tuple[str, str], MetaTrainConfig] = {}
+    for config in runs.values():
+        key = (config.model, config.modules)
+        if find_model_folder(config.model) is not None and (key not in lowest or _first_layer(config) < _first_layer(lowest[key])):
+            lowest[key] = config
+    seconds = {key: measure_seconds_a_task(config) for key, config in lowest.items()}
+    keys = {name: (config.model, config.modules) for name, config in runs.items()}
+    return {name: seconds[key] for name, key in keys.items() if key in seconds}
+
+
+def _first_layer(config: MetaTrainConfig) -> int:
+    return min(resolve_layers(config.layers, read_model_config(config.model).num_hidden_layers))
+
+
+def estimate_sweep(points: Sequence[Point], folder: Path, seconds_of: Mapping[str, float], tasks_of: Mapping[str, int]) -> str:
+    """What of a sweep is there and what is left, one line a meta-training run.
+
+    Args:
+        seconds_of, tasks_of: seconds a task, where they are known, and tasks of the runs that are left.
+    """
+    left = runs_left(points, folder)
+    minutes = {name: seconds_of[name] * tasks_of[name] / 60 for name in left if name in seconds_of}
+    sizes = {name: checkpoint_bytes(config, tasks_of[name]) / 2**30 for name, config in left.items()}
+    lines = [f"{name}: there" for name in dict.fromkeys(_run_of(p) for p in points if p.is_meta_trained) if name not in left]
+    for name in left:
+        time = (
+            f"about {minutes[name]:.0f} min" if name in minutes else "time not known, since its model is not here: --seconds-a-task"
+        )
+        lines.append(f"{name}: {tasks_of[name]} tasks, {time}, {sizes[name]:.1f} GiB")
+    unknown = f" and {len(left) - len(minutes)} runs of unknown time" if len(minutes) < len(left) else ""
+    free = (
+        shutil.disk_usage(next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())).free / 2**30
+    )
+    lines.append(
+        f"{len(points)} variants to edit and ask; about {sum(minutes.values()):.0f} min of meta-training are left{unknown}."
+    )
+    lines.append(f"Checkpoints to come take {sum(sizes.values()):.1f} GiB; {free:.0f} GiB of disk are free.")
+    return "\n".join(lines)
+
+
+def checkpoint_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
+    """The size of a run's checkpoint: the base's tensors as stored, the trained ones in fp32, and the states kept on the way."""
+    shape = _shape_of(config.model)
+    trained = num_parameters(select_parameters(shape, config.layers, config.modules))
+    stored = getattr(shape.config, "dtype", None) or torch.float32
+    kept = num_tasks // config.checkpoint_every if config.checkpoint_every else 0
+    return int(sum(p.numel() for p in shape.parameters()) * stored.itemsize + trained * (4 - stored.itemsize) + 4 * trained * kept)
+
+
+def estimate_asking(points: Sequence[Point], datasets: Sequence[DataSet], rows: Sequence[Row], limit: int) -> str:
+    """How many cases are left to ask, and how long that takes by the rows on disk."""
+    labels, names = {point.label for point in points}, {data.name for data in datasets}
+    own = [row for row in rows if row.method in labels and row.dataset in names]
+    left = max(0, len(points) * sum(min(limit, len(data.cases)) for data in datasets) - len(own))
+    seconds = [row.seconds for row in own if row.seconds is not None]
+    time = (
+        f"about {left * fmean(seconds) / 60:.0f} min by the {len(seconds)} rows on disk"
+        if seconds
+        else "time known after some rows"
+    )
+    return f"{left} cases are left to ask: {time}."

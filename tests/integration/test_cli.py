@@ -297,6 +297,12 @@ def test_table2_on_a_tiny_model_end_to_end(run_table2, base, tmp_path):
         rows = [json.loads(line) for line in (tmp_path / "results" / "rows.jsonl").read_text().splitlines()]
         assert len(rows) == expected and len({row["model_sha256"] for row in rows}) == 2
         assert not any(row["error"] for row in rows)
+    settings = json.loads((tmp_path / "results" / "settings.json").read_text())
+    hashes = {row["method"]: row["hparams_sha256"] for row in rows}
+    assert {method: entry["hparams_sha256"] for method, entry in settings.items()} == hashes
+    assert settings["MetaFT"]["settings"]["lr"] > 0 and settings["unedited"]["settings"]["dtype"]
+    assert "| question | expected | FT | unedited |" in (tmp_path / "results" / "comparisons.md").read_text()
+    assert not (tmp_path / "results" / "published.md").exists(), "the paper has no number of this model"
     other = tmp_path / "other-base"
     tiny.make_model("llama", dtype=torch.float32, seed=1).save_pretrained(other)
     code, error = run_table2(*["--model", str(other), *arguments[2:]], "--output", "other")
@@ -305,6 +311,17 @@ def test_table2_on_a_tiny_model_end_to_end(run_table2, base, tmp_path):
     assert {(entry["method"], entry["dataset"], entry["n"]) for entry in table} == {
         (method, data, 3) for method in ("unedited", "in-context", "FT", "MetaFT") for data in ("cre-id", "mquake-4hop")
     }
+
+
+def test_the_papers_numbers_stand_beside_its_own_model_on_files_alone(run_table2, base, tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps(generate_world(0, {"test-ood": 1})["test-ood"][0]) + "\n", encoding="utf-8")
+    arguments = ["--model", str(base), "--hparams", "llama3-8b", "--device", "cpu", "--methods", "unedited", "--limit", "1"]
+    for datasets, is_there in (("cre-ood=test.jsonl", True), ("mquake-4hop", False)):
+        assert run_table2(*arguments, "--datasets", datasets, "--output", datasets)[0] == 0
+        assert (tmp_path / datasets / "published.md").exists() is is_there
+        assert ("published.md: what the paper reports" in (tmp_path / datasets / "table.md").read_text()) is is_there
+    text = (tmp_path / "cre-ood=test.jsonl" / "published.md").read_text()
+    assert "| CaKE | – | 52.4 | 23.9 | 45.8 |" in text and "Cited from the paper's Table 2, not run here" in text
 
 
 def test_a_plan_says_what_is_left_and_starts_nothing(run_table2, base, tmp_path, capsys):

@@ -9,7 +9,8 @@ import report
 
 from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.rows import Row
-from propmeta_edit.evaluation.tables import summarise, write_tables
+from propmeta_edit.evaluation.runner import MethodSpec
+from propmeta_edit.evaluation.tables import summarise, write_settings, write_tables
 
 COMMON = {"model": "m", "model_sha256": "a" * 64, "data_sha256": "b" * 64, "hparams_sha256": "c" * 64, "seed": 0}
 
@@ -31,7 +32,7 @@ def make_results(folder):
         for n in range(6)
     ]
     write_tables(summarise(rows), folder)
-    write_comparisons(rows, folder, "MetaFT", "FT")
+    write_comparisons(rows, folder, ("FT",))
 
 
 class Reader(html.parser.HTMLParser):
@@ -66,6 +67,40 @@ def test_a_page_with_tables_pictures_and_origins(tmp_path):
     assert "- seed: 0" in markdown and "### Against FT, paired" in markdown, (
         "what is common is said once; no heading beside the parts"
     )
+
+
+def test_settings_are_readable_and_said_once(tmp_path):
+    make_results(tmp_path / "table2")
+    common = {"device": "cpu", "loss_reduction": "mean"}
+    specs = [
+        MethodSpec(name, "m", "a" * 64, digit * 64, build=None, settings={**common, "lr": rate, "layers": [8]})
+        for name, digit, rate in (("FT", "c", 0.002), ("MetaFT", "d", 0.001))
+    ]
+    write_settings(specs[:1], tmp_path / "table2")
+    write_settings(specs[1:], tmp_path / "table2")
+    assert report.main([str(tmp_path / "table2"), "--output", str(tmp_path / "out")]) == 0
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert 'All: `device: "cpu"`, `loss_reduction: "mean"`, `layers: [8]`' in markdown
+    assert (
+        '- FT: `hparams_sha256: "cccccccc"`, `lr: 0.002`' in markdown
+        and '- MetaFT: `hparams_sha256: "dddddddd"`, `lr: 0.001`' in markdown
+    )
+    assert "<code>lr: 0.002</code>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_every_method_has_examples_beside_the_unedited_answer(tmp_path):
+    make_results(tmp_path / "table2")
+    page = report.read_folder(tmp_path / "table2")[0]
+    assert "| question | expected | FT | unedited |" in page and "| question | expected | MetaFT | unedited |" in page
+
+
+def test_the_same_numbers_are_not_shown_twice(tmp_path):
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "speed.csv").write_text("side,seconds\nengine,0.123456\n")
+    assert "### speed" in report.read_folder(tmp_path / "speed")[0]
+    (tmp_path / "speed" / "speed.md").write_text("| side | seconds |\n|---|---|\n| engine | 0.12 |\n")
+    text = report.read_folder(tmp_path / "speed")[0]
+    assert "0.12 |" in text and "0.1235" not in text
 
 
 def test_folders_without_results(tmp_path, capsys):

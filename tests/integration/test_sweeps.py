@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import replace
 
+import cloudpickle
+import pandas as pd
 import pytest
 import run_figure2
 import run_figure3
 import run_figure4
 import run_table1
+import run_table2
 import sweep_parts
+import sweep_tables
 import tiny
 import torch
 from safetensors.torch import load_file
 
 from propmeta_edit.data.world import generate_world
-from propmeta_edit.recipes import comparison
+from propmeta_edit.evaluation.runner import CaseOutcome, run_here
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.recipes import comparison, meta_training, sweeps
+from propmeta_edit.recipes.sweeps import Point, name_of_run, share_of
+
+SPLITS = {
+    "train": "train_data_id",
+    "valid-id": "valid_data_id",
+    "valid-ood": "valid_data_ood",
+    "test-id": "test_data_id",
+    "test-ood": "test_data_ood",
+}
 
 
 @pytest.fixture
 def place(tmp_path, tokenizer, monkeypatch):
-    """A tiny model with settings, and a small world in which the test splits cannot be read."""
+    """A tiny model with settings, and a small world."""
     tiny.save_model_folder(tmp_path / "base", tokenizer)
-    world = generate_world(0, {"train": 8, "valid-id": 3, "valid-ood": 3})
+    world = generate_world(0, {"train": 8, **dict.fromkeys(list(SPLITS)[1:], 3)})
     (tmp_path / "world").mkdir()
-    names = {"train": "train_data_id", "valid-id": "valid_data_id", "valid-ood": "valid_data_ood"}
-    for split, name in names.items():
+    for split, name in SPLITS.items():
         tiny.write_records(tmp_path / "world" / f"{name}.jsonl", world[split])
-    monkeypatch.setattr(comparison, "ensure_world", lambda: tmp_path / "world")
+    for module in (comparison, meta_training):
+        monkeypatch.setattr(module, "ensure_world", lambda: tmp_path / "world")
     yaml = tmp_path / "tiny.yaml"
     yaml.write_text(
-        f"model: {tmp_path / 'base'}\ndata: {tmp_path / 'world' / 'train_data_id.jsonl'}\nlayers: [1]\ninner_lr: 0.01\n"
-        "outer_lr: 0.01\nnum_inner_steps: 2\nnum_tasks: 4\ndtype: float32\n"
+        f"model: {tmp_path / 'base'}\nlayers: [1]\ninner_lr: 0.01\nouter_lr: 0.01\nnum_inner_steps: 2\nnum_tasks: 4\n"
+        "dtype: float32\n"
     )
     monkeypatch.setattr(sweep_parts, "hparams_file", lambda method, name: yaml)
     return tmp_path
@@ -60,7 +77,7 @@ def test_figure2_goes_through_layers_and_continues(place):
     assert run_figure2.main(run) == 0
     folders = {p: p.stat().st_mtime_ns for p in (place / "out" / "checkpoints").iterdir()}
     rows = (place / "out" / "rows.jsonl").read_text()
-    assert len(folders) == 4 and len(rows.splitlines()) == 8
+    assert len(folders) == 4 and len(rows.splitlines()) == 4 * 2 + 2 * 2, "and the best of each choice of modules on the test split"
     assert run_figure2.main(run) == 0
     assert {p: p.stat().st_mtime_ns for p in folders} == folders and (place / "out" / "rows.jsonl").read_text() == rows
     assert is_png(place / "out" / "figure2.png") and "<svg" in (place / "out" / "figure2.svg").read_text()
@@ -97,6 +114,303 @@ def test_a_plan_starts_nothing(place, capsys):
     assert not (place / "out" / "checkpoints").exists()
 
 
-def test_the_test_splits_are_read_only_when_asked_for(place, capsys):
-    assert run_figure2.main(arguments(place, "--layers", "0", "--module-choices", "mlp", "--test")) == 2
-    assert "test_data_ood.jsonl" in capsys.readouterr().err, "which this world lacks, and nothing else has asked for"
+ONE = ("--layers", "0", "--module-choices", "mlp")
+
+
+def rows_of(place, file="rows.jsonl"):
+    return [json.loads(line) for line in (place / "out" / file).read_text().splitlines()]
+
+
+def checkpoints(place):
+    folder = place / "out" / "checkpoints"
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_runs_are_named_as_before():
+    """Checkpoints and rows of sweeps that ran with an older version are found again."""
+    config = MetaTrainConfig("smollm2-135m", layers=[8], num_tasks=1600, device="cpu")
+    assert name_of_run(config) == "smollm2-135m_layer-8_attention+mlp_1600-tasks_f0b10a51"
+
+
+def test_a_seed_of_the_yaml_counts_unless_another_is_given(place):
+    yaml = place / "tiny.yaml"
+    yaml.write_text(yaml.read_text() + "seed: 3\nvalidate_every: 2\n")
+    configs = [
+        sweep_parts.read_configs(run_figure2.parse_arguments(arguments(place, *ONE, *more)))["tiny"]
+        for more in ((), ("--seed", "0"))
+    ]
+    assert [config.seed for config in configs] == [3, 0] and configs[0].validate_every is None
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--layers", "0,7"), "layer 7 is outside the model: it has layers 0 to 2"),
+        (("--layers", "0,x"), "--layers takes int values separated by commas, got '0,x'"),
+        (("--layers", ","), "--layers must name at least one value"),
+        ((*ONE[:3], "mlp,mpl"), "modules must be one of attention, mlp, attention+mlp, got 'mpl'"),
+        ((*ONE, "--limit", "0"), "--limit must be 1 or more, got 0"),
+        ((*ONE, "--num-tasks", "0"), "--num-tasks must be 1 or more, got 0"),
+        ((*ONE, "--num-tasks", "99"), "num_tasks is 99, but the data has 8 tasks"),
+        ((*ONE, "--minutes-per-row", "0"), "--minutes-per-row must be more than 0, got 0.0"),
+        ((*ONE, "--minutes", "nan"), "--minutes must be more than 0, got nan"),
+        ((*ONE, "--part", "3/2"), "--part must be I/N with I from 1 to N, e.g. 2/4, got '3/2'"),
+        ((*ONE, "--datasets", "valid-odd"), "unknown data set 'valid-odd'"),
+        ((*ONE, "--datasets", ""), "--datasets must name at least one value"),
+        ((*ONE, "--test", "--test-datasets", "cre-ood"), "--test-datasets is for what is chosen on valid-id or valid-ood"),
+        ((*ONE, "--test-datasets", "cre-id"), "--test-datasets must be those of --datasets (valid-ood), got cre-id"),
+        ((*ONE, "--device", "tpu"), "device must be auto, cpu, mps, cuda or cuda:N, got 'tpu'"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_runs(place, capsys, more, message):
+    assert run_figure2.main(arguments(place, *more)) == 2
+    assert message in capsys.readouterr().err and not checkpoints(place)
+
+
+def test_depths_are_shares(place, capsys):
+    assert run_figure4.main(arguments(place, "--depths", "0.2,2")) == 2
+    assert "--depths must be shares from 0 to 1, got 2.0" in capsys.readouterr().err
+
+
+def test_rows_of_other_settings_are_refused_before_the_meta_training(place, capsys):
+    assert run_figure2.main(arguments(place, *ONE)) == 0
+    before = checkpoints(place)
+    assert run_figure2.main(arguments(place, *ONE, "--num-tasks", "2")) == 2
+    printed = capsys.readouterr().err
+    assert "holds rows of tiny layer 0 mlp made by the run" in printed and "choose another --output" in printed
+    assert run_figure2.main(arguments(place, *ONE, "--seed", "1")) == 2, "the same label, another seed"
+    assert checkpoints(place) == before
+
+
+def test_cases_that_fail_give_exit_code_1(place, monkeypatch, capsys):
+    class Broken:
+        def evaluate_many(self, cases):
+            raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(sweeps, "_build", lambda hparams, weights: Broken())
+    assert run_figure3.main(arguments(place, "--every", "4", "--datasets", "valid-ood")) == 1
+    assert "4 cases failed and count as wrong" in capsys.readouterr().err
+    assert "| tiny | 4 | valid-ood | validation | 2 | 0.0 [0.0, 65.8] |" in (place / "out" / "figure3.md").read_text()
+
+
+def test_a_sweep_that_is_stopped_has_shown_what_it_had(place, monkeypatch):
+    make, made = sweep_parts.make_point_spec, []
+
+    def make_one(point, folder):
+        made.append(point.label)
+        if len(made) > 1:
+            raise KeyboardInterrupt
+        return make(point, folder)
+
+    monkeypatch.setattr(sweep_parts, "make_point_spec", make_one)
+    with pytest.raises(KeyboardInterrupt):
+        run_figure2.main(arguments(place, "--layers", "0,1", "--module-choices", "mlp"))
+    text = (place / "out" / "figure2.md").read_text()
+    assert "| tiny mlp | 0 | valid-ood |" in text and "best" not in text, "nothing is chosen before all are asked"
+    assert is_png(place / "out" / "figure2.png") and len(json.loads((place / "out" / "summary.json").read_text())) == 1
+
+
+def test_the_best_on_validation_is_reported_on_test(place, monkeypatch):
+    monkeypatch.setattr(sweeps, "_build", lambda hparams, weights: Guesser(hparams.layers[0]))
+    run = arguments(place, "--layers", "0,1,2", "--module-choices", "mlp,attention")
+    assert run_figure2.main(run) == 0
+    rows = rows_of(place)
+    assert {row["method"] for row in rows if row["dataset"] == "cre-ood"} == {"tiny layer 1 mlp", "tiny layer 1 attention"}
+    text = (place / "out" / "figure2.md").read_text()
+    for modules in ("mlp", "attention"):
+        assert f"| tiny {modules} | 1 | valid-ood | validation | 2 | 100.0 [34.2, 100.0] | 0.0 | best |" in text
+        assert f"| tiny {modules} | 1 | cre-ood | test (chosen on validation) | 2 | 100.0 [34.2, 100.0] | 0.0 | best |" in text
+    assert text.count("best") == 4
+    summary = pd.read_csv(place / "out" / "summary.csv")
+    assert summary["chosen"].sum() == 4 and set(summary["split"]) == {"validation", "test (chosen on validation)"}
+
+
+class Guesser:
+    """Answers everything right if it edits layer 1, nothing else."""
+
+    def __init__(self, layer):
+        self.knows = layer == 1
+
+    def evaluate_many(self, cases):
+        return [CaseOutcome(case.question.answers[0] if self.knows else "?", None, ("?",) * len(case.edits), 0.1) for case in cases]
+
+
+def test_the_papers_way_says_so_where_something_is_chosen(place):
+    assert run_figure2.main(arguments(place, *ONE, "--test")) == 0
+    assert "| cre-ood | test (chosen on test, as in the paper) |" in (place / "out" / "figure2.md").read_text()
+    assert {row["dataset"] for row in rows_of(place)} == {"cre-ood"}
+    assert run_figure3.main(arguments(place, "--every", "4", "--test", "--output", str(place / "f3"))) == 0
+    text = (place / "f3" / "figure3.md").read_text()
+    assert "| cre-id | test |" in text and "| cre-ood | test |" in text and "chosen" not in text, "Figure 3 chooses nothing"
+
+
+def test_a_file_is_labelled_by_its_name(place):
+    path = place / "world" / "test_data_ood.jsonl"
+    assert run_figure3.main(arguments(place, "--every", "4", "--datasets", f"cre-ood={path}")) == 0
+    text = (place / "out" / "figure3.md").read_text()
+    assert "| tiny | 4 | cre-ood | test | 2 |" in text
+
+
+def test_table1_pairs_its_rows_and_draws_them(place):
+    assert run_table1.main(arguments(place, "--datasets", "valid-id")) == 0
+    text = (place / "out" / "table1.md").read_text()
+    assert "Gain of meta-training" in text and text.count("| valid-id | tiny ") == 3 and "published" not in text
+    assert is_png(place / "out" / "table1.png") and "<svg" in (place / "out" / "table1.svg").read_text()
+    settings = json.loads((place / "out" / "settings.json").read_text())
+    assert settings["tiny mlp"]["settings"]["outer_lr"] == 0.01 and "outer_lr" not in settings["tiny mlp without"]["settings"]
+    assert {row["hparams_sha256"] for row in rows_of(place)} == {entry["hparams_sha256"] for entry in settings.values()}
+
+
+def test_published_numbers_stand_beside_the_papers_own_model_and_files_alone(place):
+    file = f"cre-id={place / 'world' / 'test_data_id.jsonl'}"
+    options = arguments(place, "--models", "llama3-8b-instruct", "--datasets", f"{file},valid-ood", "--limit", "1")
+    assert run_table1.main(options) == 0
+    text = (place / "out" / "table1.md").read_text()
+    assert "| llama3-8b-instruct attention | cre-id | test | 18.6 |" in text and "cited from the paper's Table 1" in text
+    assert "| llama3-8b-instruct attention without | cre-id | test | 6.8 |" in text
+    assert "| llama3-8b-instruct mlp without | valid-ood | validation | – |" in text
+    row = {"model": "llama3-8b-instruct", "modules": "mlp", "dataset": "cre-ood", "is_meta_trained": True, "is_released": True}
+    assert run_table1.find_published(row) == 6.3
+    assert run_table1.find_published({**row, "model": "llama3-8b"}) is None, "the base is another model"
+    assert run_table1.find_published({**row, "is_released": False}) is None, "facts generated offline"
+
+
+def test_models_that_train_on_a_file_need_files_for_tests_and_hold_validation_out(place, capsys):
+    data = tiny.write_records(place / "train.jsonl", generate_world(1, {"train": 300})["train"])
+    on_file = arguments(place, "--data", str(data))
+    assert run_figure2.main([*on_file, *ONE, "--test"]) == 2
+    assert "name the file: cre-ood=test_data_ood.jsonl" in capsys.readouterr().err and not checkpoints(place)
+    test = f"cre-ood={place / 'world' / 'test_data_ood.jsonl'}"
+    assert run_figure2.main([*on_file, *ONE, "--test-datasets", test]) == 0
+    asked = {row["question"] for row in rows_of(place) if row["dataset"] == "valid-ood"}
+    assert len(asked) == 2 and all(question in data.read_text() for question in asked), "of this file, not of the offline world"
+    assert "| cre-ood | test (chosen on validation) |" in (place / "out" / "figure2.md").read_text()
+
+
+def test_no_variant_is_started_after_the_minutes_are_over(place, capsys):
+    assert run_figure2.main(arguments(place, *ONE, "--minutes", "1e-9")) == 0
+    printed = capsys.readouterr()
+    assert "the 1e-09 minutes are over; left, and done by the same command: tiny layer 0 mlp" in printed.err
+    assert not checkpoints(place) and "nothing was asked yet" in printed.out
+
+
+def test_parts_share_the_runs_and_are_put_together(place, capsys):
+    run = arguments(place, "--layers", "0,1,2", "--module-choices", "mlp")
+    assert [run_figure2.main([*run, "--part", part]) for part in ("1/2", "2/2")] == [0, 0]
+    assert [len(rows_of(place, f"rows-part-{n}-of-2.jsonl")) for n in (1, 2)] == [4, 2]
+    before = checkpoints(place)
+    assert len(before) == 3 and not (place / "out" / "figure2.md").exists()
+    capsys.readouterr()
+    assert run_figure2.main(run) == 0
+    assert checkpoints(place) == before and (place / "out" / "figure2.md").read_text().count("| validation |") == 3
+    assert [row["dataset"] for row in rows_of(place)].count("valid-ood") == 6
+
+
+def test_states_of_one_run_stay_on_one_machine():
+    config = MetaTrainConfig("m", device="cpu", num_tasks=4)
+    points = [Point("base", config, is_meta_trained=False), *(Point(f"after {n}", config, num_tasks=n) for n in (2, 4))]
+    points += [Point("other", replace(config, layers=[1]))]
+    labels = [[point.label for point in share_of(points, number, 2)] for number in (1, 2)]
+    assert labels == [["base", "other"], ["after 2", "after 4"]]
+
+
+def test_cases_are_asked_where_the_options_say(place, monkeypatch):
+    asked = []
+
+    class Workers:
+        """Ray's in all but the processes: what they run travels as bytes."""
+
+        def __init__(self, *settings):
+            asked.append(settings)
+
+        def __call__(self, method, work, seed, versions):
+            return run_here(pickle.loads(cloudpickle.dumps(method)), work, seed, versions)
+
+    monkeypatch.setattr(run_table2, "RayWorkers", Workers)
+    assert run_figure2.main(arguments(place, *ONE, "--ray", "auto", "--workers", "3", "--gpus-per-worker", "0.5")) == 0
+    assert asked == [(3, "auto", 0.5, 1)] and len(rows_of(place)) == 4
+
+
+def test_a_plan_measures_and_says_what_is_needed(place, capsys):
+    assert run_figure2.main(arguments(place, "--layers", "0,1", "--module-choices", "mlp", "--plan")) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("4 tasks, about 0 min, 0.0 GiB") == 2 and "GiB of disk are free" in printed
+    assert "4 cases are left to ask: time known after some rows" in printed and not checkpoints(place)
+    assert run_figure2.main(arguments(place, *ONE)) == 0
+    assert run_figure2.main(arguments(place, "--layers", "0,1", "--module-choices", "mlp", "--plan")) == 0
+    printed = capsys.readouterr().out
+    assert ": there" in printed and "2 cases are left to ask: about 0 min by the 2 rows on disk" in printed
+
+
+def test_a_plan_needs_no_weights(place, monkeypatch, capsys):
+    (place / "base" / "model.safetensors").unlink()
+    assert run_figure4.main(arguments(place, "--depths", "0,0.9", "--plan", "--seconds-a-task", "60")) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("4 tasks, about 4 min") == 2
+    monkeypatch.setattr(sweeps, "find_model_folder", lambda name: None)
+    assert run_figure4.main(arguments(place, "--depths", "0,0.9", "--plan")) == 0
+    assert "about 0 min of meta-training are left and 2 runs of unknown time" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_as_large_as_planned(place):
+    assert run_figure3.main(arguments(place, "--every", "2")) == 0
+    [folder] = (place / "out" / "checkpoints").iterdir()
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    config = sweep_parts.read_configs(run_figure3.parse_arguments(arguments(place, "--every", "2")))["tiny"]
+    planned = sweeps.checkpoint_bytes(replace(config, checkpoint_every=2), 4)
+    assert planned == pytest.approx(size, rel=0.3), "the files have headers too, which are large only here"
+
+
+SERIES = ("a model with a long name attention+mlp", "another model with a long name mlp", "third")
+
+
+def make_lines(num_panels):
+    rows = [
+        {"panel": f"d{panel}", "series": name, "layer": layer, "accuracy": 0.5, "low": 0.4, "high": 0.6, "chosen": layer == 5}
+        for panel in range(num_panels)
+        for name in SERIES
+        for layer in (1, 5, 9)
+    ]
+    table = pd.DataFrame(rows).assign(n=100, reported=False, split="validation")
+    tests = table[table["chosen"]].assign(reported=True, split="test (chosen on validation)")
+    return pd.concat([table, tests], ignore_index=True)
+
+
+@pytest.mark.parametrize("num_panels", [1, 2])
+def test_nothing_of_a_picture_is_cut_off_or_hidden(num_panels):
+    figure = sweep_tables.draw_lines(make_lines(num_panels), "layer", "series", "one layer at a time", "layer")
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches() * figure.dpi
+    [legend] = figure.legends
+    for part in (figure._suptitle, legend, *figure.axes):
+        box = part.get_tightbbox()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, part
+    assert {text.get_text() for text in legend.get_texts()} == {*SERIES, "the best (filled) on test"}
+    assert all(not legend.get_window_extent().overlaps(axis.get_window_extent()) for axis in figure.axes)
+    places = {container.lines[0].get_xdata()[0] for container in figure.axes[0].containers}
+    assert len(places) == 6, "error bars of series at one layer do not coincide"
+
+
+def test_dots_of_table1_are_told_apart():
+    rows = [
+        {
+            "panel": "cre-id",
+            "modules": modules,
+            "own": own,
+            "accuracy": 0.5,
+            "low": 0.4,
+            "high": 0.6,
+            "cited": 18.6 if own else None,
+        }
+        for modules in ("mlp", "attention+mlp")
+        for own in (True, False)
+    ]
+    table = pd.DataFrame(rows).assign(n=100, split="test")
+    figure = sweep_tables.draw_dots(table, "modules", "own", ("with", "without"), "cited", "all layers trained")
+    figure.draw_without_rendering()
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"with", "without", "published"}
+    [axis] = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["mlp", "attention+mlp"]
+    assert len({(c.lines[0].get_ydata()[0], c.lines[0].get_markerfacecolor()) for c in axis.containers}) == 4
+    width, _ = figure.get_size_inches() * figure.dpi
+    assert axis.get_tightbbox().x0 >= 0 and figure.legends[0].get_tightbbox().x1 <= width

@@ -67,12 +67,25 @@ def test_breakdown_counts_by_tag():
 
 
 def test_files(tmp_path):
-    markdown = write_comparisons(ROWS, tmp_path, "MetaFT", "FT")
+    markdown = write_comparisons(ROWS, tmp_path, ("FT", "MetaFT"))
     assert (tmp_path / "comparisons.md").read_text() == markdown
     assert "| cre-id | MetaFT | 4 | +50.0 [" in markdown and "## Accuracy % by relation" in markdown
-    assert "| q/3? | yes / ja | False . | False . |" in markdown, "a cell must not break the table"
+    assert "| q/3? | yes / ja | False . | – |" in markdown, "a cell must not break the table"
     entries = json.loads((tmp_path / "comparisons.json").read_text())
     assert {(e["method"], e["reference"]) for e in entries} == {
         ("in-context", "FT"), ("MetaFT", "FT"), ("in-context", "MetaFT"), ("FT", "MetaFT")
     }  # fmt: skip
     assert markdown.index("## Against FT, paired") < markdown.index("## Against MetaFT, paired")
+
+
+def test_examples_of_every_method_stand_beside_the_unedited_answer(tmp_path):
+    markdown = write_comparisons([*ROWS, *make_rows("unedited", [False, True])], tmp_path, ("FT",))
+    assert "## FT right on cre-id" in markdown and "## in-context right on cre-id" in markdown and "## unedited" not in markdown
+    assert "| question | expected | MetaFT | unedited |" in markdown
+    assert "| q/1? | yes / ja | False . | True . |" in markdown, "FT's wrong answer to what the unedited model knew"
+    assert "| q/2? | yes / ja | True . | – |" in markdown, "a case that the unedited model was not asked"
+
+
+def test_rows_without_the_reference_still_have_examples(tmp_path):
+    markdown = write_comparisons(make_rows("ROME", [True, False]), tmp_path, ("FT", "MetaFT"))
+    assert "(nothing to compare)" in markdown and "## ROME wrong on cre-id" in markdown

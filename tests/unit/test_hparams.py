@@ -21,6 +21,7 @@ from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.models.layers import get_architecture, resolve_layers, select_parameters
 
 HPARAMS = Path(__file__).resolve().parents[2] / "hparams"
+EDITED_AS = {"smollm2-135m-all-layers": "FT-all-layers/smollm2-135m.yaml", "llama3-8b-instruct": "MetaFT/llama3-8b.yaml"}
 
 
 def write(tmp_path, text):
@@ -153,7 +154,7 @@ def test_metaft_settings_agree_with_meta_training():
     """An edit must use the loop that the checkpoint was meta-trained with; the controls are edited as the model they are for."""
     for path in sorted((HPARAMS / "MetaTrain").glob("*.yaml")):
         train = build_config(MetaTrainConfig, read_yaml(path), str(path))
-        own = HPARAMS / "MetaFT" / path.name
+        own = HPARAMS / EDITED_AS.get(path.stem, f"MetaFT/{path.stem}.yaml")
         edit = MetaFTHyperParams.from_hparams(own if own.exists() else HPARAMS / "MetaFT" / "smollm2-135m.yaml")
         steps = train.num_inner_steps or edit.num_steps  # the K = 0 control has no inner loop in training
         assert edit.inner_loop_settings() == replace(train.inner, num_inner_steps=steps), path
@@ -168,3 +169,14 @@ def test_controls_differ_from_the_shipped_settings_in_one_thing():
     for name, change in expected.items():
         control = read_yaml(HPARAMS / "MetaTrain" / f"smollm2-135m-{name}.yaml")
         assert control == {**{k: v for k, v in main.items() if k not in schedule}, **change}
+
+
+def test_other_settings_of_the_same_model_differ_in_what_they_say():
+    """Table 1's own rates, and the Instruct model that the paper's Table 1 is of."""
+    changes = {
+        ("smollm2-135m", "smollm2-135m-all-layers"): {"layers": "all", "inner_lr": 5e-5, "outer_lr": 5e-5},
+        ("llama3-8b", "llama3-8b-instruct"): {"model": "meta-llama/Meta-Llama-3-8B-Instruct"},
+    }
+    for (main, other), change in changes.items():
+        values = [read_yaml(HPARAMS / "MetaTrain" / f"{name}.yaml") for name in (main, other)]
+        assert values[1] == {**values[0], **change}

@@ -1,0 +1,187 @@
+"""Tables and pictures of Table 1 and Figures 2 to 4, readable at the width of a column and in grey."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator
+
+from propmeta_edit.evaluation.rows import Row, select_rows
+from propmeta_edit.evaluation.tables import markdown_table, summarise
+from propmeta_edit.files import save_figure, write_text_atomically
+from propmeta_edit.recipes.splits import Split
+
+STYLES = [("-", "o"), ("--", "s"), (":", "D"), ("-.", "^"), ((0, (1, 3)), "v"), ((0, (5, 1)), "X")]  # told apart in grey
+PANEL_WIDTH = 3.3  # inches: a column of a paper
+LETTERS_AN_INCH = 14  # of a title at nine points, at most
+MOST_TICKS = 7
+APART = 0.02  # of the x axis between two series at the same place
+
+
+def make_table(rows: Sequence[Row], labels: Sequence[str], splits: Sequence[Split]) -> pd.DataFrame | None:
+    """A line a variant and data set in the variants' order, with interval and split; None if nothing was asked yet."""
+    asked, order = {split.data.name: split for split in splits}, {label: place for place, label in enumerate(labels)}
+    known = [row for row in rows if row.method in order and row.dataset in asked]
+    if not known:
+        return None
+    table = _as_table(sorted(summarise(known), key=lambda entry: order[entry["method"]]), is_reported=False)
+    table["panel"] = table["dataset"]
+    return _tell_split(table, asked)
+
+
+def _tell_split(table: pd.DataFrame, asked: Mapping[str, Split]) -> pd.DataFrame:
+    table["kind"] = [asked[name].kind for name in table["panel"]]
+    table["is_released"] = [asked[name].is_released for name in table["panel"]]
+    return table
+
+
+def _as_table(summary: Sequence[dict[str, Any]], is_reported: bool) -> pd.DataFrame:
+    table = pd.DataFrame(summary)
+    table["entry"] = list(summary)
+    table["low"], table["high"] = zip(*table["accuracy_ci95"], strict=True)
+    table["reported"], table["chosen"] = is_reported, is_reported
+    return table
+
+
+def mark_best(
+    table: pd.DataFrame,
+    rows: Sequence[Row],
+    best: Sequence[tuple[str, str]],
+    reported: Mapping[str, Split],
+    annotate: Callable[[pd.DataFrame], None],
+) -> pd.DataFrame:
+    """The table with the best variants marked, each followed by what it reached on the test split, if it was asked there.
+
+    Args:
+        best: (variant, data set it was chosen on).
+        reported: the test splits by the data sets that variants are chosen on.
+    """
+    parts = [table.assign(chosen=[pair in best for pair in zip(table["method"], table["dataset"], strict=True)])]
+    for label, name in best:
+        own = select_rows(rows, label, reported[name].data.name) if name in reported else []
+        if own:
+            part = _as_table(summarise(own), is_reported=True)
+            part["panel"] = name
+            annotate(_tell_split(part, reported))
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def write_summary(table: pd.DataFrame, folder: Path) -> None:
+    """``summary.json`` and ``summary.csv`` of a marked table."""
+    extra = table[["split", "chosen"]].to_dict("records")
+    entries = [{**entry, **more} for entry, more in zip(table["entry"], extra, strict=True)]
+    write_text_atomically(folder / "summary.json", json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
+    left_out = ["accuracy_ci95", "efficacy_ci95", "entry", "reported", "panel", "kind", "is_released"]
+    write_text_atomically(folder / "summary.csv", table.drop(columns=left_out).to_csv(index=False))
+
+
+def to_markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
+    """The columns, accuracy with its interval, and which were the best where anything was chosen."""
+    has_best = table["chosen"].any()
+    rows = []
+    for row in table.to_dict("records"):
+        shown = f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+        mark = ["best" if row["chosen"] else ""] if has_best else []
+        rows.append([*(str(row[name]) for name in columns), str(row["n"]), shown, f"{100 * row['efficacy']:.1f}", *mark])
+    return markdown_table([*columns, "n", "accuracy % [95 %]", "efficacy %", *(["chosen"] if has_best else [])], rows)
+
+
+def write_figure(table: pd.DataFrame, path: Path, x: str, series: str, title: str, xlabel: str, columns: Sequence[str]) -> str:
+    """``draw_lines`` as PNG and SVG, and the same numbers as Markdown beside them, which is returned."""
+    text = to_markdown(table, [*columns, "dataset", "split"])
+    write_text_atomically(path.with_suffix(".md"), text)
+    save(draw_lines(table, x, series, title, xlabel), path)
+    return text
+
+
+def save(figure: Figure, path: Path) -> None:
+    """PNG and SVG."""
+    for suffix in (".png", ".svg"):
+        save_figure(figure, path.with_suffix(suffix))
+
+
+def draw_lines(table: pd.DataFrame, x: str, series: str, title: str, xlabel: str) -> Figure:
+    """Accuracy against ``x``, a line a value of ``series``, a panel a data set, with 95 % intervals.
+
+    The best variant of a series is filled, and a star at its place is what it reached on the test split.
+    """
+    panels = list(dict.fromkeys(table["panel"]))
+    names = list(dict.fromkeys(table[series]))
+    figure = Figure(figsize=(PANEL_WIDTH * len(panels), 3.2 + 0.15 * len(names)), layout="constrained")
+    step = APART * ((table[x].max() - table[x].min()) or 1)
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for number, name in enumerate(names):
+            own = table[(table["panel"] == panel) & (table[series] == name)]
+            _draw_series(axis, own.assign(x=own[x] + step * (number - (len(names) - 1) / 2)), name, *STYLES[number % len(STYLES)])
+        axis.set(xlabel=xlabel, ylim=(0, 100), title=panel)
+        asked = sorted(table[x].unique())
+        are_few = pd.api.types.is_integer_dtype(table[x]) and len(asked) <= MOST_TICKS
+        axis.xaxis.set_major_locator(FixedLocator(asked) if are_few else MaxNLocator(MOST_TICKS))
+    figure.axes[0].set_ylabel("accuracy after an edit, %")
+    _finish(figure, f"{title}: {_describe_splits(table)}")
+    return figure
+
+
+def _draw_series(axis: Any, own: pd.DataFrame, name: str, line: Any, marker: str) -> None:
+    asked, test, best = own[~own["reported"]], own[own["reported"]], own[own["chosen"] & ~own["reported"]]
+    _draw_dots(axis, asked, fmt=marker, linestyle=line, markersize=4, linewidth=1, label=name)
+    axis.plot(best["x"], 100 * best["accuracy"], marker, color="black", markersize=6, zorder=3)
+    if len(test):
+        _draw_dots(axis, test, fmt="*", markersize=9, label="the best (filled) on test")
+
+
+def _draw_dots(axis: Any, rows: pd.DataFrame, **style: Any) -> None:
+    low, high = (rows["accuracy"] - rows["low"]).clip(0), (rows["high"] - rows["accuracy"]).clip(0)
+    errors = [100 * low, 100 * high]
+    axis.errorbar(rows["x"], 100 * rows["accuracy"], yerr=errors, color="black", markerfacecolor="white", capsize=2, **style)
+
+
+def draw_dots(table: pd.DataFrame, group: str, is_filled: str, labels: tuple[str, str], published: str, title: str) -> Figure:
+    """Accuracy with its 95 % interval, a line a value of ``group`` and a panel a data set.
+
+    Args:
+        is_filled: the column that tells filled dots, ``labels[0]``, from open ones a little below, ``labels[1]``.
+        published: the column of published percentages, crosses beside the dots; missing ones are left out.
+    """
+    panels, names = list(dict.fromkeys(table["panel"])), list(dict.fromkeys(table[group]))
+    figure = Figure(figsize=(PANEL_WIDTH * max(1.3, len(panels)), 1.5 + 0.5 * len(names)), layout="constrained")
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
+        for row in table[table["panel"] == panel].to_dict("records"):
+            place = names.index(row[group]) + (-0.12 if row[is_filled] else 0.12)
+            accuracy, low, high = (100 * row[name] for name in ("accuracy", "low", "high"))
+            axis.errorbar(
+                accuracy, place, xerr=[[max(0, accuracy - low)], [max(0, high - accuracy)]], fmt="o", color="black", markersize=5,
+                markerfacecolor="black" if row[is_filled] else "white", capsize=2, label=labels[0 if row[is_filled] else 1],
+            )  # fmt: skip
+            if pd.notna(row[published]):
+                axis.plot(row[published], place, "x", color="0.4", label="published")
+        axis.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), xlabel="accuracy after an edit, %", title=panel)
+        axis.set_yticks(range(len(names)), names)
+        axis.grid(axis="x", alpha=0.3)
+    _finish(figure, f"{title}: {_describe_splits(table)}")
+    return figure
+
+
+def _finish(figure: Figure, title: str) -> None:
+    """A title that is wrapped, and a legend below the panels with each entry once and as many columns as fit."""
+    for axis in figure.axes:
+        axis.tick_params(labelsize=8)
+        for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
+            text.set_fontsize(9)
+    width = figure.get_figwidth()
+    figure.suptitle(textwrap.fill(title, int(LETTERS_AN_INCH * width)), fontsize=9)
+    entries = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    columns = max(1, int(LETTERS_AN_INCH * width) // (max(map(len, entries)) + 8))  # eight for the line before the words
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
+
+
+def _describe_splits(table: pd.DataFrame) -> str:
+    low, high = table["n"].min(), table["n"].max()
+    return f"{'; '.join(dict.fromkeys(table['split']))}; n = {low}" + (f" to {high}" if high > low else "")
