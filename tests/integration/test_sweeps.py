@@ -6,7 +6,6 @@ import json
 import pickle
 from dataclasses import replace
 
-import cloudpickle
 import pandas as pd
 import pytest
 import run_figure2
@@ -315,6 +314,7 @@ def test_states_of_one_run_stay_on_one_machine():
 
 
 def test_cases_are_asked_where_the_options_say(place, monkeypatch):
+    cloudpickle = pytest.importorskip("cloudpickle")
     asked = []
 
     class Workers:
