@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,6 +198,17 @@ def test_loaded_edits_are_the_saved_ones(model, edits, saved):
         both = values_of(model)
     with edits[1].applied(model), edits[0].applied(model):
         assert same(values_of(model), both)
+
+
+def test_requests_are_kept_whole_and_those_of_older_edits_are_read(edits, tmp_path):
+    request = EditRequest("Ann lives in", "Peru", "Ann", (("Ann's home:", "Peru."),), ("Ann's home is in",))
+    replace(edits[0], requests=(request,)).save(tmp_path / "edit")
+    assert Edit.load(tmp_path / "edit").requests == (request,)
+    file = tmp_path / "edit" / CONFIG
+    config = json.loads(file.read_text())
+    del config["requests"][0]["rephrasings"]
+    file.write_text(json.dumps(config))
+    assert Edit.load(tmp_path / "edit").requests == (replace(request, rephrasings=()),)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no config", "no weights", "no edit"])
