@@ -127,7 +127,7 @@ def test_as_many_tasks_are_measured_as_run_side_by_side(capsys):
 
 
 def test_speed_of_meta_training(base, tmp_path, cases):
-    arguments = ["meta", "--models", str(base), "--at-once", "1,2", "--layers", "1,0", "--number", "2", "--repeats", "1"]
+    arguments = ["meta", "--models", str(base), "--at-once", "1,2", "--layers", "1", "--number", "2", "--repeats", "1"]
     assert run_speed.main([*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "speed.json").read_text())
     assert result["engine_vs_reference"] > 0 and result["engine_vs_reference_one_task"] > 0
