@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from propmeta_edit.errors import ModelError
+from propmeta_edit.metatrain.run import read_kept_state
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -112,10 +111,7 @@ def load_kept_state(file: Path, like: Tensors) -> dict[str, torch.Tensor]:
     Raises:
         ModelError: a damaged file, or one of other tensors than ``like``.
     """
-    try:
-        state = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot read {file}: {error}") from error
+    state = read_kept_state(file)
     shapes, own = ({name: list(value.shape) for name, value in tensors.items()} for tensors in (state, like))
     if shapes != own:
         raise ModelError(

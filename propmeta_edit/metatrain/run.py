@@ -130,13 +130,29 @@ class TrainingRun:
 
     def write_checkpoint(self, parameters: Mapping[str, nn.Parameter], num_tasks: int) -> None:
         """The trained tensors after ``num_tasks`` tasks."""
+        tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
         with written_whole(kept_state(self.folder, num_tasks)) as file:
-            _save_tensors({name: p.detach().contiguous() for name, p in parameters.items()}, file)
+            _save_tensors(tensors, file, {"sha256": _checksum(tensors)})
 
 
 def kept_state(folder: Path, num_tasks: int) -> Path:
     """Where the run in ``folder`` keeps its trained tensors as they were after ``num_tasks`` tasks."""
     return folder / "checkpoints" / f"tasks-{num_tasks:06d}.safetensors"
+
+
+def read_kept_state(file: Path) -> dict[str, torch.Tensor]:
+    """The trained tensors that a run kept, by name.
+
+    Raises:
+        ModelError: the file cannot be read, or its contents are not those that were written.
+    """
+    try:
+        tensors, metadata = _read_tensors(file)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot read {file}: {error}") from error
+    if metadata.get("sha256", _checksum(tensors)) != _checksum(tensors):  # states of earlier versions have none
+        raise ModelError(f"{file} is damaged: its checksum does not fit its contents; meta-train again")
+    return tensors
 
 
 def find_kept_states(folder: str | Path) -> dict[int, Path]:
@@ -166,17 +182,20 @@ def _save_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[s
         raise ModelError(f"cannot write {file.parent}: {error}; what was saved before is still there") from error
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+def _checksum(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
     digest = hashlib.sha256(text.encode("utf-8"))
     for name in sorted(tensors):
         digest.update(save({name: tensors[name]}))
     return digest.hexdigest()
 
 
-def _read_state(file: Path) -> tuple[dict[str, torch.Tensor], Progress]:
+def _read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
-        tensors = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
-        metadata = reader.metadata()
+        return {key: reader.get_tensor(key) for key in reader.keys()}, reader.metadata() or {}  # noqa: SIM118
+
+
+def _read_state(file: Path) -> tuple[dict[str, torch.Tensor], Progress]:
+    tensors, metadata = _read_tensors(file)
     if _checksum(tensors, metadata["progress"]) != metadata["sha256"]:
         raise ValueError("its checksum does not fit its contents")
     return tensors, Progress.from_json(metadata["progress"])

@@ -12,7 +12,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from propmeta_edit.config import build_config
@@ -25,7 +24,7 @@ from propmeta_edit.evaluation.runner import DataSet, MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.metatrain.run import kept_state
+from propmeta_edit.metatrain.run import kept_state, read_kept_state
 from propmeta_edit.models.artefacts import find_model_folder
 from propmeta_edit.models.layers import num_parameters, resolve_layers, select_parameters
 from propmeta_edit.models.loading import read_model_config
@@ -90,7 +89,7 @@ def make_point_spec(point: Point, folder: Path) -> MethodSpec:
 def _build(hparams: MetaFTHyperParams, weights: Path | None) -> FineTuning:
     model, tokenizer = hparams.load_model()
     if weights is not None:
-        apply_snapshot(dict(model.named_parameters()), load_file(weights))
+        apply_snapshot(dict(model.named_parameters()), read_kept_state(weights))
     one = Editing(model, tokenizer, apply_metaft_to_model, hparams)
     return FineTuning(model, tokenizer, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules)
 
