@@ -109,7 +109,7 @@ def start(tokenizer, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [10, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.long)])
 def test_killed_many_times_it_ends_with_the_same_bits(start, tmp_path, kills):
     """The command itself, killed without warning (-9) at random moments and given again, against one that was left alone."""
     num_tasks, moments = 24 * kills, random.Random(kills)
