@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from propmeta_edit.errors import ModelError
-from propmeta_edit.files import written_whole
+from propmeta_edit.files import write_text_atomically, written_whole
 
-ADAPTER, DIFFERENCE = "adapter_model.safetensors", "difference.safetensors"
+ADAPTER, CONFIG, DIFFERENCE = "adapter_model.safetensors", "adapter_config.json", "difference.safetensors"
 _PEFT_PREFIX = "base_model.model."
 
 
@@ -25,6 +25,9 @@ def save_adapter(peft_model: Any, folder: Path) -> None:
     """A LoRA in PEFT's own format, rounded to bf16."""
     peft_model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = None  # PEFT writes where the base lay on this machine
+    write_text_atomically(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     tensors = {name: value.to(torch.bfloat16) for name, value in load_file(folder / ADAPTER).items()}
     with written_whole(folder / ADAPTER) as file:
         save_file(tensors, file, metadata={"format": "pt"})
@@ -41,7 +44,7 @@ def merge_adapter(model: Any, folder: Path) -> None:
         ModelError: factors without a matching parameter.
     """
     tensors = load_file(folder / ADAPTER)
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     scale = config["lora_alpha"] / config["r"]
     parameters = dict(model.named_parameters())
     for key, factor_a in tensors.items():

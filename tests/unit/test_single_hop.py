@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -40,6 +41,7 @@ def test_it_learns_to_answer_and_to_stop_and_merges_to_the_same_bits(tokenizer, 
     settings = SingleHopSettings(learning_rate=0.03, num_epochs=60, rank=8, warmup_steps=5)
     trained = train_single_hop_adapter(tiny.make_model("llama", dtype=torch.float32), tokenizer, questions, settings)
     save_adapter(trained, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] is None
     merged = []
     for _ in range(2):
         model = tiny.make_model("llama", dtype=torch.float32)
