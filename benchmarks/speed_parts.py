@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.layers import cast_around, select_parameters
-from propmeta_edit.models.loading import DTYPES, load_model, prepare_tokenizer
+from propmeta_edit.models.loading import DTYPES, load_model, prepare_tokenizer, read_model_config
 from propmeta_edit.recipes.worlds import ensure_world
 from propmeta_edit.records import Case
 
@@ -56,7 +56,7 @@ def depth_of(name: str) -> int:
     """How many layers a model has, without loading it."""
     if name in SHAPES:
         return int(SHAPES[name]["num_hidden_layers"])
-    return int(AutoConfig.from_pretrained(resolve_model_folder(name)).num_hidden_layers)
+    return int(read_model_config(resolve_model_folder(name)).num_hidden_layers)
 
 
 def read_cases(number: int) -> list[Case]:

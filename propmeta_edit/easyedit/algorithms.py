@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy
 import torch
-from transformers import AutoConfig
 
 from propmeta_edit.baselines.cake import forget_adapter, merge_adapter_in_place
 from propmeta_edit.easyedit.alphaedit import apply_easyedits_own
@@ -25,6 +24,7 @@ from propmeta_edit.errors import ConfigError, EasyEditError
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.layers import weights_of
+from propmeta_edit.models.loading import read_model_config
 from propmeta_edit.text.encoding import padded_on
 
 LOG = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def fill_layers(name: str, values: Mapping[str, Any], model_name: str) -> dict[s
     lacking = [key for key in needed if values.get(key) is None]
     if not lacking:
         return dict(values)
-    depth = AutoConfig.from_pretrained(resolve_model_folder(model_name)).num_hidden_layers
+    depth = read_model_config(resolve_model_folder(model_name)).num_hidden_layers
     filled = {"layers": default_layers(name, depth), "v_loss_layer": depth - 1}
     for key in lacking:
         LOG.info("%s: %s %s, by the %d layers of %s; not an EasyEdit recommendation", name, key, filled[key], depth, model_name)

@@ -19,7 +19,7 @@ from torch import nn
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_file, sha256_of_json
-from propmeta_edit.models.artefacts import BUNDLED, artefact_folder, resolve_model_folder
+from propmeta_edit.models.artefacts import BUNDLED, find_model_folder, resolve_model_folder
 from propmeta_edit.models.layers import cast_around, get_architecture, select_parameters
 
 CHECKPOINT_CARD = "metaft.json"
@@ -85,11 +85,11 @@ def read_model_config(name_or_path: str) -> Any:
     """
     from transformers import AutoConfig
 
-    is_bundled = name_or_path in BUNDLED
-    if is_bundled and not artefact_folder(name_or_path).is_dir():
+    folder = find_model_folder(name_or_path)
+    if folder is None and name_or_path in BUNDLED:
         raise ModelError(f"{name_or_path} is not on this machine yet; run: propmeta-edit prepare {name_or_path}")
     try:
-        return AutoConfig.from_pretrained(artefact_folder(name_or_path) if is_bundled else name_or_path)
+        return AutoConfig.from_pretrained(folder or name_or_path)
     except Exception as error:  # a damaged file makes transformers raise almost anything
         raise ModelError(f"cannot read the config.json of {name_or_path!r}: {error}") from error
 

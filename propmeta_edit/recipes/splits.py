@@ -13,6 +13,7 @@ from propmeta_edit.files import sha256_of_json
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.recipes.comparison import LOADERS, VALIDATION_FILES, WORLD_FILES, load_datasets
 from propmeta_edit.recipes.meta_training import load_tasks
+from propmeta_edit.recipes.sources import is_source
 from propmeta_edit.recipes.worlds import WORLD
 from propmeta_edit.records import Case
 
@@ -38,7 +39,7 @@ class Split:
 
 def kind_of(item: str) -> str:
     """The split of a data set as written on the command line: its file's name tells it, else its own, else it is the test split."""
-    if item.startswith("hub:") or Path(item).is_dir():
+    if is_source(item):
         return TEST  # of which only CRE's test files are read
     name, _, file = item.partition("=")
     for text in (Path(file or name).name, name):
