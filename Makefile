@@ -12,6 +12,9 @@ MINUTES ?= 2
 # Where an index offers several builds of torch, e.g. TORCH_OPTIONS="--index-url <the CPU index>".
 TORCH_OPTIONS ?=
 OUTPUT ?= results/table2
+# Processes for the tests, each with its share of the cores; about 3 GB of memory each.
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup table2 table2-full evidence test test-fast test-all lint docs table2-smoke clean
 
@@ -55,10 +58,10 @@ table2-smoke: setup
 	  --minutes-per-row 0.5 --output results/smoke
 
 test: setup
-	@$(BIN)/python -m pytest -m "not gpu and not long"
+	@$(PYTEST) -m "not gpu and not long"
 
 test-fast: setup
-	@$(BIN)/python -m pytest -m "not slow and not easyedit and not gpu and not long"
+	@$(PYTEST) -m "not slow and not easyedit and not gpu and not long"
 
 test-all: setup
 	@$(BIN)/python -m pytest

@@ -56,7 +56,7 @@ setup(
         "ray": ["ray"],
         "eval": ["lm-eval"],
         "gemma": GEMMA,
-        "dev": ["ipykernel", "mypy", "nbclient", "pytest", "ray", "ruff"],
+        "dev": ["ipykernel", "mypy", "nbclient", "pytest", "pytest-xdist", "ray", "ruff"],
         "docs": ["mkdocs"],
     },
     entry_points={"console_scripts": ["propmeta-edit = propmeta_edit.cli:main"]},
