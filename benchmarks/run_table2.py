@@ -18,7 +18,7 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import Execute, run_methods
-from propmeta_edit.evaluation.tables import require_one_base, summarise, write_settings, write_tables
+from propmeta_edit.evaluation.tables import require_comparable, summarise, write_settings, write_tables
 from propmeta_edit.evaluation.workers import RayWorkers
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.artefacts import resolve_model_folder
@@ -91,6 +91,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="of the frozen rest; fast: bfloat16 where the device has it in hardware, else float32 (default %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--retry-failed", action="store_true", help="run the cases again that failed in former runs")
     parser.add_argument("--plan", action="store_true", help="say what would run, with memory, disk and time, and start nothing")
     add_worker_options(parser)
     options = parser.parse_args(argv)
@@ -147,17 +148,23 @@ def run(options: argparse.Namespace) -> int:
     hparams_name = options.hparams or Path(options.model).name
     checkpoints = {**options.checkpoints, **({"metaft": options.metaft_model} if options.metaft_model else {})}
     device = resolve_device(options.device)
+    if options.ray is not None and device.startswith("cuda"):
+        device = "cuda:0"  # a worker sees no GPU but its own
     dtype = resolve_dtype(options.dtype, device)
     setup = Setup(options.model, checkpoints, device, dtype, options.seed, options.edits_at_once)
     if options.plan:
         budget = options.minutes_per_row
         print(describe_plan(names, setup, hparams_name, datasets, rows, options.limit, options.limits, budget))
         return 0
+    execute = find_workers(options)
     versions = collect_versions(names)
     resolve_model_folder(options.model)
     for kind in {METHODS[name].checkpoint: METHODS[name] for name in names if METHODS[name].checkpoint}.values():
         require_same_base(setup, kind)
     specs = make_specs(names, setup, hparams_name)
+    if options.retry_failed:
+        print(f"{rows.forget_failed()} cases that failed run again", file=sys.stderr)
+    require_comparable([*rows.rows, *(spec.make_row(data, "", options.seed) for spec in specs for data in datasets)])
     write_settings(specs, options.output)
     failures = run_methods(
         specs,
@@ -168,11 +175,10 @@ def run(options: argparse.Namespace) -> int:
         budget=None if options.minutes_per_row is None else 60 * options.minutes_per_row,
         seed=options.seed,
         versions=versions,
-        execute=find_workers(options),
+        execute=execute,
     )
     order = {name: place for place, name in enumerate(METHODS)}
     in_order = sorted(rows.rows, key=lambda row: order.get(row.method, len(order)))  # a row of another script comes last
-    require_one_base(in_order)
     notes = [*NOTES]
     if options.minutes_per_row is not None:
         notes.append(f"n: as many cases as a row got through in {options.minutes_per_row:g} min, data sets by turns.")
@@ -192,9 +198,24 @@ def run(options: argparse.Namespace) -> int:
 
 
 def find_workers(options: argparse.Namespace) -> Execute | None:
-    """Ray's workers if they are asked for; they are started once, whatever is run."""
+    """Ray's workers if they are asked for; they are started once, whatever is run.
+
+    Raises:
+        ConfigError: GPUs for the workers and the device do not go together, or as ``RayWorkers``.
+    """
     if options.ray is None:
         return None
+    device = resolve_device(options.device)
+    if device.startswith("cuda") and not options.gpus_per_worker:
+        raise ConfigError(
+            "--ray on GPUs needs --gpus-per-worker (1, or a fraction where several workers share one): without it all workers would "
+            "take the same one"
+        )
+    if options.gpus_per_worker and not device.startswith("cuda"):
+        raise ConfigError(
+            f"--gpus-per-worker {options.gpus_per_worker:g}: workers compute on what this machine computes on, which is {device}; "
+            "start the command on a machine that has a GPU"
+        )
     address = None if options.ray == "local" else options.ray
     return RayWorkers(options.workers, address, options.gpus_per_worker, options.cpus_per_worker)
 

@@ -48,17 +48,30 @@ def solve_update(
 
 
 def load_projection(statistics: Path, threshold: float) -> torch.Tensor:
-    """The projection for a file of second moments, computed once and kept, in memory and beside it (it is of that file's bytes).
+    """The projection for a file of second moments, kept in memory once it was read.
 
     Raises:
-        ModelError: the statistics are missing, or no eigenvalue is below the threshold, so that nothing could be written.
+        ModelError: as ``read_projection``.
     """
-    stamp = statistics.stat().st_mtime_ns if statistics.is_file() else 0
-    return _load_projection(statistics, stamp, threshold)
+    return _load_projection(statistics, stamp_of(statistics), threshold)
 
 
 @lru_cache(maxsize=16)  # a model's layers; the stamp tells a file that was written anew
 def _load_projection(statistics: Path, stamp: int, threshold: float) -> torch.Tensor:
+    return read_projection(statistics, threshold)
+
+
+def stamp_of(statistics: Path) -> int:
+    """When the file was written, for whoever keeps what was made of it; 0 if there is none."""
+    return statistics.stat().st_mtime_ns if statistics.is_file() else 0
+
+
+def read_projection(statistics: Path, threshold: float) -> torch.Tensor:
+    """The projection for a file of second moments, computed once and kept beside it (it is of that file's bytes).
+
+    Raises:
+        ModelError: the statistics are missing, or no eigenvalue is below the threshold, so that nothing could be written.
+    """
     ensure_projection(statistics, threshold)
     with safe_open(str(projection_file(statistics, threshold)), framework="pt") as reader:  # type: ignore[no-untyped-call]
         projection: torch.Tensor = reader.get_tensor("projection")
@@ -74,7 +87,7 @@ def ensure_projection(statistics: Path, threshold: float) -> float:
     """Compute and write the projection unless it is there already; returns the seconds that took, then or now.
 
     Raises:
-        ModelError: as ``load_projection``.
+        ModelError: as ``read_projection``.
     """
     kept = projection_file(statistics, threshold)
     digest = sha256_of_file(statistics) if statistics.is_file() else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ PORTABILITY = ("Reasoning", "Logical_Generalization", "Subject_Aliasing")  # the
 def load_easyedit_file(path: str | Path) -> list[Case]:
     """Read a KnowEdit, ZsRE or CounterFact file.
 
-    A case's question is the record's first portability prompt, else its rephrased prompt with the new object for answer; a locality
-    prompt becomes the other fact. The tag ``probe`` says which question it is.
+    A case's question is the record's first portability prompt that has an answer, else its rephrased prompt with the new object for
+    answer; the first locality prompt that has one becomes the other fact. The tag ``probe`` says which question it is.
 
     Raises:
         DataError: the file cannot be read, or a record is broken (with its index).
@@ -61,19 +61,29 @@ def _find_question(raw: Mapping[str, Any], target: str) -> tuple[str, Question]:
     if portability.get("New Question"):  # ZsRE's
         return "Reasoning", Question(portability["New Question"], _all_texts(portability["New Answer"]))
     for name in PORTABILITY:
-        if portability.get(name):
-            item = portability[name][0]
-            return name, Question(_first_text(item["prompt"]), _all_texts(item["ground_truth"]))
+        question = _first_with_answer(portability.get(name))
+        if question is not None:
+            return name, question
     return "rephrase", Question(_first_text(_take(raw, "rephrase_prompt", "rephrase", "prompt", "src", "text")), (target,))
 
 
 def _find_locality(raw: Mapping[str, Any]) -> Question | None:
     for items in (raw.get("locality") or {}).values():
-        if items:
-            return Question(_first_text(items[0]["prompt"]), _all_texts(items[0]["ground_truth"]))
+        question = _first_with_answer(items)
+        if question is not None:
+            return question
     for prompt, answer in (("locality_prompt", "locality_ground_truth"), ("loc", "loc_ans")):
         if raw.get(prompt) and raw.get(answer):
             return Question(raw[prompt].removeprefix("nq question: "), (str(raw[answer]),))
+    return None
+
+
+def _first_with_answer(items: Sequence[Mapping[str, Any]] | None) -> Question | None:
+    """The first of a record's probes that has an answer: real files have some whose answer is blank."""
+    for item in items or ():
+        answers = _all_texts(item["ground_truth"])
+        if any(answer.strip() for answer in answers):
+            return Question(_first_text(item["prompt"]), answers)
     return None
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from propmeta_edit.baselines.null_space import load_projection, solve_update
+from propmeta_edit.baselines.null_space import load_projection, read_projection, solve_update, stamp_of
 from propmeta_edit.baselines.second_moments import model_folder_name, statistics_file
 from propmeta_edit.easyedit.hparams import FromYaml
 from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples
@@ -184,16 +185,22 @@ def apply_easyedits_own(
 
     weights = _edited_weights(model, hparams)
     chain = _chain_of(model, weights)
-    files = [_statistics(hparams, name) for name in weights]
-    projections = torch.stack([load_projection(file, hparams.nullspace_threshold) for file in files])
-    kept = [chain.kept.get(name, torch.zeros_like(own)) for name, own in zip(weights, projections, strict=True)]
-    AlphaEdit_main.P, AlphaEdit_main.P_loaded = projections, True
-    AlphaEdit_main.cache_c, AlphaEdit_main.cache_c_new = torch.stack(kept), True
+    files = tuple(_statistics(hparams, name) for name in weights)
+    stamps = tuple(stamp_of(file) for file in files)
+    AlphaEdit_main.P, AlphaEdit_main.P_loaded = _stack_projections(files, stamps, hparams.nullspace_threshold), True
+    kept = [chain.kept[name] for name in weights] if chain.kept else None
+    AlphaEdit_main.cache_c = torch.zeros_like(AlphaEdit_main.P) if kept is None else torch.stack(kept)
+    AlphaEdit_main.cache_c_new = True
     hparams = replace(hparams, P_loc=str(files[0]))  # it computes projections of its own unless this file exists
     model, original = apply(model, tok, requests, hparams, **kwargs)
     written = dict(zip(weights, AlphaEdit_main.cache_c, strict=True))
     _CHAINS[model] = EditChain(written, snapshot(_edited_weights(model, hparams)))
     return model, original
+
+
+@lru_cache(maxsize=1)  # of one model at a time, 4 GB for one of 8B: stacked once, not in every edit's time
+def _stack_projections(files: tuple[Path, ...], stamps: tuple[int, ...], threshold: float) -> torch.Tensor:
+    return torch.stack([read_projection(file, threshold) for file in files])
 
 
 def _edited_weights(model: Any, hparams: Any) -> dict[str, torch.nn.Parameter]:

@@ -9,9 +9,15 @@ from typing import Any
 
 import torch
 
-from propmeta_edit.baselines.cake import CakeSettings, merge_adapter_in_place, target_weights, train_cake_adapter
+from propmeta_edit.baselines.cake import (
+    CakeSettings,
+    forget_adapter,
+    merge_adapter_in_place,
+    target_weights,
+    train_cake_adapter,
+)
 from propmeta_edit.easyedit.hparams import FromYaml
-from propmeta_edit.finetune.weights import snapshot
+from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.records import EditRequest, as_requests
 
@@ -78,7 +84,8 @@ def apply_cake_to_model(
             and made from templates where not, after ``rephrasings``, other prompts for the fact, where it has those.
 
     Returns:
-        (edited model, {parameter name: value before the edit}); the second is empty unless ``return_orig_weights``.
+        (edited model, {parameter name: value before the edit}); the second is empty unless ``return_orig_weights``. An edit that
+        fails leaves the model as it was.
 
     Raises:
         RequestError: an empty target, or a subject that is not in its prompt.
@@ -86,13 +93,20 @@ def apply_cake_to_model(
     edits = [_with_augmentation(e, r) for e, r in zip(as_requests(requests), requests, strict=True)]
     if copy:
         model = deepcopy(model)
-    original = snapshot(target_weights(model))
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    weights = target_weights(model)
+    original = snapshot(weights)
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
-        merge_adapter_in_place(train_cake_adapter(model, tok, edits, hparams.recipe))
+        adapted = train_cake_adapter(model, tok, edits, hparams.recipe)
+        try:
+            merge_adapter_in_place(adapted)
+        except BaseException:  # some matrices are merged, others not
+            forget_adapter(adapted.unload())
+            apply_snapshot(weights, original)
+            raise
     finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
     return model, original if return_orig_weights else {}
 
 

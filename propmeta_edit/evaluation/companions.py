@@ -11,10 +11,11 @@ from propmeta_edit.records import Case, EditRequest
 
 
 def with_neighbours(cases: Sequence[Case]) -> list[Case]:
-    """Each case with ``neighbour`` and ``other_fact`` from the next case of the list that suits.
+    """Each case with ``neighbour``, and ``other_fact`` where it has none of its own, from the next case of the list that suits.
 
     The neighbour is that case's question (same relation if there is one, else same entity type, else any) about its own subject;
-    the other fact is its second hop. Neither shares the subject or the object of the edit. Where no case suits, both stay None.
+    the other fact is its second hop. Neither shares the subject or the object of the edit. Where no case suits, both stay as they
+    are.
     """
     result = []
     for index, case in enumerate(cases):
@@ -22,7 +23,9 @@ def with_neighbours(cases: Sequence[Case]) -> list[Case]:
         alike = (other for key in ("relation", "entity_type") for other in others if _share(case, other, key))
         # Lazily: the first that suits comes early, and a data set can hold thousands of cases.
         chosen = next((other for other in itertools.chain(alike, others) if _is_unrelated(case, other)), None)
-        result.append(case if chosen is None else replace(case, neighbour=chosen.question, other_fact=chosen.second_hop))
+        if chosen is not None:
+            case = replace(case, neighbour=chosen.question, other_fact=case.other_fact or chosen.second_hop)
+        result.append(case)
     return result
 
 

@@ -48,7 +48,10 @@ def _ratio(own: dict[str, bool], ceiling: dict[str, bool]) -> float | None:
 
 
 def break_down(rows: Sequence[Row], tag: str) -> pd.DataFrame:
-    """Accuracy in percent by data set and value of ``tag`` (rows) and method (columns), with n."""
+    """Accuracy in percent by data set and value of ``tag`` (rows) and method (columns), with n.
+
+    n is that of the method with the most cases; where another has fewer, its cell says how many.
+    """
     tagged = [row for row in rows if tag in row.tags]
     table = pd.DataFrame(
         {"data set": r.dataset, tag: r.tags[tag], "method": r.method, "correct": 100.0 * r.correct, "case": r.case_id}
@@ -56,9 +59,13 @@ def break_down(rows: Sequence[Row], tag: str) -> pd.DataFrame:
     )
     if table.empty:
         return table
-    means = table.pivot_table(index=["data set", tag], columns="method", values="correct", aggfunc="mean", sort=False)
-    means.insert(0, "n", table.groupby(["data set", tag], sort=False)["case"].nunique())
-    return means.round(1).sort_values(["data set", "n"], ascending=[True, False])
+    grouped = table.groupby(["data set", tag, "method"], sort=False)["correct"]
+    means, counts = grouped.mean().unstack(sort=False), grouped.count().unstack(sort=False)
+    n = counts.max(axis=1).astype(int)
+    few = counts.lt(n, axis=0) & counts.notna()
+    cells = means.round(1).astype(object).mask(few, means.map("{:.1f}".format) + counts.map(" (n {:.0f})".format))
+    cells.insert(0, "n", n)
+    return cells.sort_values(["data set", "n"], ascending=[True, False])
 
 
 def write_comparisons(rows: Sequence[Row], folder: str | Path, references: Sequence[str], num_examples: int = 5) -> str:
@@ -97,7 +104,7 @@ def comparison_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
             "difference": f"{100 * e['difference']:+.1f} [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]",
             "wins / losses": f"{e['wins']} / {e['losses']}",
             "p": f"{e['p_value']:.1e}" if e["p_value"] < 0.001 else f"{e['p_value']:.3f}",
-            "of in context": "–" if e["ratio_to_in_context"] is None else f"{e['ratio_to_in_context']:.2f}",
+            "share of in-context accuracy": "–" if e["ratio_to_in_context"] is None else f"{e['ratio_to_in_context']:.2f}",
         }
         for e in entries
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.errors import DataError
-from propmeta_edit.files import append_line, cut_torn_line
+from propmeta_edit.files import append_line, cut_torn_line, write_text_atomically
 
 PROTOCOL = "qa-greedy-10-contains"
 SETTINGS = ("model_sha256", "data_sha256", "hparams_sha256", "seed", "protocol")
@@ -116,9 +116,18 @@ class RowFile:
         if row.key in self._keys:
             raise DataError(f"the case {row.key} is in the file already", self.path)
         self.require_same_settings(row.method, row.dataset, row.settings)
-        append_line(self.path, json.dumps(asdict(row), ensure_ascii=False))
+        append_line(self.path, _as_line(row))
         self.rows.append(row)
         self._keys.add(row.key)
+
+    def forget_failed(self) -> int:
+        """Take the cases that failed out of the file, so that they run again; returns how many."""
+        kept = [row for row in self.rows if row.error is None]
+        failed = len(self.rows) - len(kept)
+        if failed:
+            write_text_atomically(self.path, "".join(_as_line(row) + "\n" for row in kept))
+            self.rows, self._keys = kept, {row.key for row in kept}
+        return failed
 
     def require_same_settings(self, method: str, dataset: str, settings: tuple[Any, ...]) -> None:
         """Refuse to go on with rows that other settings made.
@@ -142,6 +151,10 @@ class RowFile:
     def finished(self, method: str, dataset: str) -> set[str]:
         """Ids of the cases that are done, failed ones included."""
         return {row.case_id for row in self.rows if (row.method, row.dataset) == (method, dataset)}
+
+
+def _as_line(row: Row) -> str:
+    return json.dumps(asdict(row), ensure_ascii=False)
 
 
 def select_rows(rows: Iterable[Row], method: str, dataset: str) -> list[Row]:

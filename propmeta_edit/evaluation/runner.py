@@ -7,6 +7,7 @@ import logging
 import random
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -82,6 +83,24 @@ class MethodSpec:
     base_sha256: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    def make_row(self, data: DataSet, case_id: str, seed: int, **results: Any) -> Row:
+        """A row of this method, with everything that decides it."""
+        return Row(
+            method=self.name,
+            dataset=data.name,
+            case_id=case_id,
+            model=self.model,
+            model_sha256=self.model_sha256,
+            base_sha256=self.base_sha256 or self.model_sha256,
+            data_sha256=data.sha256,
+            hparams_sha256=self.hparams_sha256,
+            seed=seed,
+            precomputation=self.precomputation,
+            device=self.device,
+            dtype=self.dtype,
+            **results,
+        )
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -131,13 +150,17 @@ def run_methods(
         execute: where a method's cases are run; in this process unless given (``evaluation.workers`` runs them on Ray).
 
     Returns:
-        How many of the chosen cases failed, in this run or an earlier one.
+        How many of the chosen cases failed, in this run or an earlier one; those of a method whose model found no memory are among
+        them, though they have no rows and run when the same is called again.
 
     Raises:
-        DataError: ``rows`` holds cases made with other settings, or two data sets have one name (before anything runs).
+        DataError: ``rows`` holds cases made with other settings, or a name of a method or data set, or the id of a case, is not
+            unique (before anything runs).
     """
-    if len({data.name for data in datasets}) < len(datasets):
-        raise DataError(f"data sets must have different names, got {', '.join(data.name for data in datasets)}")
+    _require_unique("methods", [method.name for method in methods])
+    _require_unique("data sets", [data.name for data in datasets])
+    for data in datasets:
+        _require_unique(f"cases of {data.name}", [case.case_id for case in data.cases])
     for method in methods:
         for data in datasets:
             settings = (method.model_sha256, data.sha256, method.hparams_sha256, seed, PROTOCOL)
@@ -159,16 +182,29 @@ def run_methods(
             left.append((method, work))
     for method, _ in left:
         method.check()
+    lacking_memory = 0
     for method, work in left:
         with tqdm(total=sum(len(item.group) for item in work), desc=method.name, unit="case") as bar:
-            for done in (execute or run_here)(method, work, seed, versions):
-                for row in done:
-                    rows.append(row)
-                bar.set_postfix_str(done[0].dataset)
-                bar.update(len(done))
-                if budget is not None and _is_used_up(budget, method, datasets, rows):
-                    break
-    return sum(row.error is not None and row.key in asked for row in rows.rows)
+            try:
+                for done in (execute or run_here)(method, work, seed, versions):
+                    for row in done:
+                        rows.append(row)
+                    bar.set_postfix_str(done[0].dataset)
+                    bar.update(len(done))
+                    if budget is not None and _is_used_up(budget, method, datasets, rows):
+                        break
+            except Exception as error:  # while a case runs it is the case's own failure: this is from loading the model
+                if not is_out_of_memory(error):
+                    raise
+                LOG.error("%s is left out: there is no memory for its model (%s)", method.name, error)
+                lacking_memory += sum(len(item.group) for item in work)
+    return lacking_memory + sum(row.error is not None and row.key in asked for row in rows.rows)
+
+
+def _require_unique(what: str, names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{what} must have different names, but there are several of {', '.join(twice[:5])}")
 
 
 def _by_turns(work: Sequence[Work]) -> list[Work]:
@@ -268,27 +304,17 @@ class GroupRunner:
         return self._make_row(data, case, score(case, outcome))
 
     def _make_row(self, data: DataSet, case: Case, results: Mapping[str, object], together: int = 1) -> Row:
-        spec = self.spec
-        return Row(
-            method=spec.name,
-            dataset=data.name,
-            case_id=case.case_id,
-            model=spec.model,
-            model_sha256=spec.model_sha256,
-            base_sha256=spec.base_sha256 or spec.model_sha256,
-            data_sha256=data.sha256,
-            hparams_sha256=spec.hparams_sha256,
-            seed=self.seed,
+        return self.spec.make_row(
+            data,
+            case.case_id,
+            self.seed,
             versions=self.versions,
-            precomputation=spec.precomputation,
-            device=spec.device,
-            dtype=spec.dtype,
             question=case.question.text,
             answers=case.question.answers,
             cases_at_once=together,
             note=self.note,
             tags=case.tags,
-            **results,  # type: ignore[arg-type]
+            **results,
         )
 
 

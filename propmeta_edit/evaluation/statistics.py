@@ -25,7 +25,8 @@ class PairedComparison:
 
     Attributes:
         difference: accuracy of the first minus accuracy of the second, in -1 to 1.
-        low, high: 95 % interval of the difference, percentile bootstrap over cases.
+        low, high: 95 % interval of the difference, percentile bootstrap over cases; from Wilson's interval where all cases agree,
+            since a bootstrap of equal values has no width.
         wins, losses: cases that only the first, or only the second, answers.
         p_value: McNemar's exact test, two-sided: are wins and losses equally likely?
     """
@@ -51,10 +52,21 @@ def compare_paired(first: Sequence[bool], second: Sequence[bool], num_resamples:
     wins, losses = int((gains > 0).sum()), int((gains < 0).sum())
     # Resampling cases changes only how often each of +1, 0 and -1 is drawn.
     n = len(gains)
-    drawn = np.random.default_rng(seed).multinomial(n, [wins / n, losses / n, 1 - (wins + losses) / n], size=num_resamples)
-    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / n, [2.5, 97.5])
+    if (gains == gains[0]).all():
+        low, high = _interval_of_equal(float(gains[0]), n)
+    else:
+        drawn = np.random.default_rng(seed).multinomial(n, [wins / n, losses / n, 1 - (wins + losses) / n], size=num_resamples)
+        low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / n, [2.5, 97.5])
     p_value = float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
     return PairedComparison(n, float(gains.mean()), float(low), float(high), wins, losses, p_value)
+
+
+def _interval_of_equal(gain: float, n: int) -> tuple[float, float]:
+    """Of n cases with the same gain of -1, 0 or 1: a share of others up to Wilson's bound may have been missed."""
+    missed = wilson_interval(0, n)[1]
+    if gain == 0:
+        return -missed, missed
+    return (1 - 2 * missed, 1.0) if gain > 0 else (-1.0, 2 * missed - 1)
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:

@@ -28,29 +28,38 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
         DataError: rows of one method and data set made with different settings, or a data set scored by different protocols or
             read from different files.
     """
+    _require_one_source(rows)
     pairs = list(dict.fromkeys((row.method, row.dataset) for row in rows))
-    for dataset in {dataset for _, dataset in pairs}:
+    return [_summarise_pair(select_rows(rows, method, dataset)) for method, dataset in pairs]
+
+
+def _require_one_source(rows: Sequence[Row]) -> None:
+    for dataset in dict.fromkeys(row.dataset for row in rows):
         protocols = {row.protocol for row in rows if row.dataset == dataset}
         if len(protocols) > 1:
             raise DataError(f"{dataset} was scored by different protocols ({', '.join(sorted(protocols))}); tabulate them apart")
         if len({row.data_sha256 for row in rows if row.dataset == dataset}) > 1:
-            raise DataError(f"the rows of {dataset} come from different files of that name; tabulate them apart")
-    return [_summarise_pair(select_rows(rows, method, dataset)) for method, dataset in pairs]
+            raise DataError(
+                f"the rows of {dataset} come from different files of that name; tabulate them apart, with another --output"
+            )
 
 
-def require_one_base(rows: Sequence[Row]) -> None:
-    """Refuse to set beside one another what started from different models or drew its cases with different seeds.
+def require_comparable(rows: Sequence[Row]) -> None:
+    """Refuse to set beside one another what started from different models, drew its cases with different seeds, or asked the cases
+    of different files under one name.
 
     Raises:
-        DataError: naming the methods on either side.
+        DataError: naming the methods, or the data set, on either side.
     """
+    _require_one_source(rows)
     for name, what in (("base_sha256", "started from different base models"), ("seed", "were run with different seeds")):
         methods: dict[object, str] = {}
         for row in rows:
             if getattr(row, name) != "":  # rows of versions before 0.6 do not say it
                 methods.setdefault(getattr(row, name), row.method)
         if len(methods) > 1:
-            raise DataError(f"the rows of {' and '.join(methods.values())} {what}; tabulate them apart, with another --output")
+            sides = " and ".join(f"{method} ({str(value)[:12]})" for value, method in methods.items())
+            raise DataError(f"the rows of {sides} {what}; tabulate them apart, with another --output")
 
 
 def _share(rows: Sequence[Row], name: str) -> float | None:

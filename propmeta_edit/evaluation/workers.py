@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +40,7 @@ class RayWorkers:
         num_cpus: CPUs of a worker.
 
     Raises:
-        ConfigError: Ray is missing, or cannot be reached.
+        ConfigError: Ray is missing, cannot be reached, or has no room for a single worker.
     """
 
     def __init__(self, num_workers: int, address: str | None = None, num_gpus: float = 0, num_cpus: float = 1) -> None:
@@ -47,19 +49,21 @@ class RayWorkers:
         try:
             import ray
         except ModuleNotFoundError as error:
-            raise ConfigError('workers need Ray: pip install "propmeta-edit[ray]"') from error
+            raise ConfigError('workers need Ray: pip install -e ".[ray]"') from error
         self._ray: Any = ray
-        self._num_workers, self._options = num_workers, {"num_gpus": num_gpus, "num_cpus": num_cpus}
+        self._options = {"num_gpus": num_gpus, "num_cpus": num_cpus}
         if not ray.is_initialized():
             environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-            own = {} if address else {"num_cpus": max(1, round(num_workers * num_cpus)), "include_dashboard": False}
+            own = {} if address else {"num_cpus": max(1, math.ceil(num_workers * num_cpus)), "include_dashboard": False}
             os.environ.setdefault("RAY_worker_niceness", "0")  # or its workers get what every other program leaves
             try:
                 ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False, **own)
             except (ConnectionError, ValueError) as error:
                 raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
-        if ray.cluster_resources().get("GPU", 0) < num_gpus:
-            raise ConfigError(f"a worker needs {num_gpus} GPUs, but Ray has {ray.cluster_resources().get('GPU', 0):g}; lower it")
+        fitting = count_fitting(ray.cluster_resources(), num_gpus, num_cpus)
+        if fitting < num_workers:  # one that never starts would be waited for without end
+            LOG.warning("Ray has room for %d of %d workers of %g GPUs and %g CPUs", fitting, num_workers, num_gpus, num_cpus)
+        self._num_workers = min(num_workers, fitting)
 
     def __call__(self, method: MethodSpec, work: Sequence[Work], seed: int, versions: Mapping[str, str]) -> Iterator[list[Row]]:
         """The rows of each group as they are finished, in no particular order.
@@ -100,3 +104,19 @@ class RayWorkers:
             else:
                 yield rows
             give(worker)
+            del worker  # one without work gives its GPU back: another may wait for it
+
+
+def count_fitting(resources: Mapping[str, float], num_gpus: float, num_cpus: float) -> int:
+    """How many workers Ray has room for; several share a GPU only if each takes a fraction that all of them fit into.
+
+    Raises:
+        ConfigError: not even one.
+    """
+    gpus, cpus = resources.get("GPU", 0), resources.get("CPU", 0)
+    if gpus < num_gpus or cpus < num_cpus:
+        raise ConfigError(f"a worker needs {num_gpus:g} GPUs and {num_cpus:g} CPUs, but Ray has {gpus:g} and {cpus:g}; lower it")
+    room = [int(cpus / num_cpus)] if num_cpus else []
+    if num_gpus:
+        room.append(int(gpus) * int(1 / num_gpus) if num_gpus < 1 else int(gpus / num_gpus))
+    return min(room, default=sys.maxsize)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from propmeta_edit.evaluation.companions import with_neighbours, with_text_origi
 from propmeta_edit.evaluation.methods import LONG_EDIT, Editing, FineTuning, InContext, Unedited
 from propmeta_edit.evaluation.runner import TIMED_CASES, DataSet, Method, MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
-from propmeta_edit.models.artefacts import resolve_model_folder
+from propmeta_edit.models.artefacts import find_model_folder, resolve_model_folder
 from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
 from propmeta_edit.recipes.data_check import FORMATS, find_format
 from propmeta_edit.recipes.settings import edit_settings_of, has_hparams, hparams_file
@@ -36,6 +38,8 @@ from propmeta_edit.recipes.sources import TEST_FILES, find_file, find_files, is_
 from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.recipes.worlds import ensure_world
 from propmeta_edit.records import Case, EditRequest
+
+LOG = logging.getLogger(__name__)
 
 
 def with_rephrasings(edit: EditRequest) -> list[EditRequest]:
@@ -58,6 +62,7 @@ class RowKind:
         adapt: makes the row's cases from the data set's.
         settings: in which folder of hparams/ its YAML is; "" for the one named as ``edit``.
         write: the requests that stand for one fact.
+        varies: what makes it a variant of FT, where there is no YAML of its own.
     """
 
     checkpoint: str
@@ -65,6 +70,7 @@ class RowKind:
     adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
     settings: str = ""
     write: Callable[[EditRequest], list[EditRequest]] = lambda edit: [edit]
+    varies: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def hparams_folder(self) -> str:
@@ -92,8 +98,15 @@ CONTROLS = {
     "MetaFT-seed2": RowKind("seed2", "MetaFT"),
 }
 VARIANTS = {  # other ways to fine-tune
-    "FT-paraphrases": RowKind("", "MetaFT", note_rephrasings, settings="FT-paraphrases", write=with_rephrasings),
-    "FT-all-layers": RowKind("", "MetaFT", settings="FT-all-layers"),
+    "FT-paraphrases": RowKind(
+        "",
+        "MetaFT",
+        note_rephrasings,
+        settings="FT-paraphrases",
+        write=with_rephrasings,
+        varies={"batch_size": 4, "max_length": 60},  # all wordings in one update
+    ),
+    "FT-all-layers": RowKind("", "MetaFT", settings="FT-all-layers", varies={"layers": "all"}),
     "FT-L": RowKind("", "FT", settings="FT-L"),
     "FT-M": RowKind("", "FT", settings="FT-M"),
     "LoRA": RowKind("", "LoRA"),
@@ -114,9 +127,10 @@ NOTES = [
     "efficacy: the edited fact itself occurs in ten greedy tokens after its prompt.",
     "second hop, other fact: single-hop questions about the new object, and about something else, still answered.",
     "neighbour same: the ten tokens after a question about another subject are those of before the edit.",
-    f"s / edit: mean of the edit call alone over the first {TIMED_CASES} cases, one by one; loading, a warm-up edit (where edits "
-    f"take less than {LONG_EDIT:.0f} s), evaluation, restoring and the one-time meta-training are outside. The other cases of FT "
-    "and MetaFT are edited side by side.",
+    f"s / edit: mean of the edit call alone over the cases that were edited one by one, which are the first {TIMED_CASES} of FT and "
+    "MetaFT (their other cases are edited side by side) and all of the others; loading, a warm-up edit (where edits take less than "
+    f"{LONG_EDIT:.0f} s; else the first edit reads the second moments), evaluation, restoring and the one-time meta-training are "
+    "outside.",
     "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",
     "cases / s: of the cases that were edited side by side, edits and questions together.",
     "FT-L and FT-M are EasyEdit's FT in a clone of its repository; its PyPI release has one of the two losses under no name.",
@@ -245,15 +259,40 @@ def read_training_time(model: str) -> dict[str, float]:
 
 
 def read_settings(kind: RowKind, setup: Setup, hparams_name: str) -> dict[str, Any]:
-    """A row's YAML.
+    """A row's settings: of its YAML, but as the meta-tuned checkpoint was trained where a row edits like MetaFT.
 
-    Without a YAML all rows edit as the meta-tuned checkpoint says it was trained.
+    Without YAMLs of their own, FT edits as the checkpoint was trained too, and FT's variants as FT does, but for what makes them
+    variants.
+
+    Raises:
+        ConfigError: no YAML for an algorithm of EasyEdit's.
+        ModelError: no checkpoint where one is needed, or one without its card.
     """
     if kind.edit not in ("MetaFT", *BASELINES):
         return {}
-    if kind.edit == "MetaFT" and not has_hparams(kind.hparams_folder, hparams_name):
-        return edit_settings_of(read_checkpoint_card(resolve_model_folder(setup.model_of(METHODS["MetaFT"])))["settings"])
-    return read_yaml(hparams_file(kind.hparams_folder, hparams_name))
+    if kind.edit in BASELINES or (kind.hparams_folder != "MetaFT" and has_hparams(kind.hparams_folder, hparams_name)):
+        return read_yaml(hparams_file(kind.hparams_folder, hparams_name))
+    if kind.varies:
+        return {**read_settings(METHODS["FT"], setup, hparams_name), **kind.varies}
+    return _settings_of_metaft(setup.model_of(METHODS["MetaFT"]), hparams_name)
+
+
+def _settings_of_metaft(model: str, hparams_name: str) -> dict[str, Any]:
+    """What the checkpoint's card says, and what a YAML says besides."""
+    own = read_yaml(hparams_file("MetaFT", hparams_name)) if has_hparams("MetaFT", hparams_name) else {}
+    folder = find_model_folder(model) if own else resolve_model_folder(model)
+    if folder is None:  # a row of the base, where the checkpoint is not at hand
+        return own
+    trained = edit_settings_of(read_checkpoint_card(folder)["settings"])
+    differing = [f"{name} {value!r}, not {own[name]!r}" for name, value in trained.items() if own.get(name, value) != value]
+    if differing:
+        LOG.warning(
+            "%s was meta-trained with %s: it is edited so, whatever hparams/MetaFT/%s.yaml says",
+            model,
+            "; ".join(differing),
+            hparams_name,
+        )
+    return {**own, **trained}
 
 
 def require_same_base(setup: Setup, kind: RowKind) -> None:
@@ -304,9 +343,18 @@ def _loaded(model: str, layers: list[int] | str | None, setup: Setup, dtype: str
     return _load_one(model, edited, setup.device, dtype)
 
 
-@lru_cache(maxsize=1)  # one model in memory at a time
+_HELD: dict[tuple[str, str, str, str], tuple[Any, Any]] = {}  # at most one: the model that is in memory
+
+
 def _load_one(model: str, layers: str, device: str, dtype: str) -> tuple[Any, Any]:
-    return load_model(model, device=device, dtype=dtype, layers=json.loads(layers))
+    key = (model, layers, device, dtype)
+    if key not in _HELD:
+        _HELD.clear()  # before the next one is loaded: two of 8B fit into few machines
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        _HELD[key] = load_model(model, device=device, dtype=dtype, layers=json.loads(layers))
+    return _HELD[key]
 
 
 @cache

@@ -27,8 +27,8 @@ TYPICAL_SECONDS = {
     "LoRA": 30,
     "MEMIT": 24,
     "AlphaEdit": 26,
-    "ROME": 45,
-    "CaKE": 106,
+    "ROME": 20,
+    "CaKE": 36,
 }
 TYPICAL_PARAMETERS = 134.5e6
 
@@ -78,7 +78,7 @@ def describe_plan(
             needed = unused if needed is None else min(needed, unused)
         total += needed or 0.0
         guessed += 0.0 if seconds else needed or 0.0
-        memory, disk = _estimate(kind, setup.dtype_of(kind), shape, hparams_name) if shape else (None, None)
+        memory, disk = _estimate(kind, setup, shape, hparams_name) if shape else (None, None)
         lines.append(
             f"{name:<27}{model + _state_of(model):<34}{f'{left} of {len(chosen)}':>16}{_gib(memory):>10}{_gib(disk):>10}  "
             + ("none" if not left else _say_time(needed, is_guess=not seconds))
@@ -131,9 +131,9 @@ def _read_shape(model: str) -> _Shape | None:
     return _Shape(count, config.num_hidden_layers, getattr(config, "intermediate_size", 4 * config.hidden_size))
 
 
-def _estimate(kind: RowKind, dtype: str, shape: _Shape, hparams_name: str) -> tuple[float, float]:
+def _estimate(kind: RowKind, setup: Setup, shape: _Shape, hparams_name: str) -> tuple[float, float]:
     """(memory, disk) in GiB."""
-    weights: float = shape.num_parameters * BYTES[dtype]
+    weights: float = shape.num_parameters * BYTES[setup.dtype_of(kind)]
     per_layer = shape.num_parameters / shape.num_layers  # embeddings counted in: an upper bound
     has_own = has_hparams(kind.hparams_folder, hparams_name)
     given = read_yaml(hparams_file(kind.hparams_folder, hparams_name)).get("layers") if has_own else None
@@ -141,8 +141,8 @@ def _estimate(kind: RowKind, dtype: str, shape: _Shape, hparams_name: str) -> tu
     num_layers = len(layers) if isinstance(layers, list) and layers else shape.num_layers if layers == "all" else 1
     moment = 4 * shape.key_width**2 * num_layers
     disk = 0.0
-    if kind.edit == "MetaFT":  # fp32 weights, their gradient, two moments, and the values of before
-        weights += 5 * 4 * per_layer * num_layers
+    if kind.edit == "MetaFT":  # fp32: the values of before, and of each edit the weights, their gradient and two moments
+        weights += (1 + 4 * setup.edits_at_once) * 4 * per_layer * num_layers
     elif kind.edit in NEEDS_STATISTICS:  # second moments; projections and kept keys for AlphaEdit
         weights, disk = weights + (3 if kind.edit == "AlphaEdit" else 1) * moment, (2 if kind.edit == "AlphaEdit" else 1) * moment
     elif kind.edit in ("CaKE", "LoRA"):  # the values of before

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import tiny
 
+from propmeta_edit.baselines.cake import target_weights
 from propmeta_edit.config import read_yaml
 from propmeta_edit.easyedit.algorithms import make_hparams
 from propmeta_edit.errors import EasyEditError, PropMetaError
@@ -28,9 +29,14 @@ def check(method, name, model, depth):
     except PropMetaError as error:
         return str(error)
     modules = dict(model.named_modules())
-    templates = [v for k, v in vars(hparams).items() if k.endswith("_module_tmp")] if method not in ("CaKE", "LoRA") else []
+    if method == "LoRA":
+        absent = set(hparams.target_modules) - {name.rpartition(".")[2] for name in modules}
+        return f"the model has no {absent}" if absent or not hparams.target_modules else ""
+    if method == "CaKE":
+        return "" if len(target_weights(model)) >= 2 * depth else "the model has no projections that CaKE knows"
+    templates = [v for k, v in vars(hparams).items() if k.endswith("_module_tmp")]
     wanted = [template.format(layer) for template in templates for layer in hparams.layers]
-    wanted += [hparams.ln_f_module, hparams.lm_head_module] if templates else []
+    wanted += [hparams.ln_f_module, hparams.lm_head_module]
     missing = [module for module in wanted if module not in modules]
     if missing:
         return f"the model has no {missing}"

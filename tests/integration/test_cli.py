@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import ClassVar
 
@@ -219,7 +220,7 @@ def run_table2(tmp_path, monkeypatch, capsys):
     module = importlib.import_module("run_table2")
 
     def run(*arguments):
-        comparison._load_one.cache_clear()
+        comparison._HELD.clear()
         comparison.hash_of_model.cache_clear()
         try:
             code = module.main(list(arguments))
@@ -245,6 +246,7 @@ def run_table2(tmp_path, monkeypatch, capsys):
         (["--limits", "GRACE=1"], "--limits names methods that are not among"),
         (["--methods", ","], "unknown methods ','"),
         (["--edits-at-once", "0"], "--edits-at-once must be 1 or more"),
+        (["--ray", "--gpus-per-worker", "1", "--device", "cpu"], "--gpus-per-worker 1: workers compute on what this machine"),
     ],
 )
 def test_table2_refuses_with_2(run_table2, arguments, message):
@@ -311,6 +313,68 @@ def test_table2_on_a_tiny_model_end_to_end(run_table2, base, tmp_path):
     assert {(entry["method"], entry["dataset"], entry["n"]) for entry in table} == {
         (method, data, 3) for method in ("unedited", "in-context", "FT", "MetaFT") for data in ("cre-id", "mquake-4hop")
     }
+
+
+def test_rows_edit_as_the_checkpoint_was_trained_and_variants_of_ft_as_ft(base, tmp_path, caplog):
+    """A YAML has no say against a checkpoint's card, and FT's variants without a YAML do not become MetaFT's row."""
+    assert meta_train(base, tmp_path) == 0
+    setup = comparison.Setup(str(base), {"metaft": str(tmp_path / "out")}, "cpu", "float32", 0, 8)
+    trained = {"layers": [1], "lr": 0.01, "num_steps": 2}
+
+    def settings_of(name, hparams_name, keys=("layers", "lr", "num_steps")):
+        found = comparison.read_settings(comparison.METHODS[name], setup, hparams_name)
+        return {key: found[key] for key in keys}
+
+    assert all(settings_of(name, "llama3-8b") == trained for name in ("MetaFT", "K0-FT", "FT-as-MetaFT"))
+    assert "was meta-trained with layers [1], not [9]; lr 0.01, not 2e-05; num_steps 2, not 10: it is edited so" in caplog.text
+    assert settings_of("FT", "llama3-8b") == {"layers": [9], "lr": 2e-5, "num_steps": 10}
+    assert settings_of("FT-all-layers", "llama3-8b") == {"layers": "all", "lr": 2e-5, "num_steps": 10}
+    assert settings_of("FT-paraphrases", "llama3-8b", ("layers", "batch_size")) == {"layers": [9], "batch_size": 4}
+    assert settings_of("FT", "no-such-yaml") == trained
+    assert settings_of("FT-all-layers", "no-such-yaml") == {**trained, "layers": "all"}
+    assert settings_of("FT-all-layers", "smollm2-135m", ("lr",)) == {"lr": 5e-5}, "it has a YAML of its own"
+    elsewhere = comparison.Setup(str(base), {}, "cpu", "float32", 0, 8)
+    own = comparison.read_settings(comparison.METHODS["FT-as-MetaFT"], elsewhere, "llama3-8b")
+    assert own["layers"] == [9], "no checkpoint is at hand"
+
+
+def test_one_model_is_in_memory_at_a_time(base, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    alive = weakref.WeakSet()
+    load = comparison.load_model
+
+    def load_alone(*arguments, **options):
+        assert not len(alive), "the former model is still there"
+        loaded = load(*arguments, **options)
+        alive.add(loaded[0])
+        return loaded
+
+    monkeypatch.setattr(comparison, "load_model", load_alone)
+    comparison._HELD.clear()
+    for model in (base, base, other):
+        comparison._load_one(str(model), "null", "cpu", "float32")
+        assert len(alive) == 1
+    comparison._HELD.clear()
+
+
+def test_rows_that_do_not_belong_together_are_refused_before_anything_runs(run_table2, base, tmp_path):
+    assert meta_train(base, tmp_path) == 0
+    data = shutil.copy(tmp_path / "train.jsonl", tmp_path / "other.jsonl")
+    with open(data, "a", encoding="utf-8") as file:
+        file.write("\n")
+    arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--device", "cpu", "--limit", "1"]
+    assert run_table2(*arguments, "--methods", "unedited", "--datasets", f"cre-id={tmp_path / 'train.jsonl'}")[0] == 0
+    before = (tmp_path / "results" / "table2" / "rows.jsonl").read_bytes()
+    for more, message in (
+        (["--seed", "1", "--datasets", "mquake-4hop"], "were run with different seeds"),
+        (["--datasets", f"cre-id={data}"], "rows of cre-id come from different files"),
+    ):
+        code, error = run_table2(*arguments, "--methods", "in-context", *more)
+        assert code == 2 and message in error and "another --output" in error
+    assert (tmp_path / "results" / "table2" / "rows.jsonl").read_bytes() == before
+    code, error = run_table2(*arguments, "--methods", "in-context", "--retry-failed", "--datasets", "mquake-4hop")
+    assert code == 0 and "0 cases that failed run again" in error
 
 
 def test_the_papers_numbers_stand_beside_its_own_model_on_files_alone(run_table2, base, tmp_path):

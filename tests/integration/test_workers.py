@@ -19,6 +19,7 @@ from propmeta_edit.evaluation.methods import Editing
 from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import DataSet, MethodSpec, run_methods
 from propmeta_edit.evaluation.tables import summarise
+from propmeta_edit.evaluation.workers import RayWorkers, count_fitting
 from propmeta_edit.records import Case, EditRequest, Question
 
 CASES = [
@@ -64,8 +65,6 @@ def run(folder, deaths, execute=None):
 @pytest.fixture(scope="module")
 def workers():
     ray = pytest.importorskip("ray")
-    from propmeta_edit.evaluation.workers import RayWorkers
-
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(tiny.__file__).parent), str(Path(__file__).parent)])
     yield RayWorkers(2)
     ray.shutdown()
@@ -88,8 +87,35 @@ def test_cases_that_kill_every_worker_end_the_run_and_keep_the_rest(tmp_path, wo
     assert RowFile(tmp_path / "ray" / "rows.jsonl").rows, "what was finished is on disk"
 
 
-def test_no_workers_is_refused():
-    from propmeta_edit.evaluation.workers import RayWorkers
+def test_no_more_workers_are_started_than_fit(tmp_path, workers, caplog):
+    """One too many would wait for a place for ever, and the run for its cases."""
+    more = RayWorkers(5)
+    assert "Ray has room for 2 of 5 workers of 0 GPUs and 1 CPUs" in caplog.text
+    found, rows, failures = run(tmp_path / "ray", deaths=0, execute=more)
+    assert failures == 0 and len(rows.rows) == len(CASES) and len(list((tmp_path / "ray").glob("pid-*"))) == 2
 
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "cpus", "expected"),
+    [
+        ({"GPU": 1, "CPU": 16}, 1, 1, 1),
+        ({"GPU": 4, "CPU": 16}, 1, 1, 4),
+        ({"GPU": 4, "CPU": 2}, 1, 1, 2),
+        ({"GPU": 2, "CPU": 16}, 0.5, 1, 4),
+        ({"GPU": 2, "CPU": 16}, 0.6, 1, 2),  # a worker's share is of one GPU
+        ({"GPU": 5, "CPU": 16}, 2, 1, 2),
+        ({"CPU": 3}, 0, 0.5, 6),
+    ],
+)
+def test_how_many_workers_fit(resources, gpus, cpus, expected):
+    assert count_fitting(resources, gpus, cpus) == expected
+
+
+def test_room_for_no_worker_is_refused():
+    with pytest.raises(ConfigError, match="a worker needs 1 GPUs and 1 CPUs, but Ray has 0 and 8"):
+        count_fitting({"CPU": 8}, 1, 1)
+
+
+def test_no_workers_is_refused():
     with pytest.raises(ConfigError, match="must be 1 or more, got 0"):
         RayWorkers(0)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
 
 from propmeta_edit.baselines import cake
 from propmeta_edit.baselines.cake import (
@@ -149,6 +150,25 @@ def test_a_failed_training_leaves_the_model_as_it_was(tokenizer, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         apply_cake_to_model(model, tokenizer, [REQUEST], CaKEHyperParams("tiny", max_length=100))
     assert [name for name, _ in model.named_parameters()] == names and not model.training
+
+
+def test_a_merge_that_fails_half_way_leaves_the_model_as_it_was(tokenizer, monkeypatch):
+    model = tiny.make_model("llama", dtype=torch.float32)
+    before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
+    merge, merged = LoraLinear.merge, []
+
+    def fail_at_the_third(layer, *arguments, **options):
+        if len(merged) == 2:
+            raise RuntimeError("out of memory")
+        merged.append(layer)
+        return merge(layer, *arguments, **options)
+
+    monkeypatch.setattr(LoraLinear, "merge", fail_at_the_third)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        apply_cake_to_model(model, tokenizer, [REQUEST], CaKEHyperParams("tiny", lr=1e-2, num_steps=1, max_length=100))
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys() and len(merged) == 2
+    assert all(torch.equal(after[n], value) and after[n].requires_grad == flag for n, (value, flag) in before.items())
 
 
 def test_bad_settings_are_named():

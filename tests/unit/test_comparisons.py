@@ -9,7 +9,7 @@ import pytest
 
 from propmeta_edit.evaluation.comparisons import break_down, compare_with, write_comparisons
 from propmeta_edit.evaluation.rows import Row
-from propmeta_edit.evaluation.statistics import compare_paired
+from propmeta_edit.evaluation.statistics import compare_paired, wilson_interval
 
 
 def test_mcnemar_and_difference_by_hand():
@@ -27,7 +27,11 @@ def test_mcnemar_and_difference_by_hand():
 
 def test_no_difference_is_no_evidence():
     result = compare_paired([True, False], [True, False])
-    assert (result.p_value, result.low, result.high) == (1.0, 0.0, 0.0)
+    bound = wilson_interval(0, 2)[1]
+    assert (result.p_value, result.low, result.high) == (1.0, -bound, bound) and 0.6 < bound < 0.7, "two cases show little"
+    all_won, all_lost = compare_paired([True] * 3, [False] * 3), compare_paired([False] * 3, [True] * 3)
+    assert (all_won.low, all_won.high) == (1 - 2 * wilson_interval(0, 3)[1], 1.0) and all_won.low < 0
+    assert (all_lost.low, all_lost.high) == (-all_won.high, -all_won.low)
     with pytest.raises(ValueError, match="equally long lists of verdicts, got 1 and 2"):
         compare_paired([True], [True, False])
 
@@ -63,6 +67,7 @@ def test_breakdown_counts_by_tag():
     table = break_down(ROWS, "relation")
     assert table.loc[("cre-id", "even"), "n"] == 3 and table.loc[("cre-id", "odd"), "n"] == 2
     assert table.loc[("cre-id", "even"), "MetaFT"] == 100.0 and table.loc[("cre-id", "odd"), "FT"] == 0.0
+    assert table.loc[("cre-id", "even"), "FT"] == "50.0 (n 2)", "fewer cases than the row's n"
     assert break_down(ROWS, "hops").empty
 
 

@@ -11,6 +11,7 @@ from propmeta_edit.data.easyedit_files import load_easyedit_file
 from propmeta_edit.data.mquake import bundled_mquake_path
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import DataError
+from propmeta_edit.recipes.comparison import load_dataset
 from propmeta_edit.recipes.data_check import describe_file, find_format
 
 KNOWEDIT = {
@@ -56,6 +57,31 @@ def test_each_of_its_formats_becomes_a_case(tmp_path):
     )
     assert zsre.other_fact.text == "who wrote Emma"
     assert counterfact.case_id == "easyedit-7" and counterfact.other_fact.answers == ("Rome",)
+
+
+def test_probes_without_an_answer_give_way_to_the_next(tmp_path):
+    blank = {"prompt": "What is missing?", "ground_truth": [[""]]}
+    portability = {"Reasoning": [blank, *KNOWEDIT["portability"]["Reasoning"]]}
+    locality = {"Forgetfulness": [blank], **KNOWEDIT["locality"]}
+    only_blank = {
+        **KNOWEDIT,
+        "rephrase": "Ann Lee is from",
+        "portability": {"Reasoning": [blank]},
+        "locality": {"Forgetfulness": [blank]},
+    }
+    [first, second] = load_easyedit_file(
+        write(tmp_path, [{**KNOWEDIT, "portability": portability, "locality": locality}, only_blank])
+    )
+    assert first.question.answers == ("Spanish", "Castilian") and first.other_fact.answers == ("blue",)
+    assert second.question.text == "Ann Lee is from" and second.tags["probe"] == "rephrase" and second.other_fact is None
+
+
+def test_its_own_locality_is_what_is_asked(tmp_path):
+    others = [
+        {**KNOWEDIT, "subject": f"Bob {n}", "prompt": f"The home of Bob {n} is", "target_new": f"Place {n}"} for n in range(3)
+    ]
+    data = load_dataset(str(write(tmp_path, others)), seed=0)
+    assert all(case.neighbour is not None and case.other_fact.answers == ("blue",) for case in data.cases)
 
 
 def test_records_without_a_new_object_are_left_out_and_broken_ones_named(tmp_path):

@@ -12,7 +12,7 @@ from propmeta_edit.evaluation.rows import Row, RowFile
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.models.artefacts import find_model_folder
 from propmeta_edit.recipes import plan
-from propmeta_edit.recipes.comparison import Setup
+from propmeta_edit.recipes.comparison import METHODS, Setup
 from propmeta_edit.recipes.plan import TYPICAL_SECONDS, describe_plan
 from propmeta_edit.records import Case, EditRequest, Question
 
@@ -81,6 +81,15 @@ def test_what_was_never_timed_is_a_guess_by_size_and_a_budget_caps_it(hub, tmp_p
     assert lines["FT"].endswith("  7 min"), "3 of 10 min are used up"
     assert lines["CaKE"].endswith("  10 min (a guess)")
     assert "17 min in all, 10 min of it guessed" in lines["on"]
+
+
+def test_memory_counts_the_edits_side_by_side():
+    """A shape of 8 billion parameters in 32 layers: 14.9 GiB in bf16, 0.93 GiB a layer in fp32."""
+    shape = plan._Shape(8_000_000_000, 32, 14336)
+    one, eight = (plan._estimate(METHODS["FT"], Setup("m", {}, "cpu", "bfloat16", 0, n), shape, "llama3-8b")[0] for n in (1, 8))
+    assert one == pytest.approx(14.90 + 5 * 0.931, abs=0.02) and eight == pytest.approx(14.90 + 33 * 0.931, abs=0.05)
+    moments = plan._estimate(METHODS["MEMIT"], Setup("m", {}, "cpu", "bfloat16", 0, 8), shape, "llama3-8b")
+    assert moments == (pytest.approx(2 * 14.90 + 5 * 0.766, abs=0.02), pytest.approx(5 * 0.766, abs=0.01))
 
 
 def test_every_row_has_a_typical_time():

@@ -11,7 +11,7 @@ from propmeta_edit.errors import DataError, ModelError
 from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
 from propmeta_edit.evaluation.runner import CaseOutcome, DataSet, MethodSpec, choose_cases, run_methods
 from propmeta_edit.evaluation.statistics import wilson_interval
-from propmeta_edit.evaluation.tables import make_markdown, require_one_base, summarise, write_tables
+from propmeta_edit.evaluation.tables import make_markdown, require_comparable, summarise, write_tables
 from propmeta_edit.records import Case, EditRequest, Question
 
 CASES = [
@@ -221,11 +221,58 @@ def test_tables_refuse_to_mix():
 def test_tables_refuse_rows_of_different_bases_and_seeds():
     row = {"dataset": "d", "model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c"}
     ft = Row("FT", case_id="1", seed=0, base_sha256="a", **row)
-    require_one_base([ft, replace(ft, method="MetaFT", model_sha256="z"), replace(ft, method="old", base_sha256="")])
-    with pytest.raises(DataError, match="rows of FT and ROME started from different base models"):
-        require_one_base([ft, replace(ft, method="ROME", base_sha256="other")])
-    with pytest.raises(DataError, match="rows of FT and ROME were run with different seeds"):
-        require_one_base([ft, replace(ft, method="ROME", seed=1)])
+    require_comparable([ft, replace(ft, method="MetaFT", model_sha256="z"), replace(ft, method="old", base_sha256="")])
+    with pytest.raises(DataError, match=r"rows of FT \(a\) and ROME \(other\) started from different base models"):
+        require_comparable([ft, replace(ft, method="ROME", base_sha256="other")])
+    with pytest.raises(DataError, match=r"rows of FT \(0\) and ROME \(1\) were run with different seeds"):
+        require_comparable([ft, replace(ft, method="ROME", seed=1)])
+    with pytest.raises(DataError, match="rows of d come from different files of that name"):
+        require_comparable([ft, replace(ft, method="ROME", data_sha256="other")])
+
+
+@pytest.mark.parametrize(
+    ("names", "case_ids", "message"),
+    [
+        (["FT", "FT"], ["a"], "methods must have different names, but there are several of FT"),
+        (["FT"], ["a", "b", "a"], "cases of d must have different names, but there are several of a"),
+    ],
+)
+def test_names_that_are_not_unique_are_refused_before_anything_runs(tmp_path, names, case_ids, message):
+    rows, spoken = RowFile(tmp_path / "rows.jsonl"), Spoken()
+    data = DataSet("d", "sha", [replace(CASES[0], case_id=case_id) for case_id in case_ids])
+    with pytest.raises(DataError, match=message):
+        run_methods([replace(make_spec(spoken), name=n) for n in names], [data], rows, limit=None, seed=0, versions={})
+    assert not spoken.asked and not rows.rows
+
+
+def test_a_model_that_finds_no_memory_leaves_its_row_out_alone(tmp_path, caplog):
+    def build():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    def run_both(large):
+        rows = RowFile(tmp_path / "rows.jsonl")
+        specs = [replace(make_spec(Spoken()), name="large", build=large), make_spec(Spoken())]
+        return run_methods(specs, [DataSet("d", "data", CASES[:4])], rows, limit=None, seed=0, versions={}), rows
+
+    failures, rows = run_both(build)
+    assert failures == 4 == len(rows.rows) and {row.method for row in rows.rows} == {"MetaFT"}
+    assert "large is left out: there is no memory for its model" in caplog.text
+    failures, rows = run_both(Spoken)
+    assert failures == 0 and len(rows.rows) == 8, "there was memory this time"
+
+
+def test_failed_cases_run_again_when_they_are_forgotten(tmp_path):
+    class Recovered(Spoken):
+        def evaluate(self, case):
+            return super().evaluate(case if case.case_id in ANSWERS else replace(CASES[0], case_id="c0"))
+
+    path = tmp_path / "rows.jsonl"
+    run(path, Spoken())
+    method = Recovered()
+    assert run(path, method)[1] == 1 and not method.asked, "failed is finished"
+    assert RowFile(path).forget_failed() == 1 and len(RowFile(path).rows) == len(CASES) - 1
+    assert run(path, method)[1] == 0 and len(method.asked) == 1
+    assert RowFile(path).forget_failed() == 0
 
 
 class Greedy(Spoken):
