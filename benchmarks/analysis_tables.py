@@ -134,7 +134,7 @@ def _lens(studies: Studies) -> str:
         "edited by",
         "at the last token of",
         "token",
-        "layer of the largest rise",
+        "largest rise after block",
         "rise there, nats",
         f"in the top {TOP}, edited %",
     ]
@@ -146,7 +146,8 @@ def _lens(studies: Studies) -> str:
             for token in (0, 1):
                 mean, low, high = mean_interval(rise[:, :, token])
                 layer = int(np.nanargmax(mean[:-1]))
-                cells = [arm, group, TOKENS[token], str(layer), with_interval(mean[layer], low[layer], high[layer])]
+                block = str(layer - 1) if layer else "none"  # the first states are the embeddings, then comes block 0
+                cells = [arm, group, TOKENS[token], block, with_interval(mean[layer], low[layer], high[layer])]
                 for run in ("edited", "unedited"):
                     seen = lens_array(own, run, "rank", group)[:, layer, token] < TOP
                     cells.append(with_interval(seen.mean(), *wilson_interval(int(seen.sum()), len(seen)), scale=100, digits=0))

@@ -26,7 +26,7 @@ from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.tables import SETTINGS_FILE, frame_to_markdown
 from propmeta_edit.files import write_text_atomically
 
-SUMMARIES = ("table.json", "summary.json")
+SUMMARIES = ("table.json", "summary-*.json")
 SHORT = 24  # characters of a table's cell that stay on one line
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -91,15 +91,14 @@ def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
         raise DataError("is no folder", folder)
     texts = [_below_a_part(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.md"), key=_tables_first)]
     pictures = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
-    for name in SUMMARIES:
-        if (folder / name).is_file():
-            summary = json.loads((folder / name).read_text(encoding="utf-8"))
-            pictures = pictures or draw_accuracies(summary)  # the sweeps have drawn the same
-            texts.append(describe_origin(summary))
+    for path in [path for pattern in SUMMARIES for path in sorted(folder.glob(pattern))]:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        pictures = pictures or draw_accuracies(summary)  # the sweeps have drawn the same
+        texts.append(describe_origin(summary))
     if (folder / SETTINGS_FILE).is_file():
         texts.append(describe_settings(json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))))
     for path in sorted(folder.glob("*.csv")):
-        if path.stem != "summary" and not path.with_suffix(".md").is_file():  # else the same numbers, shown already
+        if not path.stem.startswith("summary-") and not path.with_suffix(".md").is_file():  # else the same numbers, shown already
             texts.append(f"### {path.stem}\n\n{frame_to_markdown(pd.read_csv(path), '.4g')}")
     if (folder / "speed.json").is_file():
         speed = json.loads((folder / "speed.json").read_text(encoding="utf-8"))

@@ -13,7 +13,8 @@ states    by layer and position, what the logit lens says of the new object and 
 weights   size, rank and direction of the change that an edit makes, from the base on to the meta-trained model
 gains     which cases MetaFT wins and loses against FT, by relation, entity type and how sure the unedited model was
 
-Whatever is finished stays in the output folder; the same command goes on from there. Tables go to analysis.md, pictures beside it.
+Whatever is finished stays in the output folder; the same command goes on from there. Each part's tables go to a file of its name
+(states.md, ...), pictures beside it.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from propmeta_edit.analysis.finished import FinishedPieces
 from propmeta_edit.analysis.gains import CaseResult, collect_results, compute_prior_strengths
 from propmeta_edit.cli import run_or_exit
 from propmeta_edit.config import read_yaml
+from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import Row, RowFile, select_rows
-from propmeta_edit.files import write_text_atomically
+from propmeta_edit.evaluation.tables import require_comparable
+from propmeta_edit.files import sha256_of_json, write_text_atomically
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.recipes.analysis import Arm, list_stages, make_arms, study_states, study_weights
 from propmeta_edit.recipes.comparison import hash_of_model, load_dataset
@@ -101,8 +104,13 @@ def describe_plan(options: argparse.Namespace, arms: dict[str, Arm]) -> str:
 
 
 def read_rows(paths: list[str]) -> list[Row]:
-    """The rows of several files; of a case that is in two, the first file's."""
+    """The rows of several files; of a case that is in two, the first file's.
+
+    Raises:
+        DataError: they do not belong together.
+    """
     rows = [row for path in paths for row in RowFile(require_file(path)).rows]
+    require_comparable(rows)
     return list({row.key: row for row in reversed(rows)}.values())[::-1]
 
 
@@ -114,13 +122,24 @@ def require_file(path: str) -> Path:
 
 
 def collect_gains(options: argparse.Namespace, arm: Arm) -> dict[str, list[CaseResult]]:
-    """Each case's verdicts and its prior strength, by data set; strengths that are on disk are not computed again."""
+    """Each case's verdicts and its prior strength, by data set; strengths that are on disk are not computed again.
+
+    Raises:
+        DataError: the rows are not of the arm's model.
+    """
     rows = read_rows(options.rows)
-    done = FinishedPieces(Path(options.output) / "priors.jsonl", {"model_sha256": hash_of_model(str(arm.hparams.model_name))})
+    model_sha256 = hash_of_model(str(arm.hparams.model_name))
+    done = FinishedPieces(Path(options.output) / "priors.jsonl", {"model_sha256": model_sha256})
     found = {}
     for dataset in dict.fromkeys(row.dataset for row in rows if row.method == "unedited"):
         unedited = select_rows(rows, "unedited", dataset)
-        key = f"{dataset}@{unedited[0].data_sha256}|{len(unedited)}"
+        if unedited[0].model_sha256 != model_sha256:
+            raise DataError(
+                f"the unedited rows of {dataset} are of {unedited[0].model}, not of {arm.hparams.model_name} as --hparams "
+                f"{options.hparams} has it"
+            )
+        asked = sha256_of_json([[row.case_id, row.question, row.generated] for row in unedited])
+        key = f"{dataset}@{unedited[0].data_sha256}|{asked[:12]}"
         if key not in done.pieces:
             strengths = compute_prior_strengths(*arm.load(), unedited)
             done.add(key, {row.case_id: value for row, value in zip(unedited, strengths, strict=True)})
@@ -134,12 +153,12 @@ def run(options: argparse.Namespace) -> None:
         print(describe_plan(options, arms))
         return
     datasets = [load_dataset(name.strip(), options.seed) for name in options.datasets.split(",")]
-    pages = []
+    pages = {}
     if "states" in options.parts:
         where = output / "states.jsonl"
         shared = {"number": options.limit, "every": options.every, "seed": options.seed}
         states = {data.name: study_states(arms, data, where, **shared) for data in datasets}
-        pages.append(analysis_tables.describe_states(states))
+        pages["states"] = analysis_tables.describe_states(states)
         for name, studies in states.items():
             analysis_figures.draw_lens(studies, output / f"lens-{name}")
         analysis_figures.draw_patching(states, output / "patching")
@@ -147,15 +166,15 @@ def run(options: argparse.Namespace) -> None:
         stages = list_stages(arms, options.checkpoints)
         where = output / "weights.jsonl"
         weights = study_weights(stages, datasets[0], where, number=options.weight_cases, seed=options.seed)
-        pages.append(analysis_tables.describe_weights(weights, datasets[0].name))
+        pages["weights"] = analysis_tables.describe_weights(weights, datasets[0].name)
         analysis_figures.draw_weights(weights, output / "weights")
     if "gains" in options.parts:
         gains = collect_gains(options, arms["FT"])
-        pages.append(analysis_tables.describe_gains(gains))
+        pages["gains"] = analysis_tables.describe_gains(gains)
         analysis_figures.draw_gains(gains, output / "gains")
-    text = "\n".join(pages)
-    write_text_atomically(output / "analysis.md", text)
-    print(text)
+    for part, text in pages.items():  # a file each: another part asked for later leaves them as they are
+        write_text_atomically(output / f"{part}.md", text)
+    print("\n".join(pages.values()))
 
 
 def main(argv: list[str] | None = None) -> int:

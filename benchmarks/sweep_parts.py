@@ -351,7 +351,7 @@ class Course:
         table = sweep_tables.mark_best(table, self.rows.rows, best, self.asked.reported, self.sweep.annotate)
         table["split"] = [self._describe(row) for row in table.to_dict("records")]
         folder = Path(self.options.output)
-        sweep_tables.write_summary(table, folder)
+        sweep_tables.write_summary(table, folder / f"summary-{self.sweep.name}")
         return self.sweep.write(table, self.rows.rows, folder / self.sweep.name)
 
     def _describe(self, row: dict[str, Any]) -> str:

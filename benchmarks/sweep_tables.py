@@ -73,13 +73,13 @@ def mark_best(
     return pd.concat(parts, ignore_index=True)
 
 
-def write_summary(table: pd.DataFrame, folder: Path) -> None:
-    """``summary.json`` and ``summary.csv`` of a marked table."""
+def write_summary(table: pd.DataFrame, path: Path) -> None:
+    """A marked table as ``<path>.json`` and ``<path>.csv``."""
     extra = table[["split", "chosen"]].to_dict("records")
     entries = [{**entry, **more} for entry, more in zip(table["entry"], extra, strict=True)]
-    write_text_atomically(folder / "summary.json", json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
+    write_text_atomically(path.with_suffix(".json"), json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
     left_out = ["accuracy_ci95", "efficacy_ci95", "entry", "reported", "panel", "kind", "is_released"]
-    write_text_atomically(folder / "summary.csv", table.drop(columns=left_out).to_csv(index=False))
+    write_text_atomically(path.with_suffix(".csv"), table.drop(columns=left_out).to_csv(index=False))
 
 
 def to_markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""When a generated text counts as correct (method.md section 5, after CaKE's code)."""
+"""When a generated text counts as correct (as in CaKE's code)."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def resolve_layers(layers: Sequence[int] | str | None, num_layers: int) -> list[
 def select_parameters(model: Any, layers: Sequence[int] | str | None, modules: str = "attention+mlp") -> dict[str, nn.Parameter]:
     """The parameters that both loops train: every projection, with its bias, of the chosen modules of the chosen layers.
 
-    Layer norms, embeddings, the final norm and the LM head are never among them (method.md, section 2).
+    Layer norms, embeddings, the final norm and the LM head are never among them.
 
     Returns:
         Parameters by their name in ``model.named_parameters()``, in the model's own order.

@@ -111,7 +111,9 @@ def study_states(
     done = FinishedPieces(path, {"arms": {name: arm.identity() for name, arm in arms.items()}, "every": every})
     pairs = choose_cases(dataset, arms["FT"].load()[1], number, seed)
     keys = {
-        (name, case.case_id): f"{name}|{dataset.name}@{dataset.sha256[:12]}|{case.case_id}" for name in arms for case, _ in pairs
+        (name, case.case_id): f"{name}|{dataset.name}@{dataset.sha256[:12]}|{case.case_id}|{case.question.text}"
+        for name in arms
+        for case, _ in pairs  # the seed decides which of a record's questions is the case's
     }
     left = sum(key not in done.pieces for key in keys.values())
     with tqdm(total=left, desc=f"states, {dataset.name}", unit="edit", disable=not left) as bar:
@@ -179,7 +181,7 @@ def study_weights(stages: Sequence[Stage], dataset: DataSet, path: Path, *, numb
     cases = [case for case, _ in choose_cases(dataset, stages[0].arm.load()[1], number, seed)]
     if len(cases) < 2:
         raise DataError(f"two cases or more are needed to compare changes, and {dataset.name} has {len(cases)} that can be studied")
-    done = FinishedPieces(path, {"cases": [case.case_id for case in cases], "data": dataset.sha256})
+    done = FinishedPieces(path, {"cases": [[case.case_id, case.question.text] for case in cases], "data": dataset.sha256})
     base = stages[1]
     unedited = snapshot(base.arm.parameters())
     of_base: list[Tensors] = []

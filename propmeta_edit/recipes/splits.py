@@ -73,12 +73,13 @@ def load_splits(items: Sequence[str], configs: Mapping[str, MetaTrainConfig], se
     """The data sets of a sweep over models that are trained as ``configs`` say (after ``hold_out``).
 
     Raises:
-        ConfigError: no data set, two of one name, a test split of the offline world for a model that is trained on a file, or
+        ConfigError: no data set, two of one name, a split of the offline world for a model that is trained on other facts, or
             validation splits that the models do not share.
         DataError: no such data set, or a file that cannot be read.
     """
     _refuse_offline_tests(items, configs)
     held = _load_held_out(configs) if set(items) & set(VALIDATION_FILES) else {}
+    _refuse_offline_validation([item for item in items if item in VALIDATION_FILES and item not in held], configs, held)
     splits = [
         Split(data, kind_of(item), is_released(item))
         for item in items
@@ -100,6 +101,16 @@ def _refuse_offline_tests(items: Sequence[str], configs: Mapping[str, MetaTrainC
         raise ConfigError(
             f"{offline[0]} is a test split of the offline world, but {name} is meta-trained on {data}; name the file: "
             f"{offline[0]}={WORLD_FILES[offline[0]]}"
+        )
+
+
+def _refuse_offline_validation(items: Sequence[str], configs: Mapping[str, MetaTrainConfig], held: Mapping[str, DataSet]) -> None:
+    on_files = [config.data for config in configs.values() if config.data != WORLD]
+    if on_files and items:
+        raise ConfigError(
+            f"{on_files[0]} has no {items[0]} (it has {', '.join(held) or 'no validation cases'}), and the offline world's is about "
+            f"facts that the model was not trained on; name a file, {items[0]}=FILE, or give --data the training file alone, from "
+            "which both validation splits are held out"
         )
 
 

@@ -1,4 +1,4 @@
-"""The prompts of the benchmark (CaKE's, method.md section 5): no chat template, no trailing space."""
+"""The prompts of the benchmark (CaKE's): no chat template, no trailing space."""
 
 from __future__ import annotations
 

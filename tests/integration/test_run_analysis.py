@@ -27,7 +27,7 @@ from propmeta_edit.evaluation.rows import Row, RowFile
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import comparison
 from propmeta_edit.recipes.analysis import list_stages, make_arms, study_weights
-from propmeta_edit.recipes.comparison import load_dataset
+from propmeta_edit.recipes.comparison import hash_of_model, load_dataset
 
 NAMES = [
     f"model.layers.1.{name}.weight" for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -72,7 +72,7 @@ def keep_state(place, number, shift):
 def test_states_are_studied_once_and_drawn(place, capsys):
     run = arguments(place, "--parts", "states", "--limit", "3", "--every", "1")
     assert run_analysis.main(run) == 0
-    text = (place / "out" / "analysis.md").read_text()
+    text = (place / "out" / "states.md").read_text()
     assert text in capsys.readouterr().out and "## valid-ood: inside the two-hop prompt, n = 3" in text
     for picture in ("lens-valid-ood", "patching"):
         assert (place / "out" / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
@@ -197,8 +197,9 @@ def test_prior_strength_is_the_probability_of_what_was_said(place):
 def test_gains_are_read_from_rows(place, capsys):
     path = place / "rows.jsonl"
     rows = RowFile(path)
+    model = {"model_sha256": hash_of_model(str(place / "base"))}
     for n in range(12):
-        rows.append(make_row("unedited", n, False, f" Paris {n}"))
+        rows.append(make_row("unedited", n, False, f" Paris {n}", **model))
         rows.append(make_row("FT", n, n < 2))
         rows.append(make_row("MetaFT", n, n < 6))
     run = arguments(place, "--parts", "gains", "--rows", str(path))
@@ -209,6 +210,14 @@ def test_gains_are_read_from_rows(place, capsys):
     assert (place / "out" / "gains.png").read_bytes()[:4] == b"\x89PNG"
     kept = (place / "out" / "priors.jsonl").read_text()
     assert run_analysis.main(run) == 0 and (place / "out" / "priors.jsonl").read_text() == kept
+    others = {
+        "strange.jsonl": (make_row("unedited", 0, False), "the unedited rows of cre are of m, not of "),
+        "mixed.jsonl": (make_row("ROME", 0, False, seed=1), "were run with different seeds"),
+    }
+    for name, (row, message) in others.items():
+        RowFile(place / name).append(row)
+        files = [str(place / name), *([str(path)] if name == "mixed.jsonl" else [])]
+        assert run_analysis.main([*run[:-1], *files]) == 2 and message in capsys.readouterr().err
     assert run_analysis.main([*run[:-1], str(place / "none.jsonl")]) == 2
     assert "no file" in capsys.readouterr().err and not (place / "none.jsonl").exists()
 

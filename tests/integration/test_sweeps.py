@@ -125,10 +125,15 @@ def checkpoints(place):
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
-def test_runs_are_named_as_before():
-    """Checkpoints and rows of sweeps that ran with an older version are found again."""
+def test_runs_are_named_as_before_and_alike_on_every_device():
+    """Checkpoints and rows of sweeps that ran with an older version are found again, and parts made elsewhere fit together."""
     config = MetaTrainConfig("smollm2-135m", layers=[8], num_tasks=1600, device="cpu")
-    assert name_of_run(config) == "smollm2-135m_layer-8_attention+mlp_1600-tasks_f0b10a51"
+    assert (
+        name_of_run(config)
+        == "smollm2-135m_layer-8_attention+mlp_1600-tasks_864ab62e"
+        == name_of_run(replace(config, device="cuda:1"))
+    )
+    assert name_of_run(replace(config, dtype="bfloat16")) != name_of_run(config)
 
 
 def test_a_seed_of_the_yaml_counts_unless_another_is_given(place):
@@ -206,7 +211,7 @@ def test_a_sweep_that_is_stopped_has_shown_what_it_had(place, monkeypatch):
         run_figure2.main(arguments(place, "--layers", "0,1", "--module-choices", "mlp"))
     text = (place / "out" / "figure2.md").read_text()
     assert "| tiny mlp | 0 | valid-ood |" in text and "best" not in text, "nothing is chosen before all are asked"
-    assert is_png(place / "out" / "figure2.png") and len(json.loads((place / "out" / "summary.json").read_text())) == 1
+    assert is_png(place / "out" / "figure2.png") and len(json.loads((place / "out" / "summary-figure2.json").read_text())) == 1
 
 
 def test_the_best_on_validation_is_reported_on_test(place, monkeypatch):
@@ -220,7 +225,7 @@ def test_the_best_on_validation_is_reported_on_test(place, monkeypatch):
         assert f"| tiny {modules} | 1 | valid-ood | validation | 2 | 100.0 [34.2, 100.0] | 0.0 | best |" in text
         assert f"| tiny {modules} | 1 | cre-ood | test (chosen on validation) | 2 | 100.0 [34.2, 100.0] | 0.0 | best |" in text
     assert text.count("best") == 4
-    summary = pd.read_csv(place / "out" / "summary.csv")
+    summary = pd.read_csv(place / "out" / "summary-figure2.csv")
     assert summary["chosen"].sum() == 4 and set(summary["split"]) == {"validation", "test (chosen on validation)"}
 
 
@@ -327,8 +332,8 @@ def test_cases_are_asked_where_the_options_say(place, monkeypatch):
             return run_here(pickle.loads(cloudpickle.dumps(method)), work, seed, versions)
 
     monkeypatch.setattr(run_table2, "RayWorkers", Workers)
-    assert run_figure2.main(arguments(place, *ONE, "--ray", "auto", "--workers", "3", "--gpus-per-worker", "0.5")) == 0
-    assert asked == [(3, "auto", 0.5, 1)] and len(rows_of(place)) == 4
+    assert run_figure2.main(arguments(place, *ONE, "--ray", "auto", "--workers", "3", "--cpus-per-worker", "0.5")) == 0
+    assert asked == [(3, "auto", 0, 0.5)] and len(rows_of(place)) == 4
 
 
 def test_a_plan_measures_and_says_what_is_needed(place, capsys):

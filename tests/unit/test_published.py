@@ -1,4 +1,4 @@
-"""The published numbers against what they must be made of (method.md, section 6)."""
+"""The published numbers against what they must be made of."""
 
 from __future__ import annotations
 

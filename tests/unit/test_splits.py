@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -67,6 +68,17 @@ def test_the_offline_world_keeps_its_own_validation_files(train):
     assert hold_out(config, ["valid-ood"]) == replace(config, validate_every=None), "as runs of before are named"
     [split] = load_splits(["valid-ood"], {"m": hold_out(config, ["valid-ood"])}, 0)
     assert len(split.data.cases) == 3 and not split.is_released
+
+
+def test_validation_that_a_folder_lacks_is_not_taken_from_the_offline_world(train, tmp_path):
+    folder = tmp_path / "cre"
+    folder.mkdir()
+    shutil.copy(train, folder)
+    tiny.write_records(folder / "valid_data_id.jsonl", generate_world(2, {"valid-id": 3})["valid-id"])
+    held = hold_out(MetaTrainConfig("m", data=str(folder)), ["valid-id", "valid-ood"])
+    assert len(load_splits(["valid-id"], {"a": held}, 0)[0].data.cases) == 3
+    with pytest.raises(ConfigError, match=r"has no valid-ood \(it has valid-id\), and the offline world's is about facts that"):
+        load_splits(["valid-id", "valid-ood"], {"a": held}, 0)
 
 
 def test_what_would_mix_data_is_refused(train):
