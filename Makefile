@@ -16,7 +16,7 @@ OUTPUT ?= results/table2
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup table2 table2-full evidence test test-fast test-all lint docs table2-smoke clean
+.PHONY: help setup table2 table2-full evidence test test-fast test-gpu test-all lint docs table2-smoke clean
 
 help:
 	@sed -n '1,4p' Makefile
@@ -62,6 +62,9 @@ test: setup
 
 test-fast: setup
 	@$(PYTEST) -m "not slow and not easyedit and not gpu and not long"
+
+test-gpu: setup
+	@$(BIN)/python -m pytest -m gpu
 
 test-all: setup
 	@$(BIN)/python -m pytest
