@@ -84,7 +84,9 @@ def describe_gains(table: pd.DataFrame, rows: Sequence[Row]) -> str:
         entries += compare_with(asked, f"{name} without")
     if not entries:
         return ""
-    gains = comparison_table(entries).drop(columns="share of in-context accuracy").rename(columns={"difference": "gain, points [95 %]"})
+    gains = (
+        comparison_table(entries).drop(columns="share of in-context accuracy").rename(columns={"difference": "gain, points [95 %]"})
+    )
     return f"\nGain of meta-training, paired case by case (bootstrap interval, McNemar's exact test):\n\n{frame_to_markdown(gains)}"
 
 

@@ -1,4 +1,4 @@
-"""The one loss of the method: cross-entropy on answer tokens only (method.md, section 2)."""
+"""The one loss of the method: cross-entropy on answer tokens only."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def reduce_answer_tokens(token_losses: torch.Tensor, batch: EncodedBatch, reduct
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    texts = batch.scored[0]
-    zeros = token_losses.new_zeros(len(batch.labels))
-    per_text = zeros.index_add(0, texts, token_losses)
-    return per_text / zeros.index_add(0, texts, torch.ones_like(token_losses)) if reduction == "mean" else per_text
+    texts, positions = batch.scored
+    # Each loss has a place of its own: sums into a common one would come in any order on a GPU, with another last bit each time.
+    per_text = token_losses.new_zeros(batch.labels.shape).index_put((texts, positions), token_losses).sum(dim=1)
+    return per_text / batch.answer_lengths if reduction == "mean" else per_text

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.single_edit import require_full_precision
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
@@ -32,8 +33,12 @@ def many_edits(
     Args:
         edits: N edits of equally many facts each; batches inside must have a multiple of N rows, those of an edit side by side.
         batch_size: facts of an edit in one update.
+
+    Raises:
+        ModelError: a layer outside the model, or tensors to edit that are not fp32 or wider.
     """
     parameters = select_parameters(model, layers, modules)
+    require_full_precision(parameters)
     target = [batch.to(model.device) for batch in encode_requests(tokenizer, edits, batch_size)]
     with stacked_weights(model, parameters, len(edits)) as adapted:
         with only_trainable(model, adapted.parameters):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from propmeta_edit.models.forwards import compute_hidden_states, replaced_forwards
+from propmeta_edit.models.forwards import compute_hidden_states
 from propmeta_edit.models.layers import get_architecture
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -25,18 +25,18 @@ class FrozenPrefix:
     def __init__(self, model: Any, parameter_names: Iterable[str]) -> None:
         self._model = model
         path = get_architecture(model.config.model_type).blocks + "."
-        first = min(int(name.removeprefix(path).split(".")[0]) for name in parameter_names)
-        blocks = list(model.get_submodule(path[:-1]).children())
-        self._below, self._above = blocks[:first], blocks[first:]
+        self._first = min(int(name.removeprefix(path).split(".")[0]) for name in parameter_names)
+        self._blocks = model.get_submodule(path[:-1])
+        self._stand_ins = [_StandIn(block) for block in self._blocks]
 
     def compute_states(self, batch: EncodedBatch) -> torch.Tensor | None:
         """What enters the first edited block: [B, T, hidden] without gradient; None if no block is below it."""
-        if not self._below:
+        if not self._first:
             return None
         states: list[torch.Tensor] = []
-        handle = self._below[-1].register_forward_hook(lambda module, inputs, output: states.append(output))
+        handle = self._blocks[self._first - 1].register_forward_hook(lambda module, inputs, output: states.append(output))
         try:
-            with torch.no_grad(), replaced_forwards(dict.fromkeys(self._above, _pass_through)):
+            with torch.no_grad(), self._replaced(self._stand_ins[self._first :], self._first):
                 compute_hidden_states(self._model, batch)
         finally:
             handle.remove()
@@ -48,10 +48,31 @@ class FrozenPrefix:
         if states is None:
             yield
             return
-        forwards: dict[nn.Module, Any] = dict.fromkeys(self._below[:-1], _pass_through)
-        with replaced_forwards({**forwards, self._below[-1]: lambda *args, **kwargs: states}):
+        stand_ins = [*self._stand_ins[: self._first - 1], _StandIn(self._blocks[self._first - 1], states)]
+        with self._replaced(stand_ins):
             yield
 
+    @contextmanager
+    def _replaced(self, stand_ins: Sequence[_StandIn], start: int = 0) -> Iterator[None]:
+        """Inside, the blocks from ``start`` on give place to ``stand_ins``."""
+        for number, stand_in in enumerate(stand_ins, start):
+            self._blocks[number] = stand_in
+        try:
+            yield
+        finally:
+            for number, stand_in in enumerate(stand_ins, start):
+                self._blocks[number] = stand_in.block
 
-def _pass_through(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    return hidden_states
+
+class _StandIn(nn.Module):
+    """Gives on its own states, or those it is given, without the block's hooks: they would fetch the weights of a sharded one."""
+
+    def __init__(self, block: nn.Module, states: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.__dict__.update(block=block, states=states)  # not as a submodule, whose parameters would be the model's
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["block"], name)  # such as the kind of its attention, which some models look at
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden_states if self.states is None else self.states

@@ -67,5 +67,6 @@ def require_full_precision(parameters: Mapping[str, torch.Tensor]) -> None:
     if narrow:
         raise ModelError(
             f"the tensors to edit must be fp32, but {narrow[0]} is {parameters[narrow[0]].dtype}: small updates would vanish. Let "
-            "MetaFTHyperParams load the model (dtype: bfloat16 keeps the edited layer in fp32), or load it in fp32"
+            "MetaFTHyperParams, or load_model with layers=, load the model (dtype: bfloat16 keeps the edited layer in fp32), or "
+            "load it in fp32"
         )

@@ -36,8 +36,8 @@ class StackedWeights:
         }
 
     def sum_over_edits(self, gradients: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """One tensor a parameter, in the model's own shape, from one stacked tensor each."""
-        return tuple(self._oriented(name, g.sum(dim=0)) for name, g in zip(self.parameters, gradients, strict=True))
+        """One contiguous tensor a parameter, in the model's own shape, from one stacked tensor each."""
+        return tuple(self._oriented(name, g.sum(dim=0)).contiguous() for name, g in zip(self.parameters, gradients, strict=True))
 
     def take(self, number: int) -> dict[str, torch.Tensor]:
         """The parameters of one edit, in the model's own shapes and strides."""

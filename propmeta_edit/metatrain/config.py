@@ -15,7 +15,7 @@ SCHEDULES = ("constant", "linear")
 
 @dataclass(frozen=True)
 class MetaTrainConfig:
-    """One meta-training run; the defaults are the paper's settings (method.md, section 2).
+    """One meta-training run; the defaults are the paper's settings.
 
     Args:
         model: the model to start from: a folder, a bundled name, or a hub id.

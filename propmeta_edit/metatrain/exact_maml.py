@@ -50,7 +50,7 @@ def compute_exact_task_gradients(
                 target_loss = loss.detach()
         related = functional_call(holder, dict(zip(names, adapted, strict=True)), (outer_loss,))
         gradients = torch.autograd.grad(related.sum(), theta)
-    return TaskGradients(gradients, target_loss, related.detach())
+    return TaskGradients(tuple(g.contiguous() for g in gradients), target_loss, related.detach())
 
 
 class _Holder(nn.Module):

@@ -31,6 +31,15 @@ class TaskGradients:
     target_losses: torch.Tensor | None
     related_losses: torch.Tensor
 
+    def take_in(self, others: TaskGradients) -> TaskGradients:
+        """What both contribute. The others' gradients are added to these in place, so that only one sum is ever held."""
+        for total, more in zip(self.gradients, others.gradients, strict=True):
+            total.add_(more)
+        target_losses = None
+        if self.target_losses is not None and others.target_losses is not None:
+            target_losses = torch.cat([self.target_losses, others.target_losses])
+        return TaskGradients(self.gradients, target_losses, torch.cat([self.related_losses, others.related_losses]))
+
 
 def compute_task_gradients(
     model: Any,
@@ -58,25 +67,23 @@ def compute_task_gradients(
 def apply_outer_step(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
-    tasks: Sequence[TaskGradients],
+    tasks: TaskGradients | None,
     processes: Processes = ALONE,
 ) -> None:
     """Eq. 3: ``θ ← θ − β ∇_θ L_related(f_{θ_τ})``, AdamW for SGD, the gradient averaged over all tasks of the step.
 
     Args:
-        tasks: this process's own; none if the last step has fewer tasks than there are processes.
+        tasks: this process's own, whose gradients become the mean over all; None if the last step has fewer tasks than there are
+            processes.
 
     Raises:
         FloatingPointError: a gradient that is not finite; θ and the optimiser are as they were.
     """
-    num_tasks = sum(processes.join([len(task.related_losses) for task in tasks]))
-    columns = (
-        zip(*(task.gradients for task in tasks), strict=True) if tasks else [(torch.zeros_like(p),) for p in parameters.values()]
-    )
-    sums = [torch.stack(column).sum(dim=0) for column in columns]
+    num_tasks = sum(processes.join([len(tasks.related_losses) if tasks else 0]))
+    sums = tasks.gradients if tasks else [torch.zeros_like(p) for p in parameters.values()]
     processes.add_up(sums)
     if not torch.stack([total.isfinite().all() for total in sums]).all():
         raise FloatingPointError("the outer gradient is not finite")
-    set_gradients(parameters, [total / num_tasks for total in sums])
+    set_gradients(parameters, [total.div_(num_tasks) for total in sums])
     optimizer.step()
     set_gradients(parameters, [None] * len(parameters))

@@ -85,4 +85,4 @@ def shard_frozen_blocks(model: Any, parameters: Mapping[str, nn.Parameter], proc
     trained = {id(parameter) for parameter in parameters.values()}
     for block in get_blocks(model):
         if not any(id(parameter) in trained for parameter in block.parameters()):
-            fully_shard(block, mesh=mesh)
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)  # by default not, as each block is a root of its own here

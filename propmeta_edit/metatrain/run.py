@@ -71,28 +71,32 @@ class TrainingRun:
 
     Args:
         folder: created if missing.
-        settings: everything that decides the run's bits, as plain JSON values.
+        settings: everything that decides the run's results, as plain JSON values.
+        rounding: settings on which nothing but rounding depends; a run may be continued with others, which is logged then.
         is_writer: False for those processes of a run that only read it.
 
     Raises:
         ConfigError: the folder belongs to a run with other settings; the message names them.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], is_writer: bool = True) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], rounding: Mapping[str, Any] | None = None, is_writer: bool = True
+    ) -> None:
         self.folder = folder
+        self._rounded_otherwise: list[str] = []
         if not is_writer:
             return
         path = folder / "settings.json"
-        plain = json.loads(json.dumps(settings))
         if path.is_file():
             started_with = json.loads(path.read_text(encoding="utf-8"))
-            other = [f"{k}: {started_with.get(k)!r}, now {plain.get(k)!r}" for k in plain if started_with.get(k) != plain[k]]
+            other = _differences(started_with, settings)
             if other:
                 raise ConfigError(
-                    f"{folder} holds an unfinished run with other settings ({'; '.join(other)}); "
+                    f"{folder} holds a run with other settings ({'; '.join(other)}); "
                     "continue it with those, choose another output, or remove that folder"
                 )
-        write_text_atomically(path, json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+            self._rounded_otherwise = _differences(started_with, rounding or {})
+        write_text_atomically(path, json.dumps({**settings, **(rounding or {})}, indent=1, ensure_ascii=False) + "\n")
 
     def save(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         """Write the state; until the new one is whole the old one stays.
@@ -125,6 +129,8 @@ class TrainingRun:
             apply_snapshot(parameters, {name: tensors[f"theta.{name}"] for name in parameters})
             _load_moments(optimizer, parameters, tensors)
             LOG.info("continuing after %d tasks from %s", len(progress.losses), file)
+            if self._rounded_otherwise:
+                LOG.warning("rounding differs from here on, with %s", "; ".join(self._rounded_otherwise))
             return progress
         return Progress()
 
@@ -133,6 +139,12 @@ class TrainingRun:
         tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
         with written_whole(kept_state(self.folder, num_tasks)) as file:
             _save_tensors(tensors, file, {"sha256": _checksum(tensors)})
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What the settings of now have otherwise than those of before, as JSON has them."""
+    plain = json.loads(json.dumps(now))
+    return [f"{key}: {before.get(key)!r}, now {value!r}" for key, value in plain.items() if before.get(key) != value]
 
 
 def kept_state(folder: Path, num_tasks: int) -> Path:

@@ -6,7 +6,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from propmeta_edit.errors import ConfigError, ModelError, PropMetaError
+from propmeta_edit.finetune.single_edit import require_full_precision
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.curve import draw_learning_curve
@@ -85,9 +87,10 @@ def meta_train(
         ConfigError: sharded blocks, and tasks that cannot be shared out evenly.
         Stopped: ``should_stop`` said so.
         ModelError: a loss or an outer gradient that is not finite (the task, or the step's tasks, are named; no weight has seen
-            it), or a layer outside the model.
+            it), out of memory, tensors to train that are not fp32 or wider, or a layer outside the model.
     """
     parameters = select_parameters(model, config.layers, config.modules)
+    require_full_precision(parameters)
     LOG.info("training %d tensors, %.2f M numbers, on %d tasks", len(parameters), num_parameters(parameters) / 1e6, len(tasks))
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=config.outer_lr, weight_decay=config.weight_decay, fused=True)
     progress = run.load(parameters, optimizer) if run else Progress()
@@ -111,12 +114,17 @@ def meta_train(
             losses = _read_losses(own_tasks, gradients)  # before θ moves: what is not finite must reach no weight and no file
             optimizer.param_groups[0]["lr"] = outer_learning_rate(config, done, len(tasks))
             try:
-                apply_outer_step(optimizer, parameters, gradients, processes)
+                with memory_errors_named(
+                    f"in the outer step after {done} tasks: there is no room for a gradient and AdamW's two moments of the trained "
+                    "tensors; train fewer layers or modules, or make room (dtype bfloat16, or shard)"
+                ):
+                    apply_outer_step(optimizer, parameters, gradients, processes)
             except FloatingPointError as error:
                 raise ModelError(
                     f"{error} over tasks {done + 1} to {min(done + tasks_per_step, len(tasks))} "
                     f"({', '.join(task.task_id for task in tasks[done : done + tasks_per_step])}); lower inner_lr or outer_lr"
                 ) from error
+            del gradients  # as large as what is trained; the next step needs the room
             progress.losses += processes.join(losses)
             progress.seconds += time.perf_counter() - started
             before, done = done, len(progress.losses)
@@ -149,27 +157,47 @@ def outer_learning_rate(config: MetaTrainConfig, num_done: int, num_tasks: int) 
 
 def compute_step_gradients(
     model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], tasks: Sequence[MetaTask], config: MetaTrainConfig
-) -> list[TaskGradients]:
-    """The gradients of one outer step's tasks, ``config.tasks_at_once`` of them side by side; no weight is changed.
+) -> TaskGradients | None:
+    """The gradients of one outer step's tasks, ``tasks_side_by_side`` of them at a time; no weight is changed.
+
+    Returns:
+        Their sum, in which each part is added up as soon as it is there; None without tasks.
 
     Raises:
         ModelError: they do not fit in memory.
     """
-    at_once = 1 if config.order == "second" else config.tasks_at_once or len(tasks) or 1
-    gradients = []
+    total = None
+    at_once = tasks_side_by_side(config, len(tasks))
     for start in range(0, len(tasks), at_once):
         some = tasks[start : start + at_once]
-        try:
-            gradients.append(_compute_gradients(model, tokenizer, parameters, some, config))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ModelError(
-                f"out of memory with {len(some)} tasks at once, the first of them {some[0].task_id} ({some[0].target.prompt!r}); "
+        with memory_errors_named(
+            f"with {len(some)} tasks at once, the first of them {some[0].task_id} ({some[0].target.prompt!r}); "
+            + (
                 f"set tasks_at_once to less than {len(some)}"
-                + (" (the model itself is too large for this device: dtype bfloat16, or shard)" if len(some) == 1 else "")
-            ) from error
-    return gradients
+                if len(some) > 1
+                else "the model itself is too large for this device: dtype bfloat16, or shard"
+            )
+        ):
+            part = _compute_gradients(model, tokenizer, parameters, some, config)
+            total = part if total is None else total.take_in(part)
+            del part  # two of them beside each other are one too many while the next is computed
+    return total
+
+
+def tasks_side_by_side(config: MetaTrainConfig, num_tasks: int) -> int:
+    """How many of an outer step's ``num_tasks`` tasks are computed in one batch; the graph of second order holds one."""
+    return 1 if config.order == "second" else max(1, min(config.tasks_at_once or num_tasks, num_tasks))
+
+
+@contextmanager
+def memory_errors_named(where: str) -> Iterator[None]:
+    """Inside, running out of memory is a ``ModelError`` that says ``where``, and what to do; other errors are as they are."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(f"out of memory {where}") from error
 
 
 def _compute_gradients(
@@ -190,12 +218,11 @@ def _validate(validate: Validate | None, progress: Progress) -> None:
     LOG.info("after %d tasks: %s", len(progress.losses), ", ".join(f"{name} {100 * v:.1f} %" for name, v in scores.items()))
 
 
-def _read_losses(tasks: Sequence[MetaTask], gradients: Sequence[TaskGradients]) -> list[TaskLosses]:
-    if not tasks:
+def _read_losses(tasks: Sequence[MetaTask], gradients: TaskGradients | None) -> list[TaskLosses]:
+    if gradients is None:
         return []
-    related = torch.cat([some.related_losses for some in gradients]).tolist()
-    seen = [some.target_losses for some in gradients if some.target_losses is not None]
-    target = torch.cat(seen).tolist() if seen else [None] * len(tasks)
+    related = gradients.related_losses.tolist()
+    target = [None] * len(tasks) if gradients.target_losses is None else gradients.target_losses.tolist()
     for task, target_loss, related_loss in zip(tasks, target, related, strict=True):
         if not math.isfinite(related_loss) or not math.isfinite(target_loss or 0.0):
             raise ModelError(

@@ -6,7 +6,7 @@ Every candidate is meta-trained on a few tasks; the better half goes on to twice
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,20 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.files import save_figure, write_text_atomically
+from propmeta_edit.files import save_figure, sha256_of_json, write_text_atomically
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.trainer import meta_train
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.loading import load_model, model_sha256
-from propmeta_edit.recipes.meta_training import compute_edited_accuracy, load_tasks, logged_to, resolve, stopped_by_sigterm
+from propmeta_edit.recipes.meta_training import (
+    compute_edited_accuracy,
+    hash_of_tasks,
+    load_tasks,
+    logged_to,
+    resolve,
+    stopped_by_sigterm,
+)
 
 RESULTS, PICTURE = "results.json", "layers.png"
 
@@ -55,7 +62,7 @@ def choose_layer(
         All scores, round by round; the last one is the choice.
 
     Raises:
-        ConfigError: no candidates, or settings with which nothing can be told apart.
+        ConfigError: no candidates, settings with which nothing can be told apart, or a folder that holds a search with others.
     """
     candidates = [(layer, choice) for layer in layers for choice in modules]
     if not candidates or first_tasks < config.tasks_per_step:
@@ -65,12 +72,12 @@ def choose_layer(
         )
     config = resolve(replace(config, outer_schedule="constant", validate_every=config.validate_every or first_tasks))
     last_tasks = first_tasks * 2 ** (len(candidates).bit_length() - 1)
-    load_tasks(replace(config, layers=[layers[0]], num_tasks=last_tasks))  # raises now rather than rounds later if they are too few
-    base_sha256 = model_sha256(resolve_model_folder(config.model))
+    load_tasks(replace(config, num_tasks=last_tasks))  # raises now rather than rounds later if they are too few
+    identity = {**_identify(config), "first_tasks": first_tasks}
     scores: list[Score] = []
     num_tasks = first_tasks
     while candidates:
-        this_round = [_score(config, base_sha256, candidate, num_tasks, folder) for candidate in candidates]
+        this_round = [_score(config, identity, candidate, num_tasks, folder) for candidate in candidates]
         scores += this_round
         _write(scores, folder)
         ranked = sorted(this_round, key=lambda score: score.accuracy, reverse=True)
@@ -79,18 +86,33 @@ def choose_layer(
     return scores
 
 
-def _score(config: MetaTrainConfig, base_sha256: str, candidate: tuple[int, str], num_tasks: int, folder: Path) -> Score:
-    """Meta-train a candidate up to ``num_tasks``, going on from where it is, and validate; what is on disk is not done again."""
+def _identify(config: MetaTrainConfig) -> dict[str, Any]:
+    """What a search is about, but for the candidate: its settings, its model, and all tasks and validation cases of its data."""
+    tasks, validation = load_tasks(replace(config, num_tasks=None))
+    # How far a candidate has got, when it is saved and where it is computed do not decide its results up to there.
+    left_out = ("layers", "modules", "num_tasks", "save_every", "validate_every", "device", "tracker", "tasks_at_once")
+    return {
+        **{key: value for key, value in asdict(config).items() if key not in left_out},
+        "base_sha256": model_sha256(resolve_model_folder(config.model)),
+        "tasks_sha256": hash_of_tasks(tasks),
+        "validation_sha256": sha256_of_json({name: [asdict(case) for case in cases] for name, cases in validation.items()}),
+    }
+
+
+def _score(config: MetaTrainConfig, identity: Mapping[str, Any], candidate: tuple[int, str], num_tasks: int, folder: Path) -> Score:
+    """Meta-train a candidate up to ``num_tasks``, going on from where it is, and validate; what is on disk is not done again.
+
+    Raises:
+        ConfigError: what is on disk is of another ``identity``.
+    """
     layer, modules = candidate
     own = folder / f"layer-{layer:02d}-{modules}"
+    run = TrainingRun(own, {**identity, "layers": [layer], "modules": modules}, {"tasks_at_once": config.tasks_at_once})
     result = own / f"tasks-{num_tasks}.json"
     if result.is_file():
         return Score(**json.loads(result.read_text(encoding="utf-8")))
     config = replace(config, layers=[layer], modules=modules, num_tasks=num_tasks)
     tasks, validation = load_tasks(config)
-    # How far a candidate has got is not among the settings that decide its bits up to there.
-    settings = {**asdict(replace(config, num_tasks=None, save_every=1, device="auto")), "base_sha256": base_sha256}
-    run = TrainingRun(own, settings)
     with logged_to(own / "log.txt"), stopped_by_sigterm() as should_stop:
         model, tokenizer = load_model(config.model, device=config.device, dtype=config.dtype, layers=[layer], modules=modules)
         meta_train(model, tokenizer, tasks, replace(config, validate_every=None), run, should_stop=should_stop)

@@ -15,8 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.holdout import hold_out_validation
+from propmeta_edit.edits.compute import choose_at_once
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.runner import batches_of, choose_cases
 from propmeta_edit.evaluation.scoring import contains_answer
@@ -27,9 +30,16 @@ from propmeta_edit.metatrain.checkpoint import save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
 from propmeta_edit.metatrain.run import TrainingRun
-from propmeta_edit.metatrain.trainer import Report, compute_step_gradients, meta_train, order_tasks
+from propmeta_edit.metatrain.trainer import (
+    Report,
+    compute_step_gradients,
+    memory_errors_named,
+    meta_train,
+    order_tasks,
+    tasks_side_by_side,
+)
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
-from propmeta_edit.models.devices import resolve_device, resolve_dtype
+from propmeta_edit.models.devices import free_memory, resolve_device, resolve_dtype
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256
@@ -38,7 +48,7 @@ from propmeta_edit.recipes.worlds import WORLD, ensure_world
 from propmeta_edit.records import Case, EditRequest, MetaTask
 from propmeta_edit.text.prompts import format_question
 
-EDITS_AT_ONCE = 8  # while validating; more are no faster on a CPU
+EDITS_AT_ONCE = 8  # while validating, where they fit; more are no faster on a CPU
 ENOUGH_SECONDS = 10  # of timing: warming up is a small part of a step that takes so long
 
 
@@ -95,14 +105,15 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     config = resolve(config, processes)
     tasks, validation = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
-    kept = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker")}
-    sums = {"base_sha256": model_sha256(base_folder), "tasks_sha256": _hash_of_tasks(tasks)}
-    run = TrainingRun(training, {**kept, **sums, "processes": processes.count}, is_writer=processes.is_main)
+    rounding = {"tasks_at_once": config.tasks_at_once}
+    kept = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker", *rounding)}
+    sums = {"base_sha256": model_sha256(base_folder), "tasks_sha256": hash_of_tasks(tasks)}
+    run = TrainingRun(training, {**kept, **sums, "processes": processes.count}, rounding, is_writer=processes.is_main)
     processes.wait()
     with logged_to(training / "log.txt" if processes.is_main else None), stopped_by_sigterm() as should_stop:
         report = make_report(config, training) if config.tracker and processes.is_main else None
         model, tokenizer = _load_for_training(config, base_folder, processes)
-        validate = partial(compute_edited_accuracy, model, tokenizer, config, validation)
+        validate = partial(compute_edited_accuracy, model, tokenizer, config, validation, processes)
         progress = meta_train(model, tokenizer, tasks, config, run, validate, processes, should_stop, report)
     if not processes.is_main:
         return
@@ -141,6 +152,8 @@ def _load_for_training(config: MetaTrainConfig, folder: str, processes: Processe
     if not config.shard or processes.count == 1:
         return load_model(folder, device=config.device, dtype=config.dtype, **chosen)
     model, tokenizer = load_model(folder, dtype=config.dtype, **chosen)
+    if torch.device(config.device).type != "cpu":
+        model.set_attn_implementation("sdpa")  # what it would have, had it been loaded there
     shard_frozen_blocks(model, select_parameters(model, **chosen), processes)
     return model.to(config.device), tokenizer
 
@@ -202,11 +215,13 @@ def plan_meta_training(config: MetaTrainConfig, steps: int = 3) -> str:
     seconds = _time_steps(model, tokenizer, parameters, tasks, config, steps)
     frozen = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = 4 * num_parameters(parameters)
-    at_once = min(config.tasks_at_once or config.tasks_per_step, len(tasks))
+    a_step = min(config.tasks_per_step, len(tasks))
+    at_once = tasks_side_by_side(config, a_step)
     per_task = _seconds_a_task(seconds)
     millions = num_parameters(parameters) / 1e6
-    # θ's gradient and two moments outside; copies, gradients and two moments a task inside; activations are on top.
-    memory = (frozen + trained * (3 + 4 * at_once)) / 2**30
+    # θ's gradient and two moments outside; copies, gradients and two moments a task inside; a gradient that is added to θ's where
+    # a step takes several turns; activations are on top.
+    memory = (frozen + trained * (3 + 4 * at_once + (at_once < a_step))) / 2**30
     lines = {
         "model": f"{config.model}, {config.dtype} on {config.device}, {frozen / 2**30:.2f} GiB",
         "trained": f"layers {config.layers}, {config.modules}: {len(parameters)} tensors, {millions:.2f} M numbers",
@@ -239,7 +254,8 @@ def _time_steps(
         for number in range(steps):
             some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
             started = time.perf_counter()
-            for gradients in compute_step_gradients(model, tokenizer, parameters, some, config):
+            gradients = compute_step_gradients(model, tokenizer, parameters, some, config)
+            if gradients is not None:
                 gradients.related_losses.tolist()  # waits for the device
             seconds.append((time.perf_counter() - started) / len(some))
             if time.perf_counter() - begun > ENOUGH_SECONDS:
@@ -253,15 +269,34 @@ def _seconds_a_task(seconds: Sequence[float]) -> float:
 
 
 def compute_edited_accuracy(
-    model: Any, tokenizer: Any, config: MetaTrainConfig, validation: Mapping[str, Sequence[Case]]
+    model: Any,
+    tokenizer: Any,
+    config: MetaTrainConfig,
+    validation: Mapping[str, Sequence[Case]],
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Two-hop accuracy after one edit a case, by split, with the run's own layer and inner loop."""
+    """Two-hop accuracy after one edit a case, by split, with the run's own layer and inner loop.
+
+    Every process computes all of it, as sharded blocks need all of them in every forward.
+
+    Raises:
+        ModelError: the edits do not fit in memory.
+    """
+    parameters = select_parameters(model, config.layers, config.modules)
+    fitting = choose_at_once(parameters, free_memory(model.device))
+    at_once = min(EDITS_AT_ONCE, *processes.join([fitting]))
     scores = {}
     for name, cases in validation.items():
         correct = 0
-        for some in batches_of(cases, EDITS_AT_ONCE):
+        for some in batches_of(cases, at_once):
             edits = [case.edits for case in some]
-            with many_edits(model, tokenizer, edits, config.inner, layers=config.layers, modules=config.modules):
+            with (
+                memory_errors_named(
+                    f"in validation, with {len(some)} edits at once, the first of them that of case {some[0].case_id}; edit fewer "
+                    "layers or modules, leave validation out (validate_every: null), or make room (dtype bfloat16, or shard)"
+                ),
+                many_edits(model, tokenizer, edits, config.inner, layers=config.layers, modules=config.modules),
+            ):
                 prompts = [format_question(case.question.text) for case in some]
                 texts = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts))
             correct += sum(contains_answer(text, case.question.answers) for text, case in zip(texts, some, strict=True))
@@ -275,7 +310,8 @@ def resolve(config: MetaTrainConfig, processes: Processes = ALONE) -> MetaTrainC
     return replace(config, device=device, dtype=resolve_dtype(config.dtype, device))
 
 
-def _hash_of_tasks(tasks: Sequence[MetaTask]) -> str:
+def hash_of_tasks(tasks: Sequence[MetaTask]) -> str:
+    """One hash over what a run learns from, in its order."""
     return sha256_of_json(
         [[t.task_id, t.target.prompt, t.target.target_new, t.related.text, *(q.text for q in t.more_related)] for t in tasks]
     )

@@ -95,11 +95,11 @@ def _build(hparams: MetaFTHyperParams, weights: Path | None) -> FineTuning:
 
 
 def name_of_run(config: MetaTrainConfig) -> str:
-    """A folder name that tells runs of a sweep apart, by eye and by hash; the device is no part of it, but the dtype is."""
+    """A folder name that tells runs of a sweep apart, by eye and by hash: alike on every device, where the dtype is."""
     layers = config.layers if isinstance(config.layers, str) else "-".join(str(layer) for layer in config.layers or [])
     model = re.sub(r"[^\w.-]+", "-", config.model.strip("/"))[-40:]
     tasks = config.num_tasks or "all"
-    decisive = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker")}
+    decisive = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker", "tasks_at_once")}
     return f"{model}_layer-{layers or 'default'}_{config.modules}_{tasks}-tasks_{sha256_of_json(decisive)[:8]}"
 
 

@@ -35,6 +35,7 @@ class EncodedBatch:
         is_padded: whether any row holds padding.
         scored: [2, M], int64; text and position of each of the M answer tokens, text by text; a first token is never one, as
             nothing predicts it. Found from ``labels`` once, so that no step of a loop has to wait for the device to count them.
+        answer_lengths: [B], int64; how many answer tokens each text has.
     """
 
     input_ids: torch.Tensor
@@ -43,15 +44,18 @@ class EncodedBatch:
     labels: torch.Tensor
     is_padded: bool
     scored: torch.Tensor = field(init=False)
+    answer_lengths: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        texts, positions = (self.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        is_scored = self.labels[:, 1:] != IGNORED
+        texts, positions = is_scored.nonzero(as_tuple=True)
         object.__setattr__(self, "scored", torch.stack([texts, positions + 1]))
+        object.__setattr__(self, "answer_lengths", is_scored.sum(dim=1))
 
     def to(self, device: torch.device | str) -> EncodedBatch:
         """The same batch on another device."""
         moved = copy(self)
-        for name in ("input_ids", "attention_mask", "position_ids", "labels", "scored"):
+        for name in ("input_ids", "attention_mask", "position_ids", "labels", "scored", "answer_lengths"):
             object.__setattr__(moved, name, getattr(self, name).to(device))
         return moved
 

@@ -7,19 +7,23 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from propmeta_edit.data.world import generate_world
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.files import sha256_of_file
+from propmeta_edit.metatrain import trainer
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import PREVIOUS_STATE, STATE, TrainingRun
 from propmeta_edit.metatrain.trainer import meta_train
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.recipes.meta_training import train_to_folder
 from propmeta_edit.records import EditRequest, MetaTask, Question
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +93,34 @@ def test_another_run_is_refused(tmp_path):
     TrainingRun(tmp_path, {"outer_lr": 0.1, "seed": 0})
     with pytest.raises(ConfigError, match=r"outer_lr: 0\.1, now 0\.2"):
         TrainingRun(tmp_path, {"outer_lr": 0.2, "seed": 0})
+
+
+def test_a_run_goes_on_with_fewer_tasks_at_once(tokenizer, tmp_path, monkeypatch, caplog):
+    """What the message says when memory runs out: same command, lower tasks_at_once, from the state that is there."""
+    base = tiny.save_model_folder(tmp_path / "base", tokenizer)
+    data = tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 8})["train"])
+    config = replace(CONFIG, model=str(base), data=str(data), device="cpu")
+    compute, calls = trainer._compute_gradients, []
+
+    def run_out(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+        return compute(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match="set tasks_at_once to less than 2"):
+        patch.setattr(trainer, "_compute_gradients", run_out)
+        train_to_folder(config, tmp_path / "killed")
+    with caplog.at_level("INFO"):
+        train_to_folder(replace(config, tasks_at_once=1), tmp_path / "killed")
+    assert "continuing after 4 tasks" in caplog.text
+    assert "rounding differs from here on, with tasks_at_once: None, now 1" in caplog.text
+    assert "rounding differs" in (tmp_path / "killed" / "training" / "log.txt").read_text()
+    assert json.loads((tmp_path / "killed" / "training" / "settings.json").read_text())["tasks_at_once"] == 1
+    train_to_folder(config, tmp_path / "whole")
+    killed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(killed[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 @pytest.fixture

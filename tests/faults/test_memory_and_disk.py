@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 from safetensors import SafetensorError
 
+from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.weights import snapshot
 from propmeta_edit.metatrain import run as run_module
@@ -14,11 +18,17 @@ from propmeta_edit.metatrain import trainer
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.records import EditRequest, MetaTask, Question
+from propmeta_edit.recipes import meta_training
+from propmeta_edit.records import Case, EditRequest, MetaTask, Question
 
 REQUEST = EditRequest("Smith Innovation PLC was founded in", "Greece", "Smith Innovation PLC")
 TASKS = [MetaTask(f"t{i}", REQUEST, Question("What is its currency?", ("euro",))) for i in range(6)]
+CASES = [Case(f"c{i}", (REQUEST,), Question("What is its currency?", ("no such answer",))) for i in range(6)]
 CONFIG = MetaTrainConfig(model="tiny", layers=[1], num_inner_steps=1, inner_lr=0.01, outer_lr=0.01, tasks_per_step=2, save_every=2)
+
+
+def run_out_of_memory(*args, **kwargs):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
 @pytest.mark.parametrize(
@@ -38,6 +48,64 @@ def test_out_of_memory_names_the_task_and_the_setting(tokenizer, monkeypatch, er
     monkeypatch.setattr(trainer, "_compute_gradients", fail)
     with pytest.raises(ModelError, match=r"2 tasks at once, the first of them t0 \('Smith.*'\); set tasks_at_once to less than 2"):
         trainer.meta_train(tiny.make_model("llama"), tokenizer, TASKS, CONFIG)
+
+
+def test_out_of_memory_with_one_task_is_the_models_size(tokenizer, monkeypatch):
+    monkeypatch.setattr(trainer, "_compute_gradients", run_out_of_memory)
+    with pytest.raises(
+        ModelError, match=r"with 1 tasks at once, .*; the model itself is too large for this device: dtype bfloat16"
+    ):
+        trainer.meta_train(tiny.make_model("llama"), tokenizer, TASKS, replace(CONFIG, tasks_at_once=1))
+
+
+def test_out_of_memory_in_the_outer_step_says_so(tokenizer, monkeypatch):
+    monkeypatch.setattr(trainer, "apply_outer_step", run_out_of_memory)
+    with pytest.raises(ModelError, match=r"out of memory in the outer step after 0 tasks: .*; train fewer layers or modules"):
+        trainer.meta_train(tiny.make_model("llama"), tokenizer, TASKS, CONFIG)
+
+
+@pytest.mark.parametrize(("room", "expected"), [(0, [1] * 6), (3, [3, 3]), (1000, [6])])
+def test_validation_holds_as_many_edits_as_fit(tokenizer, monkeypatch, room, expected):
+    """Each takes five times the edited tensors, in half of what is free."""
+    model, held = tiny.make_model("llama"), []
+    edited = sum(p.nbytes for p in select_parameters(model, [1]).values())
+
+    @contextmanager
+    def count(model, tokenizer, edits, *args, **kwargs):
+        held.append(len(edits))
+        yield
+
+    monkeypatch.setattr(meta_training, "free_memory", lambda device: room * 2 * 5 * edited)
+    monkeypatch.setattr(meta_training, "many_edits", count)
+    assert meta_training.compute_edited_accuracy(model, tokenizer, CONFIG, {"valid-id": CASES}) == {"valid-id": 0.0}
+    assert held == expected
+
+
+def test_out_of_memory_in_validation_says_so(tokenizer, monkeypatch):
+    monkeypatch.setattr(meta_training, "many_edits", run_out_of_memory)
+    with pytest.raises(
+        ModelError, match=r"out of memory in validation, with 6 edits at once, .* of case c0; .*validate_every: null"
+    ):
+        meta_training.compute_edited_accuracy(tiny.make_model("llama"), tokenizer, CONFIG, {"valid-id": CASES})
+
+
+@pytest.mark.parametrize(
+    ("options", "side_by_side", "gibibytes"),
+    [
+        ({}, 2, 3 + 4 * 2),
+        ({"tasks_at_once": 1}, 1, 3 + 4 + 1),
+        ({"order": "second"}, 1, 3 + 4 + 1),
+        ({"tasks_per_step": 1}, 1, 3 + 4),
+    ],
+)
+def test_the_dry_run_counts_the_gradient_of_a_part(tokenizer, monkeypatch, tmp_path, options, side_by_side, gibibytes):
+    """Of trained tensors of one GiB each copy shows; the model around them is tiny."""
+    base = tiny.save_model_folder(tmp_path / "base", tokenizer)
+    data = tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 4})["train"])
+    config = replace(CONFIG, model=str(base), data=str(data), device="cpu", **options)
+    monkeypatch.setattr(meta_training, "num_parameters", lambda parameters: 2**28)
+    plan = meta_training.plan_meta_training(config, steps=1)
+    assert f"{config.tasks_per_step} a step, {side_by_side} at once" in plan and f"at least {gibibytes:.2f} GiB" in plan
 
 
 def test_another_error_is_not_taken_for_memory(tokenizer, monkeypatch):

@@ -11,9 +11,15 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from propmeta_edit.data.world import generate_world
-from propmeta_edit.metatrain.processes import ALONE, find_processes
+from propmeta_edit.finetune.losses import compute_answer_loss
+from propmeta_edit.finetune.prefix import FrozenPrefix
+from propmeta_edit.finetune.weights import only_trainable
+from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
+from propmeta_edit.models.layers import get_blocks, select_parameters
+from propmeta_edit.text.encoding import collate, encode_answer
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_TASKS = 22  # not a multiple of the four of a step: one process gets none in the last
@@ -70,6 +76,37 @@ def test_sharded_blocks_need_even_shares(place):
     done = run(command(place, "uneven", 4, "--shard", "true"))
     assert done.returncode == 2
     assert "num_tasks must be a multiple of tasks_per_step times the processes (4 x 1), got 22" in done.stderr
+
+
+@pytest.fixture
+def process_group():
+    """A group of this process alone; what is spread over it is handled as over many."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield Processes(0, 1, "cpu")
+    torch.distributed.destroy_process_group()
+
+
+def test_sharded_blocks_are_put_together_for_no_longer_than_they_are_needed(tokenizer, process_group):
+    """Below the trained layer, where there is no backward, and above it."""
+    model = tiny.make_model("llama", num_layers=5, dtype=torch.float32)
+    parameters = select_parameters(model, [2])
+    shard_frozen_blocks(model, parameters, process_group)
+    batch = collate(tokenizer, [encode_answer(tokenizer, "Ann Lee lives in", "Peru")])
+
+    def sharded():
+        return [all(isinstance(p, DTensor) for p in block.parameters()) for block in get_blocks(model)]
+
+    at_rest = [True, True, False, True, True]
+    assert sharded() == at_rest
+    with only_trainable(model, parameters):
+        prefix = FrozenPrefix(model, parameters)
+        states = prefix.compute_states(batch)
+        assert sharded() == at_rest
+        with prefix.skipped(states):
+            loss = compute_answer_loss(model, batch).sum()
+        assert sharded() == at_rest
+        torch.autograd.grad(loss, list(parameters.values()))
+    assert sharded() == at_rest
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch):

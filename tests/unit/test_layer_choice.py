@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -66,6 +67,54 @@ def test_a_candidate_that_was_stopped_goes_on_where_it_was(config, tmp_path, mon
     assert "continuing after 2 tasks" in caplog.text
     states = [load_file(tmp_path / name / "layer-01-mlp" / "state.safetensors") for name in ("search", "whole")]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def other_model(config, tmp_path, tokenizer):
+    return {"model": str(tiny.save_model_folder(tmp_path / "other", tokenizer, seed=1))}
+
+
+def same_folder_other_model(config, tmp_path, tokenizer):
+    tiny.save_model_folder(tmp_path / "base", tokenizer, seed=1)
+    return {}
+
+
+def other_data(config, tmp_path, tokenizer):
+    tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 60})["train"])
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda *_: {"inner_lr": 0.02}, r"inner_lr: 0\.01, now 0\.02"),
+        (lambda *_: {"validation_cases": 3}, r"validation_cases: 4, now 3; .*validation_sha256"),
+        (other_model, r"\(model: .*base_sha256"),
+        (same_folder_other_model, r"settings \(base_sha256: '\w+', now '\w+'\)"),
+        (other_data, r"settings \(tasks_sha256: .*; validation_sha256: "),
+    ],
+)
+def test_scores_of_another_search_are_refused(config, tmp_path, tokenizer, monkeypatch, change, named):
+    """Also of a finished one, of which nothing is left to compute."""
+    monkeypatch.setattr(layer_choice, "compute_edited_accuracy", lambda *args: {"valid-id": 0.5})
+    choose_layer(config, [1], ["mlp"], 4, tmp_path / "search")
+    with pytest.raises(ConfigError, match=named):
+        choose_layer(replace(config, **change(config, tmp_path, tokenizer)), [1], ["mlp"], 4, tmp_path / "search")
+    assert json.loads((tmp_path / "search" / "results.json").read_text())[0]["accuracy"] == 0.5
+
+
+def test_a_search_with_another_first_round_is_another_one(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(layer_choice, "compute_edited_accuracy", lambda *args: {"valid-id": 0.5})
+    choose_layer(config, [1], ["mlp"], 4, tmp_path / "search")
+    with pytest.raises(ConfigError, match="first_tasks: 4, now 2"):
+        choose_layer(config, [1], ["mlp"], 2, tmp_path / "search")
+
+
+def test_more_candidates_and_fewer_tasks_at_once_are_the_same_search(config, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(layer_choice, "compute_edited_accuracy", lambda *args: asked.append(1) or {"valid-id": 0.5})
+    choose_layer(config, [1], ["mlp"], 4, tmp_path / "search")
+    choose_layer(replace(config, tasks_at_once=1), [1, 2], ["mlp"], 4, tmp_path / "search")
+    assert len(asked) == 1 + 2, "layer 2 after 4 tasks, and the first of the two after 8"
 
 
 def test_the_command(config, tmp_path, capsys):

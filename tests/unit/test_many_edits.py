@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.many_edits import many_edits
@@ -13,7 +14,7 @@ from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import only_trainable, restored_on_exit
 from propmeta_edit.models.generation import generate_greedily
-from propmeta_edit.models.layers import cast_around, select_parameters
+from propmeta_edit.models.layers import cast_around, get_blocks, select_parameters
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import encode_requests
 
@@ -85,3 +86,27 @@ def test_states_below_the_edited_layer_stand_for_the_text(family, tokenizer):
     assert torch.equal(loss, plain) and torch.equal(again, plain)
     assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
     assert FrozenPrefix(model, select_parameters(model, [0])).compute_states(batch) is None
+
+
+def test_hooks_of_layers_that_are_left_out_stay_still(tokenizer):
+    """A hook may be what fetches a layer's weights from other devices."""
+    model = tiny.make_model("llama")
+    blocks, seen = get_blocks(model), []
+    for number, block in enumerate(blocks):
+        block.register_forward_pre_hook(lambda module, inputs, number=number: seen.append(number))
+    [batch, _] = encode_requests(tokenizer, EDITS)
+    prefix = FrozenPrefix(model, select_parameters(model, [2]))
+    states = prefix.compute_states(batch)
+    assert seen == [0, 1]
+    with prefix.skipped(states):
+        compute_answer_loss(model, batch)
+    assert seen == [0, 1, 2] and get_blocks(model) == blocks
+
+
+def test_edits_of_half_precision_tensors_are_refused(tokenizer):
+    model = tiny.make_model("llama", dtype=torch.bfloat16)
+    with (
+        pytest.raises(ModelError, match=r"must be fp32, but model\.layers\.1\..* is torch\.bfloat16.*load_model with layers="),
+        many_edits(model, tokenizer, EDITS, SETTINGS, layers=[1]),
+    ):
+        pass
