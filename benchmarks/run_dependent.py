@@ -114,6 +114,7 @@ def edit_and_ask(
 
         started = time.perf_counter()
         added = speed_parts.peak_memory(write, torch.device(device))
+        speed_parts.wait_for(torch.device(device))
         seconds += time.perf_counter() - started
         done = count
         answers = ask(model, tokenizer, cases[:count], kept, options.asked, options.seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from propmeta_edit.models.loading import DTYPES
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["meta", "edit"])
+    parser.add_argument("what", choices=list(SPEEDS))
     shapes = ", ".join(speed_parts.SHAPES)
     parser.add_argument("--models", default="tiny,smollm2-135m", help=f"names, folders, or {shapes}; the last one's ratios count")
     parser.add_argument(
@@ -54,24 +54,33 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def keep(rows: Iterable[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
-    """All rows; each is shown, and in ``speed.csv``, as soon as it is measured."""
-    found = []
+def keep(
+    rows: Iterable[dict[str, Any]], describe: Callable[[list[dict[str, Any]]], dict[str, Any]], output: Path
+) -> dict[str, Any]:
+    """What ``describe`` makes of all rows, and they; each is shown, and in ``speed.csv`` and ``speed.json``, once measured."""
+    found: list[dict[str, Any]] = []
+    result: dict[str, Any] = {}
     for row in rows:
         print(json.dumps(row), flush=True)
         found.append(row)
+        result = {**describe(found), "rows": found}
         write_text_atomically(output / "speed.csv", pd.DataFrame(found).to_csv(index=False))
-    return found
+        write_json(result, output)
+    return result
 
 
-def run_meta(options: argparse.Namespace, names: list[str], device: str, dtype: str) -> dict[str, Any]:
-    how = (device, dtype, options.at_once, options.layers, options.number, options.repeats)
-    measured = (row for name in names for row in speed_meta.compare(name, *how))
-    rows = keep(measured, Path(options.output))
-    return {**speed_meta.summarise(rows), "rows": rows}
+def write_json(result: dict[str, Any], output: Path) -> None:
+    write_text_atomically(output / "speed.json", json.dumps(result, indent=1) + "\n")
 
 
-def run_edit(options: argparse.Namespace, names: list[str], device: str, dtype: str) -> dict[str, Any]:
+def measure_meta(options: argparse.Namespace, names: list[str], device: str, dtype: str) -> Iterator[dict[str, Any]]:
+    """The rows of ``speed_meta``, model by model."""
+    for name in names:
+        yield from speed_meta.compare(name, device, dtype, options.at_once, options.layers, options.number, options.repeats)
+
+
+def measure_edit(options: argparse.Namespace, names: list[str], device: str, dtype: str) -> Iterator[dict[str, Any]]:
+    """The rows of ``speed_edit``: how they grow with edits side by side, steps and prompts, on the last model alone."""
     sizes = options.at_once
     settings = []
     for name in reversed(names):  # the last model first: it is the one that counts
@@ -81,22 +90,24 @@ def run_edit(options: argparse.Namespace, names: list[str], device: str, dtype: 
         if name == names[-1]:
             settings += [replace(base, at_once=size) for size in sizes if size not in (1, max(sizes))]
             settings += [replace(base, num_steps=steps) for steps in (5, 20)] + [replace(base, filler=words) for words in (50, 200)]
-    rows = keep(speed_edit.compare(settings, options.number, options.repeats), Path(options.output))
-    return {**speed_edit.summarise(rows), "rows": rows}
+    return speed_edit.compare(settings, options.number, options.repeats)
+
+
+SPEEDS = {"meta": (measure_meta, speed_meta.summarise), "edit": (measure_edit, speed_edit.summarise)}
 
 
 def run(options: argparse.Namespace) -> None:
     names = options.models.split(",")
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
-    found = (run_meta if options.what == "meta" else run_edit)(options, names, device, dtype)
+    measure, summarise = SPEEDS[options.what]
     name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
-    result = {"what": options.what, "device": name, "torch": torch.__version__, **found}
+    about = {"what": options.what, "device": name, "torch": torch.__version__}
     output = Path(options.output)
-    write_text_atomically(output / "speed.json", json.dumps(result, indent=1) + "\n")
-    if options.what == "meta":  # takes as long again, so what is there is on disk before
+    result = keep(measure(options, names, device, dtype), lambda rows: {**about, **summarise(rows)}, output)
+    if options.what == "meta":
         result["growth"] = speed_meta.check_growth(names[-1], device, dtype, options.number)
-        write_text_atomically(output / "speed.json", json.dumps(result, indent=1) + "\n")
+        write_json(result, output)
     table = frame_to_markdown(pd.DataFrame(result["rows"]), ".3g")
     write_text_atomically(output / "speed.md", table)
     print(table)

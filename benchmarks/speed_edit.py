@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest
 
 EASYEDIT, SINGLE, BATCHED = "EasyEdit FT", "single", "batched"
+FLOOR = ("traffic seconds", "arithmetic seconds", "floor")
 # So small that EasyEdit's FT never reaches the loss at which it would stop early.
 RATE = 1e-7
 
@@ -67,17 +69,18 @@ def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> 
     apply = find_algorithm("FT")
     flags = [parameter.requires_grad for parameter in model.parameters()]
     requests = setting.requests(number)
+    keep = {"copy": False, "return_orig_weights": True, "keep_original_weight": True}
     started = time.perf_counter()
-    for request in requests:
-        _, original = apply(
-            model, tokenizer, [easyedit_request(request)], hparams, copy=False, return_orig_weights=True, keep_original_weight=True
-        )
-        apply_snapshot(dict(model.named_parameters()), original)
-    speed_parts.wait_for(model.device)
-    seconds = (time.perf_counter() - started) / number
-    for parameter, flag in zip(model.parameters(), flags, strict=True):
-        parameter.requires_grad_(flag)
-    return seconds
+    try:
+        for request in requests:
+            _, original = apply(model, tokenizer, [easyedit_request(request)], hparams, **keep)
+            apply_snapshot(dict(model.named_parameters()), original)
+        speed_parts.wait_for(model.device)
+        return (time.perf_counter() - started) / number
+    finally:
+        for parameter, flag in zip(model.parameters(), flags, strict=True):
+            parameter.requires_grad_(flag)
+            parameter.grad = None
 
 
 def time_single(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
@@ -92,7 +95,7 @@ def time_single(model: Any, tokenizer: Any, setting: Setting, number: int) -> fl
 
 
 def time_batched(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
-    """Seconds an edit with ``at_once`` of them side by side."""
+    """Seconds an edit with ``at_once`` of them side by side, which stay on the model's device."""
     settings = InnerLoopSettings(inner_lr=RATE, num_inner_steps=setting.num_steps)
     hparams = SimpleNamespace(
         layers=[setting.layer], modules="attention+mlp", batch_size=1, model_name="", inner_loop_settings=lambda: settings
@@ -100,9 +103,19 @@ def time_batched(model: Any, tokenizer: Any, setting: Setting, number: int) -> f
     requests = setting.requests(number)
     started = time.perf_counter()
     for some in batches_of(requests, setting.at_once):  # not all in one call: edits that nobody keeps need not be held
-        compute_edits(model, tokenizer, some, hparams, setting.at_once)
+        compute_edits(model, tokenizer, some, hparams, setting.at_once, keep_on_device=True)
     speed_parts.wait_for(model.device)
     return (time.perf_counter() - started) / number
+
+
+def time_transfer(model: Any, setting: Setting) -> float:
+    """Seconds to copy the tensors of one edit to the CPU, as ``compute_edits`` does by itself."""
+    tensors = [parameter.detach() for parameter in select_parameters(model, [setting.layer]).values()]
+    speed_parts.wait_for(model.device)
+    started = time.perf_counter()
+    for tensor in tensors:
+        tensor.cpu()
+    return time.perf_counter() - started
 
 
 TIMERS: dict[str, Callable[[Any, Any, Setting, int], float]] = {EASYEDIT: time_easyedit, SINGLE: time_single, BATCHED: time_batched}
@@ -160,7 +173,7 @@ def estimate_floor(model: Any, tokenizer: Any, setting: Setting, machine: Mappin
     traffic = bytes_below + k * (2 * bytes_above + 2 * head.numel() * head.element_size() + 8 * 4 * trained)
     arithmetic = 2 * tokens * below + k * (tokens * (4 * above + 2 * trained) + 4 * answer * head.numel())
     by_traffic, by_arithmetic = traffic / machine["bytes a second"], arithmetic / machine["operations a second"]
-    return {"traffic seconds": by_traffic, "arithmetic seconds": by_arithmetic, "floor": max(by_traffic, by_arithmetic)}
+    return dict(zip(FLOOR, (by_traffic, by_arithmetic, max(by_traffic, by_arithmetic)), strict=True))
 
 
 def compare(settings: Sequence[Setting], number: int, repeats: int) -> Iterator[dict[str, Any]]:
@@ -170,41 +183,64 @@ def compare(settings: Sequence[Setting], number: int, repeats: int) -> Iterator[
 
 
 def _compare_one(setting: Setting, number: int, repeats: int) -> Iterator[dict[str, Any]]:
-    """One setting; its models are gone when the next one's are loaded."""
+    """One setting; its models are gone when the next one's are loaded. What does not fit into memory has a row that says so.
+
+    All sides run by turns; but if EasyEdit has a model of its own, edits side by side are measured when that is gone, since they
+    take as much memory as there is.
+    """
+    speed_parts.free_unused()  # the setting before
+    machine = measure_machine(torch.device(setting.device), getattr(torch, setting.dtype))
     plain = replace(setting, dtype="float32")
-    ours = setting.load()
-    theirs = plain.load() if setting.dtype != "float32" else ours
-    machine = measure_machine(ours[0].device, getattr(torch, setting.dtype))
-    sides = {EASYEDIT: theirs, SINGLE: ours, BATCHED: ours}
-    runs = {name: lambda n=name, m=loaded: TIMERS[n](*m, setting, number) for name, loaded in sides.items()}  # type: ignore[misc]
-    times = speed_parts.measure(runs, repeats)
-    floor = estimate_floor(*ours, setting, machine, number)
-    for name in sides:
-        own = plain if name == EASYEDIT else setting
-        yield {
-            "model": setting.model_name,
-            "side": name,
-            "layer": setting.layer,
-            "steps": setting.num_steps,
-            "filler words": setting.filler,
-            "frozen dtype": own.dtype,
-            "at once": setting.at_once if name == BATCHED else 1,
-            "seconds an edit": times[name],
-            "edits a second": 1 / times[name],
-            "times EasyEdit FT": times[EASYEDIT] / times[name],
-            "times floor": times[name] / floor["floor"],
-            "peak GiB added": speed_parts.peak_memory(runs[name], ours[0].device),
-            **floor,
-            **machine,
-        }
+    ours = speed_parts.run_if_it_fits(setting.load)
+    floor = estimate_floor(*ours, setting, machine, number) if ours else dict.fromkeys(FLOOR)
+    easyedit_seconds = None
+    for names in [(EASYEDIT, SINGLE, BATCHED)] if plain == setting else [(EASYEDIT, SINGLE), (BATCHED,)]:
+        models = dict.fromkeys(names, ours)
+        if EASYEDIT in names and plain != setting:
+            models[EASYEDIT] = speed_parts.run_if_it_fits(plain.load)
+        runs = {name: partial(TIMERS[name], *model, setting, number) for name, model in models.items() if model}
+        times = speed_parts.measure(runs, repeats)
+        easyedit_seconds = times.get(EASYEDIT, easyedit_seconds)
+        for name in names:
+            seconds, peak = times.get(name), None
+            if seconds is not None:
+                peak = speed_parts.run_if_it_fits(partial(speed_parts.peak_memory, runs[name], torch.device(setting.device)))
+            yield {
+                "model": setting.model_name,
+                "side": name,
+                "layer": setting.layer,
+                "steps": setting.num_steps,
+                "filler words": setting.filler,
+                "frozen dtype": (plain if name == EASYEDIT else setting).dtype,
+                "at once": setting.at_once if name == BATCHED else 1,
+                "seconds an edit": seconds,
+                "edits a second": speed_parts.ratio(1, seconds),
+                "times EasyEdit FT": speed_parts.ratio(easyedit_seconds, seconds),
+                "times floor": speed_parts.ratio(seconds, floor["floor"]),
+                "seconds to the CPU": time_transfer(ours[0], setting) if ours and name == BATCHED else None,
+                "peak GiB added": peak,
+                **floor,
+                **machine,
+                "note": speed_parts.NO_MEMORY if peak is None else "",
+            }
+        del models, runs
+        speed_parts.free_unused()
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The ratios that are asked for, of the first setting."""
-    first = {row["side"]: row for row in rows[:3]}
+    """The ratios that are asked for, of the first setting, with as many edits side by side as were measured and fitted into memory.
+
+    What is not known is None: it was not measured yet, or did not fit.
+    """
+    first = rows[0]
+    same = [row for row in rows if all(row[key] == first[key] for key in ("model", "steps", "filler words"))]
+    single: Mapping[str, Any] = next((row for row in same if row["side"] == SINGLE), {})
+    fitted = [row for row in same if row["side"] == BATCHED and row["seconds an edit"] is not None]
+    batched = max(fitted, key=lambda row: row["at once"], default={})
     return {
-        "model": rows[0]["model"],
-        "single_vs_easyedit_ft": first[SINGLE]["times EasyEdit FT"],
-        "batched_vs_easyedit_ft": first[BATCHED]["times EasyEdit FT"],
-        "single_vs_floor": first[SINGLE]["times floor"],
+        "model": first["model"],
+        "single_vs_easyedit_ft": single.get("times EasyEdit FT"),
+        "batched_vs_easyedit_ft": batched.get("times EasyEdit FT"),
+        "batched_at_once": batched.get("at once"),
+        "single_vs_floor": single.get("times floor"),
     }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import reference_loops
 import speed_parts
 import torch
+from torch import nn
 
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
@@ -47,16 +49,29 @@ class Side:
         size = self.config.tasks_per_step
         speed_parts.wait_for(model.device)
         started = time.perf_counter()
-        with only_trainable(model, parameters):
-            for start in range(0, len(tasks), size):
-                some = tasks[start : start + size]
-                if self.kind == ENGINE:
-                    apply_outer_step(optimizer, parameters, compute_step_gradients(model, tokenizer, parameters, some, self.config))
-                    continue
-                own = [_PLAIN_LOOPS[self.kind](model, tokenizer, parameters, task, self.config.inner)[0] for task in some]
-                reference_loops.outer_step(optimizer, parameters, own)
-        speed_parts.wait_for(model.device)
-        return (time.perf_counter() - started) / len(tasks)
+        try:
+            with only_trainable(model, parameters):
+                for start in range(0, len(tasks), size):
+                    self._step(model, tokenizer, parameters, optimizer, tasks[start : start + size])
+            speed_parts.wait_for(model.device)
+            return (time.perf_counter() - started) / len(tasks)
+        finally:
+            optimizer.zero_grad()  # where memory ran out, gradients are left
+
+    def _step(
+        self,
+        model: Any,
+        tokenizer: Any,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        tasks: Sequence[MetaTask],
+    ) -> None:
+        """One outer step."""
+        if self.kind == ENGINE:
+            apply_outer_step(optimizer, parameters, compute_step_gradients(model, tokenizer, parameters, tasks, self.config))
+            return
+        own = [_PLAIN_LOOPS[self.kind](model, tokenizer, parameters, task, self.config.inner)[0] for task in tasks]
+        reference_loops.outer_step(optimizer, parameters, own)
 
 
 def read_tasks(number: int) -> list[MetaTask]:
@@ -84,11 +99,17 @@ def _against_reference(
 ) -> Iterator[dict[str, Any]]:
     sides = [Side(kind, model_name, device, replace(config, tasks_per_step=1)) for kind in _PLAIN_LOOPS]
     sides += [Side(ENGINE, model_name, device, replace(config, tasks_per_step=size)) for size in sizes]
-    loaded = sides[0].load()  # one model for all: no side depends on the values of its weights
+    speed_parts.free_unused()  # the model before
+    loaded = speed_parts.run_if_it_fits(sides[0].load)  # one model for all: no side depends on the values of its weights
     names = {f"{side.kind} {side.config.tasks_per_step}": side for side in sides}
-    times = speed_parts.measure({name: lambda s=side: s.run(*loaded, tasks) for name, side in names.items()}, repeats)  # type: ignore[misc]
+    runs = {name: partial(side.run, *loaded) for name, side in names.items()} if loaded else {}
+    times = speed_parts.measure({name: partial(run, tasks) for name, run in runs.items()}, repeats)
     for name, side in names.items():
-        some = tasks[: side.config.tasks_per_step]
+        peak = shares = None
+        if name in times:
+            whole, one_step = partial(runs[name], tasks), partial(runs[name], tasks[: side.config.tasks_per_step])
+            peak = speed_parts.run_if_it_fits(partial(speed_parts.peak_memory, whole, torch.device(device)))
+            shares = speed_parts.run_if_it_fits(partial(speed_parts.share_of_time, one_step, torch.device(device)))
         yield {
             "model": model_name,
             "side": side.kind,
@@ -96,45 +117,50 @@ def _against_reference(
             "modules": config.modules,
             "frozen dtype": config.dtype,
             "tasks a step": side.config.tasks_per_step,
-            "seconds a task": times[name],
-            "times reference": times[f"{REFERENCE} 1"] / times[name],
-            "peak GiB added": speed_parts.peak_memory(lambda s=side: s.run(*loaded, tasks), loaded[0].device),
-            **speed_parts.share_of_time(lambda s=side, t=some: s.run(*loaded, t), loaded[0].device),  # type: ignore[misc]
+            "seconds a task": times.get(name),
+            "times reference": speed_parts.ratio(times.get(f"{REFERENCE} 1"), times.get(name)),
+            "peak GiB added": peak,
+            **(shares or {}),
+            "note": "" if peak is not None and shares is not None else speed_parts.NO_MEMORY,
         }
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Two ratios, on the model of the last row: the best setting against the plain loop in fp32, and one task a step in fp32."""
+    """Two ratios, on the model of the last row: the best setting against the plain loop in fp32, and one task a step in fp32.
+
+    What is not known is None: it was not measured yet, or did not fit into memory.
+    """
     first = [row for row in rows if row["model"] == rows[-1]["model"]]
     same = [row for row in first if (row["layer"], row["modules"]) == (first[0]["layer"], first[0]["modules"])]
-    reference = next(row for row in same if row["side"] == REFERENCE and row["frozen dtype"] == "float32")
-    engine = [row for row in same if row["side"] == ENGINE]
-    best = min(engine, key=lambda row: row["seconds a task"])
-    one = min((row for row in engine if row["frozen dtype"] == "float32"), key=lambda row: row["tasks a step"])
+    plain = [row for row in same if row["frozen dtype"] == "float32"]
+    reference: Mapping[str, Any] = next((row for row in plain if row["side"] == REFERENCE), {})
+    engine = [row for row in same if row["side"] == ENGINE and row["seconds a task"] is not None]
+    best = min(engine, key=lambda row: row["seconds a task"], default={})
+    one = min((row for row in plain if row["side"] == ENGINE), key=lambda row: row["tasks a step"], default={})
     return {
-        "model": best["model"],
-        "engine_vs_reference": reference["seconds a task"] / best["seconds a task"],
-        "best": {key: best[key] for key in ("frozen dtype", "tasks a step", "seconds a task")},
-        "engine_vs_reference_one_task": one["times reference"],
+        "model": first[0]["model"],
+        "engine_vs_reference": speed_parts.ratio(reference.get("seconds a task"), best.get("seconds a task")),
+        "best": {key: best.get(key) for key in ("frozen dtype", "tasks a step", "seconds a task")},
+        "engine_vs_reference_one_task": one.get("times reference"),
     }
 
 
 def check_growth(model_name: str, device: str, dtype: str, num_tasks: int) -> list[dict[str, Any]]:
-    """Seconds and added memory at N, 2N and 4N tasks."""
+    """Seconds and added memory at N, 2N and 4N tasks; None where they do not fit into memory."""
     layer = speed_parts.depth_of(model_name) // 4
     config = MetaTrainConfig(model=model_name, layers=[layer], inner_lr=1e-3, outer_lr=1e-4, dtype=dtype, tasks_per_step=4)
     side = Side(ENGINE, model_name, device, config)
-    loaded = side.load()
-    side.run(*loaded, read_tasks(4))
+    loaded = speed_parts.run_if_it_fits(side.load)
+    if loaded:
+        speed_parts.run_if_it_fits(partial(side.run, *loaded, read_tasks(4)))
     rows = []
     for factor in (1, 2, 4):
         many = read_tasks(num_tasks) * factor
-        seconds = side.run(*loaded, many) * len(many)
-        rows.append(
-            {
-                "tasks": len(many),
-                "seconds": seconds,
-                "peak GiB added": speed_parts.peak_memory(lambda m=many: side.run(*loaded, m), loaded[0].device),
-            }
-        )
+        seconds = peak = None
+        if loaded:
+            run = partial(side.run, *loaded, many)
+            seconds = speed_parts.run_if_it_fits(run)
+            if seconds is not None:
+                peak = speed_parts.run_if_it_fits(partial(speed_parts.peak_memory, run, torch.device(device)))
+        rows.append({"tasks": len(many), "seconds": seconds and seconds * len(many), "peak GiB added": peak})
     return rows

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.models.artefacts import resolve_model_folder
+from propmeta_edit.models.devices import is_out_of_memory
 from propmeta_edit.models.layers import cast_around, select_parameters
 from propmeta_edit.models.loading import DTYPES, load_model, prepare_tokenizer, read_model_config
 from propmeta_edit.recipes.worlds import ensure_world
 from propmeta_edit.records import Case
 
+T = TypeVar("T")
+NO_MEMORY = "out of memory"
 SHAPES: dict[str, dict[str, Any]] = {  # random weights; the tokenizer is the bundled model's, whose ids fit into all of them
     "tiny": {"hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 49152},
     "llama3-8b-shape": {
@@ -70,13 +74,40 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def run_if_it_fits(run: Callable[[], T]) -> T | None:
+    """What a run gives, or None if memory ran out, on a GPU or in the machine; what the run took is free again."""
+    try:
+        return run()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    free_unused()  # out here, since the error holds what its frames hold
+    return None
+
+
+def free_unused() -> None:
+    """Let a GPU have back what nothing refers to any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def ratio(one: float | None, other: float | None) -> float | None:
+    """Of two measurements, if both could be made."""
+    return None if one is None or other is None else one / other
+
+
 def measure(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """The median of each side's own measurement, all sides by turns, after one round that does not count."""
+    """The median of each side's own measurement, all sides by turns, after one round that does not count.
+
+    A side whose memory runs out is left out of the rounds to come, and of what is returned.
+    """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(repeats + 1):
-        for name, run in sides.items():
-            seconds = run()
-            if number:
+        for name in list(times):
+            seconds = run_if_it_fits(sides[name])
+            if seconds is None:
+                del times[name]
+            elif number:
                 times[name].append(seconds)
     return {name: median(values) for name, values in times.items()}
 
@@ -115,8 +146,19 @@ def share_of_time(run: Callable[[], Any], device: torch.device) -> dict[str, flo
     on_cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]) as profiled:
         run()
+    return add_shares(profiled.key_averages(), on_cuda)
+
+
+def add_shares(events: Iterable[Any], on_cuda: bool) -> dict[str, float]:
+    """The shares of ``share_of_time`` from the profiler's events.
+
+    On CUDA an operator has the time of the kernels that it started, and each kernel, and each annotation such as
+    ``Optimizer.step#AdamW.step``, comes with the same time once more: operators alone are counted.
+    """
     own: dict[str, float] = {"products": 0.0, "optimiser": 0.0, "other": 0.0}
-    for event in profiled.key_averages():
+    for event in events:
+        if on_cuda and (event.device_type != DeviceType.CPU or event.is_user_annotation):
+            continue
         spent = event.self_device_time_total if on_cuda else event.self_cpu_time_total
         leaf = event.key.removeprefix("aten::").lstrip("_")
         kind = next((k for k, names in KINDS.items() if any(leaf == n or (k == "optimiser" and n in leaf) for n in names)), "other")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
+from propmeta_edit.edits.identity import hash_once, hash_tensors, take_fingerprint, take_fingerprints, take_identity
 from propmeta_edit.edits.lora import write_lora
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.single_edit import put_in_place
@@ -54,6 +54,7 @@ class Edit:
         transposed: those weights that are [in, out] (GPT-2's projections), as a LoRA of them has to know.
         base: what every parameter held without any edit (``take_base``), so that two models that differ elsewhere are told apart;
             empty if it is not known, as in folders of before there was such a thing: then the edited tensors alone are compared.
+        fingerprints: of ``before`` (``take_fingerprints``); taken here if not given; edits of one state share them.
     """
 
     requests: tuple[EditRequest, ...]
@@ -65,11 +66,12 @@ class Edit:
     hash_before: str | None = None
     transposed: tuple[str, ...] = ()
     base: Mapping[str, str] = field(default_factory=dict, repr=False)
+    fingerprints: Mapping[str, str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         # ``before`` is the model's own storage: what is known of it now tells whether someone writes into it later.
-        known = None if self.before is None else {name: take_fingerprint(value) for name, value in self.before.items()}
-        object.__setattr__(self, "_fingerprints", known)
+        if self.before is not None and self.fingerprints is None:
+            object.__setattr__(self, "fingerprints", take_fingerprints(self.before))
 
     @cached_property
     def base_sha256(self) -> str:
@@ -159,7 +161,7 @@ class Edit:
                     f"{name} is {value.dtype} in this model and {self.weights[name].dtype} in the edit; load the model with its "
                     "edited layers in that dtype (load_model's layers)"
                 )
-        return replace(self, before=before, hash_before=None, base=take_base(model))
+        return replace(self, before=before, hash_before=None, base=take_base(model), fingerprints=None)
 
     def save(self, folder: str | Path) -> None:
         """Write ``edit_model.safetensors`` and ``edit_config.json`` into a new folder, both or none.
@@ -301,11 +303,11 @@ class Edit:
         return before
 
     def _fits_fingerprints(self, values: Mapping[str, torch.Tensor]) -> bool:
-        known: Mapping[str, str] = self._fingerprints  # type: ignore[attr-defined]
+        known = self.fingerprints or {}
         return all(take_fingerprint(values[name]) == fingerprint for name, fingerprint in known.items())
 
     def _is_base(self, values: Mapping[str, torch.Tensor]) -> bool:
-        return self._fits_fingerprints(values) if self.before is not None else hash_tensors(values) == self.base_sha256
+        return self._fits_fingerprints(values) if self.before is not None else hash_once(values) == self.base_sha256
 
 
 def _originals(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import nn
 
 SAMPLES = 1024  # numbers of a tensor that are looked at, give or take a half
+_HASHES: dict[frozenset[tuple[str, str]], str] = {}  # of what this process has hashed, by names and fingerprints
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -18,6 +19,19 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(save({name: tensors[name].detach().contiguous().cpu()}))
     return digest.hexdigest()
+
+
+def hash_once(tensors: Mapping[str, torch.Tensor]) -> str:
+    """``hash_tensors``, which copies to the CPU and is slow, once in a process for the same tensors: their fingerprints tell."""
+    key = frozenset(take_fingerprints(tensors).items())
+    if key not in _HASHES:
+        _HASHES[key] = hash_tensors(tensors)
+    return _HASHES[key]
+
+
+def take_fingerprints(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """``take_fingerprint`` of each."""
+    return {name: take_fingerprint(value) for name, value in tensors.items()}
 
 
 def take_fingerprint(tensor: torch.Tensor) -> str:

@@ -15,7 +15,15 @@ from safetensors.torch import load_file, save_file
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.run import Progress
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
-from propmeta_edit.models.loading import CHECKPOINT_CARD, DTYPES, load_model, model_sha256, read_checkpoint_card, save_model
+from propmeta_edit.models.loading import (
+    CHECKPOINT_CARD,
+    DTYPES,
+    load_model,
+    model_sha256,
+    read_checkpoint_card,
+    read_tensors,
+    save_model,
+)
 
 PROGRESS = "progress.json"  # losses and validation, task by task
 TRAINED = "trained.safetensors"  # of a compact folder
@@ -74,9 +82,9 @@ def export_checkpoint(source: str, destination: Path, dtype: str) -> dict[str, f
         raise ModelError(f"{destination} exists; choose another folder")
     folder = Path(resolve_model_folder(source))
     card = read_checkpoint_card(folder)
-    model, tokenizer = load_model(str(folder))
-    trained = {name: p.detach().clone() for name, p in model.named_parameters() if name in set(card["trained_tensors"])}
-    model.to(DTYPES[dtype])
+    model, tokenizer = load_model(str(folder), dtype=dtype)  # the trained tensors are fp32 in it
+    trained = {name: p.detach() for name, p in model.named_parameters() if name in set(card["trained_tensors"])}
+    model.to(DTYPES[dtype])  # gives its parameters other tensors and leaves those in ``trained`` alone
     cost = _rounding_cost(trained, dict(model.named_parameters()))
 
     def build(partial: Path) -> None:
@@ -93,15 +101,13 @@ def export_compact(source: str, destination: Path) -> int:
     Beside ``TRAINED`` there are the card, with the base and its hash, the losses and the model card.
 
     Raises:
-        ModelError: no meta-tuned checkpoint, or ``destination`` exists.
+        ModelError: no meta-tuned checkpoint, one that lacks trained tensors, or ``destination`` exists.
     """
     if destination.exists():
         raise ModelError(f"{destination} exists; choose another folder")
     folder = Path(resolve_model_folder(source))
     card = read_checkpoint_card(folder)
-    model, _ = load_model(str(folder))
-    parameters = dict(model.named_parameters())
-    trained = {name: parameters[name].detach().contiguous() for name in card["trained_tensors"]}
+    trained = {name: value.float() for name, value in read_tensors(folder, set(card["trained_tensors"])).items()}
 
     def build(partial: Path) -> None:
         save_file(trained, partial / TRAINED)

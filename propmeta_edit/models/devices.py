@@ -7,6 +7,8 @@ import torch
 
 from propmeta_edit.errors import ConfigError
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # the GPU's, the machine's, a library's
+
 
 def resolve_device(device: str | int | None = "auto") -> str:
     """A device setting as a torch device string.
@@ -62,4 +64,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a GPU or in the machine: PyTorch has an error of its own for CUDA alone."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)

@@ -159,7 +159,7 @@ def keep_in_fp32(model: Any, folder: str, names: Iterable[str]) -> None:
         ModelError: a named tensor is not in the folder's safetensors files.
     """
     names = set(names)
-    stored = _read_tensors(Path(folder), names, model.base_model_prefix)
+    stored = read_tensors(Path(folder), names, model.base_model_prefix)
     for module_name, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             name = f"{module_name}.{leaf}"
@@ -170,21 +170,33 @@ def keep_in_fp32(model: Any, folder: str, names: Iterable[str]) -> None:
                 cast_around(module)
 
 
-def _read_tensors(folder: Path, names: set[str], prefix: str) -> dict[str, torch.Tensor]:
-    """Tensors by their name in the model; some files leave the base model's prefix out."""
+def read_tensors(folder: Path, names: set[str], prefix: str = "") -> dict[str, torch.Tensor]:
+    """Some tensors of a model folder as they are stored, by their name in the model; nothing else is read.
+
+    Args:
+        prefix: of the base model, which some files leave out of the names.
+
+    Raises:
+        ModelError: files that are damaged, or that lack a tensor.
+    """
     from safetensors import safe_open
 
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
-            keys = set(reader.keys())
-            for name in names:
-                for key in (name, name.removeprefix(prefix + ".")):
-                    if key in keys:
-                        tensors[name] = reader.get_tensor(key)
+        try:
+            with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
+                keys = set(reader.keys())
+                for name in names:
+                    for key in (name, name.removeprefix(prefix + ".")):
+                        if key in keys:
+                            tensors[name] = reader.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"cannot read tensors from {file}: {error}") from error
     missing = names - tensors.keys()
     if missing:
-        raise ModelError(f"{len(missing)} tensors to edit are not in the safetensors files of {folder}, e.g. {min(missing)}")
+        raise ModelError(
+            f"{len(missing)} tensors that are needed are not in the safetensors files of {folder}, e.g. {min(missing)}"
+        )
     return tensors
 
 

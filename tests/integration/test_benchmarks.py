@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,12 +17,15 @@ import run_dependent
 import run_search
 import run_speed
 import speed_edit
+import speed_meta
 import speed_parts
 import tiny
 import torch
+from torch.autograd import DeviceType
 
 from propmeta_edit.baselines.second_moments import collect_second_moments
 from propmeta_edit.errors import ConfigError
+from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.records import Case, EditRequest, Question
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,8 +121,178 @@ def test_a_row_of_speed_is_on_disk_as_soon_as_it_is_measured(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_speed.keep(measure(), tmp_path)
+        run_speed.keep(measure(), lambda rows: {"what": "meta", "measured": len(rows)}, tmp_path)
     assert (tmp_path / "speed.csv").read_text() == "side,seconds a task\nengine,0.5\n"
+    rows = [{"side": "engine", "seconds a task": 0.5}]
+    assert json.loads((tmp_path / "speed.json").read_text()) == {"what": "meta", "measured": 1, "rows": rows}
+
+
+def out_of_memory(*arguments, **values):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 65 GiB")
+
+
+def test_a_side_that_does_not_fit_is_left_out_of_the_rounds():
+    calls = []
+    assert speed_parts.measure({"large": out_of_memory, "small": lambda: calls.append(1) or 2.0}, 3) == {"small": 2.0}
+    assert len(calls) == 4
+
+    def wrong():
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        speed_parts.measure({"wrong": wrong}, 1)
+
+
+@pytest.fixture
+def quick_edits(cases, monkeypatch):
+    """Edits that take a second of EasyEdit's FT, half of one singly and a quarter side by side; four of them do not fit."""
+
+    def side_by_side(model, tokenizer, setting, number):
+        return out_of_memory() if setting.at_once > 2 else 0.25
+
+    timers = {speed_edit.EASYEDIT: lambda *_: 1.0, speed_edit.SINGLE: lambda *_: 0.5, speed_edit.BATCHED: side_by_side}
+    monkeypatch.setattr(speed_edit, "TIMERS", timers)
+    monkeypatch.setattr(speed_parts, "peak_memory", lambda run, device: 0.0)
+    monkeypatch.setattr(speed_edit, "measure_machine", lambda *_: {"bytes a second": 1e9, "operations a second": 1e12})
+
+
+def test_edits_that_do_not_fit_side_by_side_are_recorded(base, tmp_path, quick_edits, monkeypatch):
+    monkeypatch.setattr(speed_parts, "free_unused", lambda: None)  # takes half a second beside all that the tests hold
+    arguments = ["edit", "--models", str(base), "--at-once", "1,2,4", "--layers", "1", "--number", "4", "--repeats", "1"]
+    assert run_speed.main([*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "speed.json").read_text())
+    first = [(row["side"], row["at once"], row["seconds an edit"], row["note"]) for row in result["rows"][:6]]
+    sides = [("EasyEdit FT", 1, 1.0, ""), ("single", 1, 0.5, "")]
+    assert first == [*sides, ("batched", 4, None, "out of memory"), *sides, ("batched", 2, 0.25, "")]
+    assert {row["steps"] for row in result["rows"]} == {5, 10, 20}, "it goes on after what does not fit"
+    assert (result["single_vs_easyedit_ft"], result["batched_vs_easyedit_ft"], result["batched_at_once"]) == (2.0, 4.0, 2)
+    assert "| out of memory |" in (tmp_path / "speed.md").read_text()
+
+
+@pytest.mark.parametrize(("absent", "gone"), [("float32", ["EasyEdit FT"]), ("bfloat16", ["single", "batched"])])
+def test_a_model_that_does_not_fit_is_recorded(base, quick_edits, monkeypatch, absent, gone):
+    load = speed_edit.Setting.load
+    monkeypatch.setattr(speed_parts, "free_unused", lambda: None)
+    monkeypatch.setattr(speed_edit.Setting, "load", lambda own: out_of_memory() if own.dtype == absent else load(own))
+    rows = list(speed_edit.compare([speed_edit.Setting(str(base), "cpu", "bfloat16", 1, at_once=2)], 2, 1))
+    seconds = {"EasyEdit FT": 1.0, "single": 0.5, "batched": 0.25}
+    assert [(row["side"], row["seconds an edit"], row["note"]) for row in rows] == [
+        (side, None, "out of memory") if side in gone else (side, own, "") for side, own in seconds.items()
+    ]
+    found = speed_edit.summarise(rows)
+    assert found["single_vs_easyedit_ft"] is None and (found["single_vs_floor"] is None) == ("single" in gone)
+
+
+def test_easyedits_model_is_gone_when_edits_run_side_by_side(base, quick_edits, monkeypatch):
+    models, before, alive = [], [], []
+    load = speed_edit.Setting.load
+
+    def those_alive():
+        return [dtype for dtype, model in models if model() is not None]
+
+    def note_load(setting):
+        before.append(those_alive())
+        model, tokenizer = load(setting)
+        model.refers_to_itself = [model]  # as a model with hooks may: it is gone only when it is looked for
+        models.append((setting.dtype, weakref.ref(model)))
+        return model, tokenizer
+
+    def side_by_side(*arguments):
+        alive.append(those_alive())
+        return 0.25
+
+    monkeypatch.setattr(speed_edit.Setting, "load", note_load)
+    monkeypatch.setitem(speed_edit.TIMERS, speed_edit.BATCHED, side_by_side)
+    settings = [speed_edit.Setting(str(base), "cpu", "bfloat16", 1, at_once=size) for size in (2, 1)]
+    rows = list(speed_edit.compare(settings, 2, 1))
+    assert [row["frozen dtype"] for row in rows] == ["float32", "bfloat16", "bfloat16"] * 2
+    assert before == [[], ["bfloat16"]] * 2, "and each setting's when the next one's are loaded"
+    assert len(models) == 4 and alive and all(dtypes == ["bfloat16"] for dtypes in alive)
+    assert [row["times EasyEdit FT"] for row in rows] == [1.0, 2.0, 4.0] * 2
+    assert [row["seconds to the CPU"] is not None for row in rows] == [False, False, True] * 2
+
+
+def test_edits_side_by_side_are_timed_without_copying_them_to_the_cpu(base, cases, monkeypatch):
+    setting = speed_edit.Setting(str(base), "cpu", "float32", 1, num_steps=1, at_once=2)
+    model, tokenizer = setting.load()
+    asked = []
+    monkeypatch.setattr(speed_edit, "compute_edits", lambda *_, **values: asked.append(values))
+    assert speed_edit.time_batched(model, tokenizer, setting, 4) > 0
+    assert asked == [{"keep_on_device": True}] * 2 and speed_edit.time_transfer(model, setting) > 0
+
+
+def test_meta_training_that_does_not_fit_is_recorded(base, tmp_path, cases, monkeypatch):
+    """A library that copies the model, several tasks at once, and a plan whose model cannot be loaded: each has its row."""
+    step, load = speed_meta.Side._step, speed_meta.Side.load
+
+    def fail(side, *arguments):
+        return out_of_memory() if side.kind == speed_meta.HIGHER or side.config.tasks_per_step > 1 else step(side, *arguments)
+
+    def load_some(side):
+        return out_of_memory() if side.config.modules == "mlp" else load(side)
+
+    monkeypatch.setattr(speed_meta.Side, "_step", fail)
+    monkeypatch.setattr(speed_meta.Side, "load", load_some)
+    monkeypatch.setattr(speed_parts, "free_unused", lambda: None)
+    monkeypatch.setattr(speed_parts, "peak_memory", lambda run, device: 0.5)
+    monkeypatch.setattr(speed_parts, "share_of_time", lambda run, device: {"share products": 1.0})
+    arguments = ["meta", "--models", str(base), "--at-once", "1,2", "--layers", "1", "--number", "2", "--repeats", "1"]
+    assert run_speed.main([*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "speed.json").read_text())
+    rows = {(row["side"], row["modules"], row["tasks a step"]): row for row in result["rows"]}
+    assert {key for key, row in rows.items() if row["note"] == ""} == {
+        ("reference", "attention+mlp", 1), ("engine", "attention+mlp", 1), ("reference", "attention", 1)
+    }  # fmt: skip
+    assert all(row["seconds a task"] is None for row in rows.values() if row["note"])
+    assert len(rows) == 10 and result["engine_vs_reference"] == result["engine_vs_reference_one_task"] > 0
+    assert result["growth"] == [{"tasks": 2 * n, "seconds": None, "peak GiB added": None} for n in (1, 2, 4)]
+
+
+def test_a_run_that_memory_ends_leaves_no_gradients(base, cases, monkeypatch):
+    config = MetaTrainConfig(model=str(base), layers=[1], inner_lr=1e-3, outer_lr=1e-4, num_inner_steps=1)
+    side = speed_meta.Side(speed_meta.REFERENCE, str(base), "cpu", config)
+    model, tokenizer = side.load()
+    monkeypatch.setattr(speed_meta.reference_loops, "outer_step", out_of_memory)
+    step = speed_meta._PLAIN_LOOPS[speed_meta.REFERENCE]
+
+    def leave_gradients(model, tokenizer, parameters, *arguments):
+        gradients, loss = step(model, tokenizer, parameters, *arguments)
+        for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        return gradients, loss
+
+    monkeypatch.setitem(speed_meta._PLAIN_LOOPS, speed_meta.REFERENCE, leave_gradients)
+    with pytest.raises(torch.OutOfMemoryError):
+        side.run(model, tokenizer, speed_meta.read_tasks(1))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_on_a_gpu_every_kernel_counts_once():
+    """Events as the profiler gives them: operators with their kernels' time, and the kernels and annotations once more."""
+
+    def event(key, on_device, device_type=DeviceType.CPU, is_user_annotation=False, on_cpu=1.0):
+        return SimpleNamespace(
+            key=key,
+            self_device_time_total=on_device,
+            self_cpu_time_total=on_cpu,
+            device_type=device_type,
+            is_user_annotation=is_user_annotation,
+        )
+
+    cuda = DeviceType.CUDA
+    events = [
+        event("aten::mm", 60.0),
+        event("aten::_fused_adamw_", 30.0),
+        event("aten::add", 10.0),
+        event("Optimizer.step#AdamW.step", 30.0, is_user_annotation=True),
+        event("sm90_xmma_gemm_f32", 60.0, cuda),
+        event("multi_tensor_apply_kernel<fused adamw>", 30.0, cuda),
+        event("vectorized_elementwise_kernel", 10.0, cuda),
+        event("Optimizer.step#AdamW.step", 31.0, cuda, is_user_annotation=True),
+    ]
+    expected = {"share products": 0.6, "share optimiser": 0.3, "share other": 0.1}
+    assert speed_parts.add_shares(events, on_cuda=True) == pytest.approx(expected)
+    assert speed_parts.add_shares(events[:3], on_cuda=False) == pytest.approx(dict.fromkeys(expected, 1 / 3))
 
 
 def test_as_many_tasks_are_measured_as_run_side_by_side(capsys):
@@ -188,6 +363,14 @@ def test_edits_that_stay(base, tmp_path, cases, monkeypatch):
     ]
     assert table["efficacy n"].tolist() == [1, 4, 1, 4] and table["locality n"].tolist() == [5] * 4
     assert (tmp_path / "out" / "dependent.png").read_bytes()[:4] == b"\x89PNG"
+
+    with monkeypatch.context() as stopped:
+        order = []
+        stopped.setattr(speed_parts, "peak_memory", lambda run, device: order.append("asked for") or 0.0)
+        stopped.setattr(speed_parts, "wait_for", lambda device: order.append("done"))
+        stopped.setattr(run_dependent, "time", SimpleNamespace(perf_counter=lambda: order.append("clock") or 0.0))
+        run_dependent.edit_and_ask("FT", "joint", [1], cases, run_dependent.parse_arguments(arguments))
+        assert order == ["clock", "asked for", "done", "clock"]
 
     with monkeypatch.context() as again:  # a second call finds every chain on disk
         again.setattr(run_dependent, "edit_and_ask", lambda *_: pytest.fail("a chain that is there ran again"))

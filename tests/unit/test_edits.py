@@ -14,13 +14,14 @@ import pytest
 import tiny
 import torch
 
+from propmeta_edit.edits import identity
 from propmeta_edit.edits.compute import choose_at_once, compute_edit, compute_edits
 from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, merge_edits, standing_edits
 from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
-from propmeta_edit.finetune.stacking import stacked_weights
+from propmeta_edit.finetune.stacking import StackedWeights, stacked_weights
 from propmeta_edit.finetune.weights import snapshot
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.generation import generate_greedily
@@ -469,6 +470,63 @@ def test_finished_edits_wait_on_the_cpu(model, tokenizer):
         expected = generate_greedily(model, tokenizer, ["Where?"])
     assert generate_with_edits(model, tokenizer, ["Where?"], found[:1]) == expected
     assert all(value.is_cuda for value in found[0].change().values())
+    kept = compute_edits(model, tokenizer, REQUESTS, hparams(), at_once=2, keep_on_device=True)
+    assert {value.device.type for edit in kept for value in edit.weights.values()} == {"cuda"}
+    assert all(torch.equal(kept[2].weights[name].cpu(), value) for name, value in found[2].weights.items())
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(False, "cpu"), (True, "cpu:0")])
+def test_finished_edits_are_copied_from_the_device_unless_they_are_to_stay(model, tokenizer, monkeypatch, keep, expected):
+    """A device with a number is another one, so the two can be told apart without a GPU."""
+    went_to = set()
+
+    def take(stack, number):
+        return {name: SimpleNamespace(to=lambda device: went_to.add(device)) for name in stack.parameters}
+
+    monkeypatch.setattr(type(model), "device", property(lambda model: torch.device("cpu:0")))
+    monkeypatch.setattr(StackedWeights, "take", take)
+    compute_edits(model, tokenizer, REQUESTS, hparams(), keep_on_device=keep)
+    assert went_to == {torch.device(expected)}
+
+
+def test_the_state_that_many_edits_share_is_looked_at_once(model, tokenizer, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(identity, "take_fingerprint", lambda value: looked_at.append(value) or take_fingerprint(value))
+    found = compute_edits(model, tokenizer, REQUESTS, hparams(), at_once=2)
+    assert len(found) == 3 and len(looked_at) == len(select_parameters(model, [1]))
+    with torch.no_grad():
+        next(iter(select_parameters(model, [1]).values()))[0] += 1.0
+    for edit in found:
+        with pytest.raises(ModelError, match="were written to since"):
+            edit.change()
+
+
+def test_a_base_that_loaded_edits_stand_on_is_hashed_once(model, edits, saved, tokenizer, monkeypatch, tmp_path):
+    """Further uses, and further edits, compare fingerprints; what is written into the base is still noticed."""
+    edits[1].save(tmp_path / "other")
+    loaded = [Edit.load(saved), Edit.load(tmp_path / "other"), Edit.load(saved)]
+    hashed = []
+    monkeypatch.setattr(identity, "_HASHES", {})
+    monkeypatch.setattr(identity, "hash_tensors", lambda tensors: hashed.append(tensors) or hash_tensors(tensors))
+    expected = [EditedModel(model, edit).answer(tokenizer, ["Where?"])[0] for edit in edits[:2]]
+    assert generate_with_edits(model, tokenizer, ["Where?"] * 3, loaded) == [*expected, expected[0]]
+    for edit in loaded[:2]:
+        for _ in range(2):
+            EditedModel(model, edit)(torch.tensor([[5, 6]]))
+    assert len(hashed) == 1
+
+    parameter = next(iter(select_parameters(model, [1]).values()))
+    kept = parameter.detach().clone()
+    with torch.no_grad():
+        parameter[0] += 1.0
+    for edit in loaded:
+        for use in (lambda edit=edit: edit.apply(model), lambda edit=edit: generate_with_edits(model, tokenizer, ["A"], [edit])):
+            with pytest.raises(ModelError, match="made on other weights"):
+                use()
+    with torch.no_grad():
+        parameter.copy_(kept)
+    with loaded[0].applied(model):
+        assert len(hashed) == 2, "of the state that was refused"
 
 
 def test_many_at_once_are_the_single_ones(model, edits, tokenizer):

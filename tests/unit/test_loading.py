@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from propmeta_edit.errors import ModelError
-from propmeta_edit.metatrain.checkpoint import export_checkpoint, save_checkpoint
+from propmeta_edit.metatrain import checkpoint as checkpoint_module
+from propmeta_edit.metatrain.checkpoint import TRAINED, export_checkpoint, export_compact, save_checkpoint
 from propmeta_edit.metatrain.run import Progress, TaskLosses
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.loading import load_model
+from propmeta_edit.models.loading import DTYPES, load_model, read_checkpoint_card, read_tensors
 
 
 @pytest.fixture
@@ -73,6 +74,60 @@ def test_export_says_what_rounding_costs(checkpoint, tmp_path):
     assert card["rounding"] == cost and card["exported_dtype"] == "bfloat16"
     with pytest.raises(ModelError, match="exists"):
         export_checkpoint(str(folder), tmp_path / "bf16", "bfloat16")
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_export_rounds_once_and_does_not_hold_the_frozen_rest_in_fp32(checkpoint, tmp_path, monkeypatch, stored, dtype):
+    """The same files as by way of the whole model in fp32."""
+    first, _ = checkpoint
+    card = read_checkpoint_card(first)
+    save_checkpoint(tmp_path / "stored", *load_model(str(first), dtype=stored), card, Progress())
+    folder = tmp_path / "stored"
+    model, tokenizer = load_model(str(folder))
+    save_checkpoint(tmp_path / "expected", model.to(DTYPES[dtype]), tokenizer, card, Progress())
+    dtypes = {}
+
+    def load(*arguments, **values):
+        loaded = load_model(*arguments, **values)
+        dtypes.update({name: p.dtype for name, p in loaded[0].named_parameters()})
+        return loaded
+
+    monkeypatch.setattr(checkpoint_module, "load_model", load)
+    export_checkpoint(str(folder), tmp_path / "exported", dtype)
+    in_fp32 = {*card["trained_tensors"], *select_parameters(model, None)}  # load_model's default layer as well
+    assert dtypes == {name: torch.float32 if name in in_fp32 else DTYPES[dtype] for name in dtypes}
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "exported" / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+
+
+def test_compact_export_reads_the_trained_tensors_alone(checkpoint, tmp_path, monkeypatch):
+    folder, original = checkpoint
+    monkeypatch.setattr(checkpoint_module, "load_model", lambda *_, **__: pytest.fail("the whole model was loaded"))
+    size = export_compact(str(folder), tmp_path / "compact")
+    expected = select_parameters(original, [1])
+    found = load_file(tmp_path / "compact" / TRAINED)
+    assert size == sum(value.nbytes for value in found.values()) and found.keys() == expected.keys()
+    assert all(found[name].dtype == torch.float32 and torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_compact_export_of_rounded_tensors_is_in_fp32(checkpoint, tmp_path):
+    folder, original = checkpoint
+    export_checkpoint(str(folder), tmp_path / "half", "bfloat16")
+    export_compact(str(tmp_path / "half"), tmp_path / "compact")
+    for name, value in load_file(tmp_path / "compact" / TRAINED).items():
+        assert value.dtype == torch.float32 and torch.equal(value, original.get_parameter(name).bfloat16().float())
+
+
+def test_compact_export_of_a_damaged_folder(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    with pytest.raises(ModelError, match="1 tensors that are needed are not in the safetensors files of"):
+        read_tensors(folder, {"no.such.weight"})
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"cannot read tensors from .*model\.safetensors"):
+        export_compact(str(folder), tmp_path / "compact")
+    assert not (tmp_path / "compact").exists()
 
 
 def test_weights_of_another_architecture_are_refused(checkpoint):
