@@ -208,8 +208,8 @@ def find_workers(options: argparse.Namespace) -> Execute | None:
     device = resolve_device(options.device)
     if device.startswith("cuda") and not options.gpus_per_worker:
         raise ConfigError(
-            "--ray on GPUs needs --gpus-per-worker (1, or a fraction where several workers share one): without it all workers would "
-            "take the same one"
+            "--ray on GPUs needs --gpus-per-worker (1, or a fraction where several workers share one): without it all of them "
+            "would take the same one"
         )
     if options.gpus_per_worker and not device.startswith("cuda"):
         raise ConfigError(

@@ -127,8 +127,8 @@ NOTES = [
     "efficacy: the edited fact itself occurs in ten greedy tokens after its prompt.",
     "second hop, other fact: single-hop questions about the new object, and about something else, still answered.",
     "neighbour same: the ten tokens after a question about another subject are those of before the edit.",
-    f"s / edit: mean of the edit call alone over the cases that were edited one by one, which are the first {TIMED_CASES} of FT and "
-    "MetaFT (their other cases are edited side by side) and all of the others; loading, a warm-up edit (where edits take less than "
+    f"s / edit: mean of the edit call alone over the cases that were edited one by one: the first {TIMED_CASES} of FT and MetaFT, "
+    "whose other cases are edited side by side, and all of the others. Loading, a warm-up edit (where edits take less than "
     f"{LONG_EDIT:.0f} s; else the first edit reads the second moments), evaluation, restoring and the one-time meta-training are "
     "outside.",
     "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",

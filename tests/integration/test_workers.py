@@ -91,7 +91,7 @@ def test_no_more_workers_are_started_than_fit(tmp_path, workers, caplog):
     """One too many would wait for a place for ever, and the run for its cases."""
     more = RayWorkers(5)
     assert "Ray has room for 2 of 5 workers of 0 GPUs and 1 CPUs" in caplog.text
-    found, rows, failures = run(tmp_path / "ray", deaths=0, execute=more)
+    _, rows, failures = run(tmp_path / "ray", deaths=0, execute=more)
     assert failures == 0 and len(rows.rows) == len(CASES) and len(list((tmp_path / "ray").glob("pid-*"))) == 2
 
 
