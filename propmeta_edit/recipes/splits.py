@@ -108,9 +108,9 @@ def _refuse_offline_validation(items: Sequence[str], configs: Mapping[str, MetaT
     on_files = [config.data for config in configs.values() if config.data != WORLD]
     if on_files and items:
         raise ConfigError(
-            f"{on_files[0]} has no {items[0]} (it has {', '.join(held) or 'no validation cases'}), and the offline world's is "
-            f"about facts that the model was not trained on; name a file, {items[0]}=FILE, or give --data the training file alone, from "
-            "which both validation splits are held out"
+            f"{on_files[0]} has no {items[0]} (it has {', '.join(held) or 'no validation cases'}), and the facts of the offline "
+            f"world's are not what the model is trained on; name a file, {items[0]}=FILE, or give --data the training file alone, "
+            "from which both validation splits are held out"
         )
 
 
