@@ -36,7 +36,8 @@ from propmeta_edit.evaluation.tables import require_comparable
 from propmeta_edit.files import sha256_of_json, write_text_atomically
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.recipes.analysis import Arm, list_stages, make_arms, study_states, study_weights
-from propmeta_edit.recipes.comparison import hash_of_model, load_dataset
+from propmeta_edit.recipes.comparison import hash_of_model
+from propmeta_edit.recipes.data_sets import load_dataset
 from propmeta_edit.recipes.settings import hparams_file
 
 PARTS = ("states", "weights", "gains")

@@ -32,7 +32,8 @@ from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.recipes.comparison import hash_of_model, load_dataset
+from propmeta_edit.recipes.comparison import hash_of_model
+from propmeta_edit.recipes.data_sets import load_dataset
 from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.records import Case, EditRequest, Question
 from propmeta_edit.text.prompts import format_question

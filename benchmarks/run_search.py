@@ -22,7 +22,8 @@ from propmeta_edit.evaluation.tables import markdown_table, summarise
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import DTYPES
-from propmeta_edit.recipes.comparison import METHODS, Setup, collect_versions, load_datasets, make_spec, read_settings
+from propmeta_edit.recipes.comparison import METHODS, Setup, collect_versions, make_spec, read_settings
+from propmeta_edit.recipes.data_sets import load_datasets
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

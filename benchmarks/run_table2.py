@@ -27,16 +27,15 @@ from propmeta_edit.models.loading import DTYPES
 from propmeta_edit.recipes.comparison import (
     CONTROLS,
     CORE,
-    LOADERS,
     METHODS,
     NOTES,
     VARIANTS,
     Setup,
     collect_versions,
-    load_datasets,
     make_specs,
     require_same_base,
 )
+from propmeta_edit.recipes.data_sets import LOADERS, load_datasets
 from propmeta_edit.recipes.plan import describe_plan
 from propmeta_edit.recipes.splits import is_released
 

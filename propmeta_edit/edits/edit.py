@@ -70,8 +70,9 @@ class Edit:
 
     def __post_init__(self) -> None:
         # ``before`` is the model's own storage: what is known of it now tells whether someone writes into it later.
-        if self.before is not None and self.fingerprints is None:
-            object.__setattr__(self, "fingerprints", take_fingerprints(self.before))
+        if self.before is not None:
+            known = take_fingerprints(self.before) if self.fingerprints is None else self.fingerprints
+            object.__setattr__(self, "fingerprints", {name: known[name] for name in self.before})  # an edit's part has some of them
 
     @cached_property
     def base_sha256(self) -> str:

@@ -1,4 +1,4 @@
-"""The rows of the comparison: which model each starts from, what is done to it, and on which data sets."""
+"""The rows of the comparison: which model each starts from, and what is done to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,24 +18,19 @@ import transformers
 import propmeta_edit
 from propmeta_edit.baselines.cake import make_rephrasings, origin_of_rephrasings, origin_of_training_pairs
 from propmeta_edit.config import build_config, read_yaml
-from propmeta_edit.data.cre import load_cre
-from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
 from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, fill_layers, find_algorithm, make_contexts, make_hparams
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
-from propmeta_edit.errors import ConfigError, DataError
-from propmeta_edit.evaluation.companions import with_neighbours, with_text_origins, with_wrong_facts
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.evaluation.companions import with_text_origins, with_wrong_facts
 from propmeta_edit.evaluation.methods import LONG_EDIT, Editing, FineTuning, InContext, Unedited
-from propmeta_edit.evaluation.runner import TIMED_CASES, DataSet, Method, MethodSpec
-from propmeta_edit.files import sha256_of_file, sha256_of_json
+from propmeta_edit.evaluation.runner import TIMED_CASES, Method, MethodSpec
+from propmeta_edit.files import sha256_of_json
 from propmeta_edit.models.artefacts import find_model_folder, resolve_model_folder
 from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
-from propmeta_edit.recipes.data_check import FORMATS, find_format
 from propmeta_edit.recipes.settings import edit_settings_of, has_hparams, hparams_file
-from propmeta_edit.recipes.sources import TEST_FILES, find_file, find_files, is_source
 from propmeta_edit.recipes.statistics import ensure_statistics
-from propmeta_edit.recipes.worlds import ensure_world
 from propmeta_edit.records import Case, EditRequest
 
 LOG = logging.getLogger(__name__)
@@ -112,16 +106,6 @@ VARIANTS = {  # other ways to fine-tune
     "LoRA": RowKind("", "LoRA"),
 }
 METHODS: dict[str, RowKind] = {**CORE, **VARIANTS, **CONTROLS}
-WORLD_FILES = TEST_FILES
-VALIDATION_FILES = {"valid-id": "valid_data_id.jsonl", "valid-ood": "valid_data_ood.jsonl"}
-STANDIN_FILES = {"mquake-standin": "mquake-standin-2hop.json", "mquake-standin-3hop": "mquake-standin-3hop.json"}
-LOADERS: dict[str, Callable[..., list[Any]]] = {
-    **dict.fromkeys((*WORLD_FILES, *VALIDATION_FILES), load_cre),
-    "mquake-standin": load_mquake_subset,
-    "mquake-standin-3hop": load_mquake,
-    "mquake-subset": load_mquake_subset,
-    "mquake-4hop": load_mquake,
-}
 NOTES = [
     "accuracy: an accepted answer occurs in ten greedy tokens after `Question: ...\\nAnswer: The answer is`.",
     "efficacy: the edited fact itself occurs in ten greedy tokens after its prompt.",
@@ -163,52 +147,6 @@ class Setup:
     def dtype_of(self, kind: RowKind) -> str:
         """Of the frozen rest; EasyEdit's algorithms do not mix dtypes, so their model is fp32."""
         return "float32" if kind.edit in BASELINES else self.dtype
-
-
-def load_datasets(item: str, seed: int) -> list[DataSet]:
-    """``NAME``, ``NAME=FILE``, ``FILE``, or all test files of CRE in a ``FOLDER`` or in ``hub:owner/name``.
-
-    Raises:
-        DataError: nothing of the kind, or a file that cannot be read.
-    """
-    if not is_source(item):
-        return [load_dataset(item, seed)]
-    found = find_files(item)
-    files = [found[file] for file in WORLD_FILES.values() if file in found]
-    if not files:
-        raise DataError(f"none of CRE's test files is in it, only {', '.join(found)}", item)
-    return [load_dataset(str(path), seed) for path in files]
-
-
-def load_dataset(item: str, seed: int) -> DataSet:
-    """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; what a bare file is is read from it.
-
-    Of a set of CRE's, ``FILE`` may be the folder or ``hub:owner/name`` that has it.
-    """
-    name, _, file = item.partition("=")
-    load = LOADERS.get(name)
-    offline = {**WORLD_FILES, **VALIDATION_FILES, **STANDIN_FILES}
-    if Path(item).is_file():
-        path = Path(item)
-        name = {file: name for name, file in WORLD_FILES.items()}.get(path.name, path.stem)
-        load = FORMATS[find_format(path)]
-    elif load is None:
-        raise DataError(
-            f"unknown data set {name!r}; write an existing FILE or FOLDER, hub:owner/name, or NAME or NAME=FILE with one of "
-            f"{', '.join(LOADERS)}"
-        )
-    elif file:
-        path = find_file(file, offline[name]) if name in offline and is_source(file) else Path(file)
-    elif name in offline:
-        path = ensure_world() / offline[name]
-    elif name == "mquake-4hop":
-        path = bundled_mquake_path()
-    else:
-        raise DataError(f"{name} does not come with the package: write {name}=MQuAKE-CF-3k-v2.json with the file you downloaded")
-    cases = load(path, seed=seed) if load is load_cre else load(path)
-    if not cases:
-        raise DataError(f"no case of {name} in it", path)
-    return DataSet(name, sha256_of_file(path), with_neighbours(cases))
 
 
 def make_specs(names: list[str], setup: Setup, hparams_name: str) -> list[MethodSpec]:

@@ -11,9 +11,9 @@ from propmeta_edit.evaluation.companions import with_neighbours
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.recipes.comparison import LOADERS, VALIDATION_FILES, WORLD_FILES, load_datasets
+from propmeta_edit.recipes.data_sets import LOADERS, VALIDATION_FILES, load_datasets
 from propmeta_edit.recipes.meta_training import load_tasks
-from propmeta_edit.recipes.sources import is_source
+from propmeta_edit.recipes.sources import TEST_FILES, is_source
 from propmeta_edit.recipes.worlds import WORLD
 from propmeta_edit.records import Case
 
@@ -95,12 +95,12 @@ def load_splits(items: Sequence[str], configs: Mapping[str, MetaTrainConfig], se
 
 def _refuse_offline_tests(items: Sequence[str], configs: Mapping[str, MetaTrainConfig]) -> None:
     on_files = {name: config.data for name, config in configs.items() if config.data != WORLD}
-    offline = [item for item in items if item in WORLD_FILES and not is_released(item)]
+    offline = [item for item in items if item in TEST_FILES and not is_released(item)]
     if on_files and offline:
         name, data = next(iter(on_files.items()))
         raise ConfigError(
             f"{offline[0]} is a test split of the offline world, but {name} is meta-trained on {data}; name the file: "
-            f"{offline[0]}={WORLD_FILES[offline[0]]}"
+            f"{offline[0]}={TEST_FILES[offline[0]]}"
         )
 
 

@@ -22,7 +22,7 @@ from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import DataError
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
-from propmeta_edit.recipes import comparison
+from propmeta_edit.recipes import comparison, data_sets
 from propmeta_edit.recipes.edit_facts import read_hparams
 from propmeta_edit.recipes.statistics import OPENINGS, SAMPLED_SHARE, ensure_statistics, make_statistics, sample_corpus
 
@@ -258,11 +258,11 @@ def test_a_folder_stands_for_all_of_cres_test_files_in_it(tmp_path):
     records = generate_world(0, {"test-id": 2, "test-ood": 3})
     for split, name in (("test-id", "test_data_id.jsonl"), ("test-ood", "test_data_ood.jsonl")):
         (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in records[split]), encoding="utf-8")
-    found = comparison.load_datasets(str(tmp_path), seed=0)
+    found = data_sets.load_datasets(str(tmp_path), seed=0)
     assert [(data.name, len(data.cases)) for data in found] == [("cre-id", 2), ("cre-ood", 3)]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="none of CRE's files"):
-        comparison.load_datasets(str(tmp_path / "empty"), seed=0)
+        data_sets.load_datasets(str(tmp_path / "empty"), seed=0)
 
 
 def test_rows_on_rewordings_say_where_these_are_from(run_table2, base, tmp_path):

@@ -25,9 +25,10 @@ from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import Row, RowFile
 from propmeta_edit.models.loading import load_model
-from propmeta_edit.recipes import comparison
+from propmeta_edit.recipes import data_sets
 from propmeta_edit.recipes.analysis import list_stages, make_arms, study_weights
-from propmeta_edit.recipes.comparison import hash_of_model, load_dataset
+from propmeta_edit.recipes.comparison import hash_of_model
+from propmeta_edit.recipes.data_sets import load_dataset
 
 NAMES = [
     f"model.layers.1.{name}.weight" for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -52,7 +53,7 @@ def place(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(run_analysis, "hparams_file", lambda method, name: tmp_path / "hparams" / method / f"{name}.yaml")
     (tmp_path / "world").mkdir()
     tiny.write_records(tmp_path / "world" / "valid_data_ood.jsonl", generate_world(0, {"valid-ood": 12})["valid-ood"])
-    monkeypatch.setattr(comparison, "ensure_world", lambda: tmp_path / "world")
+    monkeypatch.setattr(data_sets, "ensure_world", lambda: tmp_path / "world")
     return tmp_path
 
 
@@ -79,7 +80,7 @@ def test_states_are_studied_once_and_drawn(place, capsys):
         assert "<svg" in (place / "out" / f"{picture}.svg").read_text()
     lines = (place / "out" / "states.jsonl").read_text()
     keys = [json.loads(line)["key"].split("|") for line in lines.splitlines()]
-    assert sorted(arm for arm, _, _ in keys) == ["FT"] * 3 + ["FT-as-MetaFT"] * 3 + ["MetaFT"] * 3
+    assert sorted(arm for arm, *_ in keys) == ["FT"] * 3 + ["FT-as-MetaFT"] * 3 + ["MetaFT"] * 3
     assert [f"| {arm} | subject | " in text for arm in ("FT", "FT-as-MetaFT", "MetaFT")] == [True] * 3
     (place / "out" / "states.jsonl").write_text("\n".join(lines.splitlines()[:7]) + "\n{torn")
     assert run_analysis.main(run) == 0

@@ -12,7 +12,7 @@ from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import DataError
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.recipes.comparison import load_dataset, load_datasets
+from propmeta_edit.recipes.data_sets import load_dataset, load_datasets
 from propmeta_edit.recipes.meta_training import load_tasks
 from propmeta_edit.recipes.sources import CRE_FILES, find_file, find_files
 

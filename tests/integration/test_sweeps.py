@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.evaluation.runner import CaseOutcome, run_here
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.recipes import comparison, meta_training, sweeps
+from propmeta_edit.recipes import data_sets, meta_training, sweeps
 from propmeta_edit.recipes.sweeps import Point, name_of_run, share_of
 
 SPLITS = {
@@ -42,7 +42,7 @@ def place(tmp_path, tokenizer, monkeypatch):
     (tmp_path / "world").mkdir()
     for split, name in SPLITS.items():
         tiny.write_records(tmp_path / "world" / f"{name}.jsonl", world[split])
-    for module in (comparison, meta_training):
+    for module in (data_sets, meta_training):
         monkeypatch.setattr(module, "ensure_world", lambda: tmp_path / "world")
     yaml = tmp_path / "tiny.yaml"
     yaml.write_text(

@@ -11,8 +11,8 @@ from propmeta_edit.data.easyedit_files import load_easyedit_file
 from propmeta_edit.data.mquake import bundled_mquake_path
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import DataError
-from propmeta_edit.recipes.comparison import load_dataset
 from propmeta_edit.recipes.data_check import describe_file, find_format
+from propmeta_edit.recipes.data_sets import load_dataset
 
 KNOWEDIT = {
     "subject": "Ann Lee",

@@ -11,7 +11,7 @@ import tiny
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.recipes import comparison, meta_training
+from propmeta_edit.recipes import data_sets, meta_training
 from propmeta_edit.recipes.meta_training import load_tasks
 from propmeta_edit.recipes.splits import hold_out, is_released, kind_of, load_splits, to_test
 
@@ -45,7 +45,7 @@ def test_only_whole_names_become_test_splits():
 @pytest.fixture
 def train(tmp_path, monkeypatch):
     """A training file, and a world of its own that must not be read in its place."""
-    monkeypatch.setattr(comparison, "ensure_world", lambda: tmp_path / "world")
+    monkeypatch.setattr(data_sets, "ensure_world", lambda: tmp_path / "world")
     monkeypatch.setattr(meta_training, "ensure_world", lambda: tmp_path / "world")
     (tmp_path / "world").mkdir()
     tiny.write_records(tmp_path / "world" / "valid_data_ood.jsonl", generate_world(0, {"valid-ood": 3})["valid-ood"])

@@ -1,0 +1,73 @@
+"""The data sets of the benchmarks, by the names and files that a command line gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from propmeta_edit.data.cre import load_cre
+from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
+from propmeta_edit.errors import DataError
+from propmeta_edit.evaluation.companions import with_neighbours
+from propmeta_edit.evaluation.runner import DataSet
+from propmeta_edit.files import sha256_of_file
+from propmeta_edit.recipes.data_check import FORMATS, find_format
+from propmeta_edit.recipes.sources import TEST_FILES, find_file, find_files, is_source
+from propmeta_edit.recipes.worlds import ensure_world
+
+VALIDATION_FILES = {"valid-id": "valid_data_id.jsonl", "valid-ood": "valid_data_ood.jsonl"}
+STANDIN_FILES = {"mquake-standin": "mquake-standin-2hop.json", "mquake-standin-3hop": "mquake-standin-3hop.json"}
+LOADERS: dict[str, Callable[..., list[Any]]] = {
+    **dict.fromkeys((*TEST_FILES, *VALIDATION_FILES), load_cre),
+    "mquake-standin": load_mquake_subset,
+    "mquake-standin-3hop": load_mquake,
+    "mquake-subset": load_mquake_subset,
+    "mquake-4hop": load_mquake,
+}
+
+
+def load_datasets(item: str, seed: int) -> list[DataSet]:
+    """``NAME``, ``NAME=FILE``, ``FILE``, or all test files of CRE in a ``FOLDER`` or in ``hub:owner/name``.
+
+    Raises:
+        DataError: nothing of the kind, or a file that cannot be read.
+    """
+    if not is_source(item):
+        return [load_dataset(item, seed)]
+    found = find_files(item)
+    files = [found[file] for file in TEST_FILES.values() if file in found]
+    if not files:
+        raise DataError(f"none of CRE's test files is in it, only {', '.join(found)}", item)
+    return [load_dataset(str(path), seed) for path in files]
+
+
+def load_dataset(item: str, seed: int) -> DataSet:
+    """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; what a bare file is is read from it.
+
+    Of a set of CRE's, ``FILE`` may be the folder or ``hub:owner/name`` that has it.
+    """
+    name, _, file = item.partition("=")
+    load = LOADERS.get(name)
+    offline = {**TEST_FILES, **VALIDATION_FILES, **STANDIN_FILES}
+    if Path(item).is_file():
+        path = Path(item)
+        name = {file: name for name, file in TEST_FILES.items()}.get(path.name, path.stem)
+        load = FORMATS[find_format(path)]
+    elif load is None:
+        raise DataError(
+            f"unknown data set {name!r}; write an existing FILE or FOLDER, hub:owner/name, or NAME or NAME=FILE with one of "
+            f"{', '.join(LOADERS)}"
+        )
+    elif file:
+        path = find_file(file, offline[name]) if name in offline and is_source(file) else Path(file)
+    elif name in offline:
+        path = ensure_world() / offline[name]
+    elif name == "mquake-4hop":
+        path = bundled_mquake_path()
+    else:
+        raise DataError(f"{name} does not come with the package: write {name}=MQuAKE-CF-3k-v2.json with the file you downloaded")
+    cases = load(path, seed=seed) if load is load_cre else load(path)
+    if not cases:
+        raise DataError(f"no case of {name} in it", path)
+    return DataSet(name, sha256_of_file(path), with_neighbours(cases))
