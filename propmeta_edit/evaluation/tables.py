@@ -124,7 +124,7 @@ def write_tables(summary: Sequence[dict[str, Any]], folder: str | Path, notes: S
 
 
 def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
-    """The table for reading: percentages with their 95 % intervals, a dagger where cases are few."""
+    """The table for reading: percentages with 95 % intervals, a dagger where cases are few; columns that no row fills are left out."""
     header = ["method", "data set", "n", "accuracy %", "at word boundary %", "cloze %", "efficacy %"]
     header += ["second hop %", "other fact %", "neighbour same %", "s / edit", "cases / s", "once before, s", "errors"]
     rows = []
@@ -148,7 +148,9 @@ def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) 
     legend += [f"{entry['method']} on {entry['dataset']}: {note}." for entry in summary for note in entry["notes"]]
     if any(entry["n"] < FEW for entry in summary):
         legend.append(f"†: fewer than {FEW} cases.")
-    return markdown_table(header, rows) + "\n" + "\n".join(f"- {note}" for note in legend) + "\n"
+    told = [place for place in range(len(header)) if not rows or any(cells[place] != "–" for cells in rows)]
+    table = markdown_table([header[place] for place in told], [[cells[place] for place in told] for cells in rows])
+    return table + "\n" + "\n".join(f"- {note}" for note in legend) + "\n"
 
 
 def write_settings(specs: Sequence[MethodSpec], folder: str | Path) -> None:
