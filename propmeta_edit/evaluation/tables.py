@@ -124,7 +124,7 @@ def write_tables(summary: Sequence[dict[str, Any]], folder: str | Path, notes: S
 
 
 def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
-    """The table for reading: percentages with 95 % intervals, a dagger where cases are few; columns that no row fills are left out."""
+    """The table for reading: percentages with 95 % intervals, few cases flagged, without the columns that no row fills."""
     header = ["method", "data set", "n", "accuracy %", "at word boundary %", "cloze %", "efficacy %"]
     header += ["second hop %", "other fact %", "neighbour same %", "s / edit", "cases / s", "once before, s", "errors"]
     rows = []
