@@ -214,14 +214,10 @@ def plan_meta_training(config: MetaTrainConfig, steps: int = 3) -> str:
     parameters = select_parameters(model, config.layers, config.modules)
     seconds = _time_steps(model, tokenizer, parameters, tasks, config, steps)
     frozen = sum(p.numel() * p.element_size() for p in model.parameters())
-    trained = 4 * num_parameters(parameters)
-    a_step = min(config.tasks_per_step, len(tasks))
-    at_once = tasks_side_by_side(config, a_step)
+    at_once = tasks_side_by_side(config, min(config.tasks_per_step, len(tasks)))
     per_task = _seconds_a_task(seconds)
     millions = num_parameters(parameters) / 1e6
-    # θ's gradient and two moments outside; copies, gradients and two moments a task inside; a gradient that is added to θ's where
-    # a step takes several turns; activations are on top.
-    memory = (frozen + trained * (3 + 4 * at_once + (at_once < a_step))) / 2**30
+    memory = (frozen + training_bytes(num_parameters(parameters), config, len(tasks))) / 2**30
     lines = {
         "model": f"{config.model}, {config.dtype} on {config.device}, {frozen / 2**30:.2f} GiB",
         "trained": f"layers {config.layers}, {config.modules}: {len(parameters)} tensors, {millions:.2f} M numbers",
@@ -231,6 +227,14 @@ def plan_meta_training(config: MetaTrainConfig, steps: int = 3) -> str:
         "time": f"{per_task:.2f} s a task, about {per_task * len(tasks) / 60:.0f} min and validation (from {len(seconds)} steps)",
     }
     return "\n".join(f"{name:<11}{value}" for name, value in lines.items())
+
+
+def training_bytes(num_trained: int, config: MetaTrainConfig, num_tasks: int) -> int:
+    """What a run holds besides the model: θ's gradient and two moments; for each task side by side its weights, their gradient and
+    two moments; and where a step takes several turns the gradient that is added to θ's. Activations are on top."""
+    a_step = min(config.tasks_per_step, num_tasks)
+    at_once = tasks_side_by_side(config, a_step)
+    return 4 * num_trained * (3 + 4 * at_once + (at_once < a_step))
 
 
 def measure_seconds_a_task(config: MetaTrainConfig, steps: int = 3) -> float:

@@ -27,9 +27,9 @@ from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import kept_state, read_kept_state
 from propmeta_edit.models.artefacts import find_model_folder
 from propmeta_edit.models.layers import num_parameters, resolve_layers, select_parameters
-from propmeta_edit.models.loading import read_model_config
+from propmeta_edit.models.loading import DTYPES, read_model_config
 from propmeta_edit.recipes.comparison import hash_of_model, read_training_time
-from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, measure_seconds_a_task, resolve, train_to_folder
+from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, measure_seconds_a_task, resolve, train_to_folder, training_bytes
 from propmeta_edit.recipes.settings import edit_settings_of
 
 
@@ -192,12 +192,13 @@ def estimate_sweep(points: Sequence[Point], folder: Path, seconds_of: Mapping[st
     left = runs_left(points, folder)
     minutes = {name: seconds_of[name] * tasks_of[name] / 60 for name in left if name in seconds_of}
     sizes = {name: checkpoint_bytes(config, tasks_of[name]) / 2**30 for name, config in left.items()}
+    memory = {name: run_bytes(config, tasks_of[name]) / 2**30 for name, config in left.items()}
     lines = [f"{name}: there" for name in dict.fromkeys(_run_of(p) for p in points if p.is_meta_trained) if name not in left]
     for name in left:
         time = (
             f"about {minutes[name]:.0f} min" if name in minutes else "time not known, since its model is not here: --seconds-a-task"
         )
-        lines.append(f"{name}: {tasks_of[name]} tasks, {time}, {sizes[name]:.1f} GiB")
+        lines.append(f"{name}: {tasks_of[name]} tasks, {time}, {sizes[name]:.1f} GiB, {memory[name]:.1f} GiB of memory at least")
     unknown = f" and {len(left) - len(minutes)} runs of unknown time" if len(minutes) < len(left) else ""
     free = (
         shutil.disk_usage(next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())).free / 2**30
@@ -216,6 +217,15 @@ def checkpoint_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
     stored = getattr(shape.config, "dtype", None) or torch.float32
     kept = num_tasks // config.checkpoint_every if config.checkpoint_every else 0
     return int(sum(p.numel() for p in shape.parameters()) * stored.itemsize + trained * (4 - stored.itemsize) + 4 * trained * kept)
+
+
+def run_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
+    """The memory of a run: the frozen tensors in its dtype, the trained ones in fp32, and what training holds besides."""
+    config, shape = resolve(config), _shape_of(config.model)
+    trained = num_parameters(select_parameters(shape, config.layers, config.modules))
+    itemsize = DTYPES[config.dtype].itemsize
+    model = sum(p.numel() for p in shape.parameters()) * itemsize + trained * (4 - itemsize)
+    return model + training_bytes(trained, config, num_tasks)
 
 
 def estimate_asking(points: Sequence[Point], datasets: Sequence[DataSet], rows: Sequence[Row], limit: int) -> str:

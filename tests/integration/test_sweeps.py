@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -339,12 +340,25 @@ def test_cases_are_asked_where_the_options_say(place, monkeypatch):
 def test_a_plan_measures_and_says_what_is_needed(place, capsys):
     assert run_figure2.main(arguments(place, "--layers", "0,1", "--module-choices", "mlp", "--plan")) == 0
     printed = capsys.readouterr().out
-    assert printed.count("4 tasks, about 0 min, 0.0 GiB") == 2 and "GiB of disk are free" in printed
+    assert printed.count("4 tasks, about 0 min, 0.0 GiB, 0.0 GiB of memory at least") == 2 and "GiB of disk are free" in printed
     assert "4 cases are left to ask: time known after some rows" in printed and not checkpoints(place)
     assert run_figure2.main(arguments(place, *ONE)) == 0
     assert run_figure2.main(arguments(place, "--layers", "0,1", "--module-choices", "mlp", "--plan")) == 0
     printed = capsys.readouterr().out
     assert ": there" in printed and "2 cases are left to ask: about 0 min by the 2 rows on disk" in printed
+
+
+def test_a_plan_knows_the_memory_of_a_run(monkeypatch):
+    """Eight billion numbers in bf16, of which a layer of two hundred million is trained in fp32: the rule of docs/reproducing.md."""
+    shape = SimpleNamespace(parameters=lambda: [torch.empty(8_000_000_000, device="meta")])
+    layer = {"a": torch.nn.Parameter(torch.empty(200_000_000, device="meta"))}
+    monkeypatch.setattr(sweeps, "_shape_of", lambda model: shape)
+    monkeypatch.setattr(sweeps, "select_parameters", lambda *of: layer)
+    config = MetaTrainConfig("m", dtype="bfloat16", device="cpu")
+    frozen = 2 * 7_800_000_000
+    assert sweeps.run_bytes(config, 100) == frozen + 8 * 4 * 200_000_000
+    assert sweeps.run_bytes(replace(config, tasks_per_step=4), 100) == frozen + (1 + 3 + 16) * 4 * 200_000_000
+    assert sweeps.run_bytes(replace(config, tasks_per_step=4, tasks_at_once=1), 100) == frozen + 9 * 4 * 200_000_000
 
 
 def test_a_plan_needs_no_weights(place, monkeypatch, capsys):
