@@ -224,7 +224,7 @@ def run_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
     config, shape = resolve(config), _shape_of(config.model)
     trained = num_parameters(select_parameters(shape, config.layers, config.modules))
     itemsize = DTYPES[config.dtype].itemsize
-    model = sum(p.numel() for p in shape.parameters()) * itemsize + trained * (4 - itemsize)
+    model: int = sum(p.numel() for p in shape.parameters()) * itemsize + trained * (4 - itemsize)
     return model + training_bytes(trained, config, num_tasks)
 
 

@@ -349,7 +349,7 @@ def test_a_plan_measures_and_says_what_is_needed(place, capsys):
 
 
 def test_a_plan_knows_the_memory_of_a_run(monkeypatch):
-    """Eight billion numbers in bf16, of which a layer of two hundred million is trained in fp32: the rule of docs/reproducing.md."""
+    """Eight billion numbers in bf16, of which two hundred million are trained in fp32: the rule of docs/reproducing.md."""
     shape = SimpleNamespace(parameters=lambda: [torch.empty(8_000_000_000, device="meta")])
     layer = {"a": torch.nn.Parameter(torch.empty(200_000_000, device="meta"))}
     monkeypatch.setattr(sweeps, "_shape_of", lambda model: shape)
