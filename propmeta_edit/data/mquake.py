@@ -135,7 +135,7 @@ def _take_last_hop(raw: Mapping[str, Any]) -> Question | None:
 
 def _make_edit(rewrite: Mapping[str, Any]) -> EditRequest:
     """An edit from its prompt with one place for the subject."""
-    prompt, subject = rewrite["prompt"], str(rewrite["subject"])
+    prompt, subject = rewrite["prompt"], str(rewrite["subject"]).strip()
     if prompt.count("{}") != 1:
         raise DataError(f"an edit's prompt must hold exactly one {{}} for the subject, got {prompt!r}")
     # Not str.format: other braces in a prompt are plain text.

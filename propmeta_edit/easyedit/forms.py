@@ -41,11 +41,13 @@ class EasyEditForm:
         """What to write beside a result: the kind, and the commit of a clone (``repository 14cea82``)."""
         if self.kind == "pypi":
             return "pypi 0.0.1.dev0"
-        command = ["git", "-C", str(self.location), "rev-parse", "--short", "HEAD"]
+        command = ["git", "-C", str(self.location), "rev-parse", "--show-toplevel", "--short", "HEAD"]
         try:
-            return f"repository {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
+            top, commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[:2]
         except (OSError, subprocess.CalledProcessError):  # an unpacked archive, or no git
             return "repository"
+        # An unpacked archive may lie in a repository of something else.
+        return f"repository {commit}" if Path(top).resolve() == self.location.parent.resolve() else "repository"
 
 
 def find_form() -> EasyEditForm:

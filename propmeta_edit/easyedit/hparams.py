@@ -80,7 +80,7 @@ class MetaFTHyperParams(FromYaml):
         weight_decay: AdamW's.
         loss_reduction: over answer tokens, mean or sum.
         batch_size: target facts in one update; ``edit`` wants 1, ``batch_edit`` writes this many facts together.
-        max_length: EasyEdit's bound in its own evaluation.
+        max_length: EasyEdit's bound in its own evaluation; its PyPI release cuts off what is longer, question and answer together.
         dtype: of the frozen rest of the model; the edited tensors are fp32 always.
         fp16: EasyEdit's way to write ``dtype: float16``.
         trust_remote_code: run code that comes with the model; off unless asked.
@@ -97,7 +97,7 @@ class MetaFTHyperParams(FromYaml):
     weight_decay: float = 0.01
     loss_reduction: str = "mean"
     batch_size: int = 1
-    max_length: int = 40
+    max_length: int = 256
     dtype: str = "float32"
     fp16: bool = False
     trust_remote_code: bool = False
@@ -116,6 +116,11 @@ class MetaFTHyperParams(FromYaml):
         self.device = resolve_device(self.device)
         self.model_name = ModelReference(str(self.model_name), self)
         self.inner_loop_settings()  # refuses values the loop would refuse
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy in another process loads its model as this one does."""
+        self.__dict__.update(state)
+        self.model_name = ModelReference(str(self.model_name), self)
 
     @classmethod
     def from_json(cls, path: str | Path) -> MetaFTHyperParams:
@@ -139,7 +144,7 @@ class MetaFTHyperParams(FromYaml):
         """(model, tokenizer), the tensors that will be edited in fp32."""
         return load_model(
             str(self.model_name),
-            device=str(self.device),
+            device=resolve_device(self.device),  # again: users set a number later, as EasyEdit's own have it
             dtype="float16" if self.fp16 else self.dtype,
             layers=self.layers,
             modules=self.modules,

@@ -3,7 +3,8 @@
 What it does, and only to ``easyeditor``:
 
 - takes the package from ``EASYEDIT_HOME`` if that is set;
-- in the PyPI form, reads ``f"cuda:{x}"`` in the source as the device that x means; no file and no ``.pyc`` is written;
+- in the PyPI form and in older clones, reads ``f"cuda:{x}"`` in the source as the device that x means; no file and no ``.pyc`` is
+  written;
 - where a multimodal part of EasyEdit does not import, puts a placeholder whose classes raise on construction, and the same, for as
   long as EasyEdit is being imported, for two third-party packages that methods we do not use want;
 - puts back the random states and the root logger that EasyEdit's import changes, and installs our algorithms.
@@ -68,7 +69,12 @@ def _search_easyeditor() -> ModuleSpec | None:
 
 
 def is_pypi_form(location: str | Path) -> bool:
-    """Whether the package in this folder is the PyPI form, which knows no device but CUDA."""
+    """Whether the package in this folder is the PyPI form, whose editor makes its requests itself."""
+    return not (Path(location) / "editors" / "utils.py").is_file()
+
+
+def knows_cuda_alone(location: str | Path) -> bool:
+    """Whether it is the PyPI form or a clone from before June 2026, for which every device is a CUDA device."""
     return not (Path(location) / "util" / "device.py").is_file()
 
 
@@ -101,18 +107,18 @@ class EasyEditFinder(importlib.abc.MetaPathFinder):
     def _find_package(self) -> ModuleSpec | None:
         spec = _search_easyeditor()
         if spec is not None and spec.submodule_search_locations and spec.loader is not None:
-            if is_pypi_form(spec.submodule_search_locations[0]):
+            if knows_cuda_alone(spec.submodule_search_locations[0]):
                 _rewrite_devices(spec)
             spec.loader = _PackageLoader(spec.loader, self)
         return spec
 
     def _find_part(self, fullname: str, path: Sequence[str] | None) -> ModuleSpec | None:
         optional = not self._trying_optional_part and fullname.startswith(OPTIONAL_PARTS)
-        pypi = is_pypi_form(sys.modules[PACKAGE].__path__[0])
-        if not (optional or pypi):
+        rewritten = knows_cuda_alone(sys.modules[PACKAGE].__path__[0])
+        if not (optional or rewritten):
             return None
         spec = PathFinder.find_spec(fullname, path)
-        if spec is not None and pypi:
+        if spec is not None and rewritten:
             _rewrite_devices(spec)
         if spec is not None and optional and spec.loader is not None and spec.has_location:
             spec.loader = _OptionalLoader(spec.loader, self)

@@ -13,12 +13,18 @@ from typing import Any
 import torch
 
 from propmeta_edit.baselines.second_moments import model_folder_name
-from propmeta_edit.models.layers import get_blocks, get_final_norm
+from propmeta_edit.models.layers import ARCHITECTURES, get_blocks, get_final_norm
 
 
 @contextmanager
 def layers_answer_with_tuples(model: Any) -> Iterator[None]:
-    """Inside, hooks on a layer see ``(hidden state,)``; the layer above and the final norm still get the hidden state."""
+    """Inside, hooks on a layer see ``(hidden state,)``; the layer above and the final norm still get the hidden state.
+
+    Models of architectures that are not known here are left as they are.
+    """
+    if model.config.model_type not in ARCHITECTURES:
+        yield
+        return
     blocks = get_blocks(model)
     readers = [*blocks[1:], get_final_norm(model)]
     handles = [block.register_forward_hook(_wrap, prepend=True) for block in blocks]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -47,8 +48,10 @@ def supply_missing() -> None:
 
 
 def _apply_memit(apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
-    """The wheel's MEMIT on layers that answer as it expects, with statistics under the name the repository looks for too."""
-    with layers_answer_with_tuples(model), named_after(model, hparams.model_name):
+    """The wheel's MEMIT on layers that answer as it expects, with statistics under the name the repository looks for too, unless
+    there are some under the wheel's own name for the model, its whole path."""
+    has_own = (Path(hparams.stats_dir) / str(model.config._name_or_path).replace("/", "_")).is_dir()
+    with layers_answer_with_tuples(model), nullcontext() if has_own else named_after(model, hparams.model_name):
         return apply(model, tok, requests, hparams, **kwargs)
 
 
@@ -128,10 +131,7 @@ def _edit_requests(
     _refuse_unknown("edit_requests", kwargs, EDIT_KEYWORDS - {"subject"})
     if not requests:
         raise EasyEditError("there is no request to edit")
-    if keep_original_weight is not None:
-        if keep_original_weight and sequential_edit:
-            raise EasyEditError("sequential_edit=True keeps the edits, keep_original_weight=True undoes them; give only one")
-        sequential_edit = not keep_original_weight
+    sequential_edit = _edits_stay(sequential_edit, keep_original_weight)
     if self.alg_name == "LoRA" and (hasattr(self.model, "peft_config") or (sequential_edit and len(requests) > 1)):
         raise EasyEditError("LoRA in this form starts its adapter anew at each edit, which would drop the edit that is to stay")
     complete = [{"portability": {}, "locality": {}, **request} for request in requests]
@@ -139,6 +139,17 @@ def _edit_requests(
         result = original(self, complete, keep_original_weight=not sequential_edit, verbose=verbose, **kwargs)
     metrics, edited_model, weights = result
     return metrics, edited_model, kept.get("weights", weights)
+
+
+def _edits_stay(sequential_edit: bool, keep_original_weight: bool | None) -> bool:
+    """What either word says: ``keep_original_weight`` is the wheel's, False meaning ``sequential_edit=True``.
+
+    Raises:
+        EasyEditError: a contradiction.
+    """
+    if keep_original_weight and sequential_edit:
+        raise EasyEditError("sequential_edit=True keeps the edits, keep_original_weight=True undoes them; give only one")
+    return sequential_edit if keep_original_weight is None else not keep_original_weight
 
 
 @contextmanager
@@ -187,17 +198,20 @@ def _batch_edit(
     locality_inputs: dict[str, Any] | None = None,
     portability_inputs: dict[str, Any] | None = None,
     sequential_edit: bool = False,
+    keep_original_weight: bool | None = None,
     verbose: bool = True,
     **kwargs: Any,
 ) -> tuple[list[dict[str, Any]], Any, Any]:
     """Edit ``hparams.batch_size`` requests at a time; see the repository's ``BaseEditor.batch_edit``.
 
     Raises:
-        EasyEditError: a method that edits one request only, no ``batch_size``, or a keyword that this form would ignore.
+        EasyEditError: a method that edits one request only, no ``batch_size``, a keyword that this form would ignore, or a
+            contradiction between ``sequential_edit`` and ``keep_original_weight``.
     """
     from easyeditor.editors.batch_editor import BatchEditor
 
     _refuse_unknown("batch_edit", kwargs, BATCH_KEYWORDS)
+    sequential_edit = _edits_stay(sequential_edit, keep_original_weight)
     if not BatchEditor.is_batchable_method(self.alg_name):
         raise EasyEditError(f"{self.alg_name} edits one request at a time in this form of EasyEdit; use edit")
     inputs = (rephrase_prompts, locality_inputs, portability_inputs)
@@ -299,6 +313,9 @@ def _make_requests(
         raise EasyEditError(f"each prompt needs one target and one ground truth, got {counts}")
     subject = {"subject": kwargs["subject"]} if kwargs.get("subject") is not None else {}
     requests: list[dict[str, Any]] = editor._prepare_requests(prompts, target_new, ground_truth, *inputs, **subject)
+    for request in requests:  # None: nothing of the kind for this request, as the repository has it
+        for kind in ("locality", "portability"):
+            request[kind] = {name: item for name, item in request[kind].items() if item["prompt"] is not None}
     return requests
 
 

@@ -140,4 +140,7 @@ def _fetch_from_hub(name: str) -> str:
     try:
         return str(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]))
     except Exception as error:  # the hub's errors have no common base
-        raise ModelError(f"cannot get {name!r} from the hub: {error}") from error
+        raise ModelError(
+            f"there is no folder {name!r} here (one that is still to come is written ./{name}), and the hub does not give a model of "
+            f"that name: {error}"
+        ) from error

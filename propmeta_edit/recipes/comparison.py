@@ -98,7 +98,7 @@ VARIANTS = {  # other ways to fine-tune
         note_rephrasings,
         settings="FT-paraphrases",
         write=with_rephrasings,
-        varies={"batch_size": 4, "max_length": 60},  # all wordings in one update
+        varies={"batch_size": 4},  # all wordings in one update
     ),
     "FT-all-layers": RowKind("", "MetaFT", settings="FT-all-layers", varies={"layers": "all"}),
     "FT-L": RowKind("", "FT", settings="FT-L"),

@@ -50,7 +50,7 @@ def read_requests(path: Path) -> list[EditRequest]:
     try:
         text = path.read_text(encoding="utf-8")
         rows = (
-            json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.splitlines() if line.strip()]
+            json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
         )
         return as_requests(rows)
     except OSError as error:

@@ -101,7 +101,7 @@ def _download(source: str) -> Path:
 
 
 def _write_splits(source: str) -> Path:
-    """The folder of CRE's files made from a data set's splits, each written whole."""
+    """The folder of CRE's files made from a data set's splits, each written whole; it has no others."""
     splits = _read_splits(source)
     named = {name: _SPLITS.get(name.lower().replace("-", "_").replace("data_", "")) for name in splits}
     if not any(named.values()):
@@ -110,7 +110,10 @@ def _write_splits(source: str) -> Path:
             f"one; expected {', '.join(_SPLITS)}",
             source,
         )
-    folder = cache_home() / "datasets" / sha256_of_json(source)[:12]
+    where = source if source.startswith(HUB) else str(Path(source).resolve())
+    folder = cache_home() / "datasets" / sha256_of_json(where)[:12]
+    for file in set(CRE_FILES) - set(named.values()):  # of splits that it had once
+        (folder / file).unlink(missing_ok=True)
     for name, file in named.items():
         if file is not None:
             save_cre(_take_records(splits[name], name, source), folder / file)

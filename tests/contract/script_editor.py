@@ -18,6 +18,7 @@ PROMPTS = ["The capital of France is", "Ann Lee is a citizen of", "Smith Innovat
 TARGETS = ["Lima", "Greece", "Peru"]
 SUBJECTS = ["France", "Ann Lee", "Smith Innovation PLC"]
 LOCALITY = {"other": {"prompt": ["The answer is"] * 3, "ground_truth": ["euro"] * 3}}
+SOME_LOCALITY = {"other": {"prompt": ["The answer is", None, "It is"], "ground_truth": ["euro", None, "euro"]}}
 EDITED = {"gpt2": "transformer.h.1.mlp.c_proj", "llama": "model.layers.1.mlp.down_proj"}
 SEEN: list[list[dict]] = []
 
@@ -110,6 +111,9 @@ def try_wheel_only(easyeditor, editor):
         "requests": attempt(editor, lambda: editor.edit(requests=[{"prompt": "It is", "target_new": "a", "ground_truth": "b"}])),
         "contradiction": attempt(editor, lambda: editor.edit(**facts, sequential_edit=True, keep_original_weight=True)),
         "wheel_keeps": attempt(editor, lambda: editor.edit(**facts, keep_original_weight=False)),
+        "wheel_keeps_batch": attempt(editor, lambda: editor.batch_edit(**facts, keep_original_weight=False)),
+        "undone_batch": attempt(editor, lambda: editor.batch_edit(**facts, keep_original_weight=True)),
+        "some_locality": attempt(editor, lambda: editor.edit(**facts, locality_inputs=SOME_LOCALITY)),
     }
     report["batch_size"] = editor.hparams.batch_size
     SEEN.clear()

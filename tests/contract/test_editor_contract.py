@@ -79,7 +79,12 @@ def test_what_the_wheel_would_ignore_is_refused_before_any_edit(wheel, call, mes
 
 def test_the_wheel_takes_requests_and_its_own_word_for_keeping_edits(wheel):
     assert wheel["requests"]["changed"] == [] and len(wheel["requests"]["post"]) == 1
-    assert wheel["wheel_keeps"]["changed"] == [EDITED["llama"] + ".weight"]
+    assert wheel["wheel_keeps"]["changed"] == wheel["wheel_keeps_batch"]["changed"] == [EDITED["llama"] + ".weight"]
+    assert wheel["undone_batch"]["changed"] == [] and wheel["undone_batch"]["originals"]
+
+
+def test_a_request_without_a_locality_prompt_has_no_locality(wheel):
+    assert wheel["some_locality"]["locality"] == [True, False, True]
 
 
 def test_a_single_edit_leaves_the_batch_size(wheel):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import re
+import subprocess
 import sys
 
 import pytest
 
 from propmeta_edit.easyedit import find_form, install, load_easyedit
 from propmeta_edit.easyedit.devices import device_string
-from propmeta_edit.easyedit.importing import DEVICE_FUNCTION, EasyEditFinder, _DeviceStrings
+from propmeta_edit.easyedit.importing import DEVICE_FUNCTION, EasyEditFinder, _DeviceStrings, knows_cuda_alone
 from propmeta_edit.errors import ConfigError, EasyEditError
 from propmeta_edit.models.devices import resolve_device
 
@@ -80,6 +82,29 @@ def test_a_wrong_easyedit_home_is_named(monkeypatch, tmp_path):
         find_form()
     with pytest.raises(EasyEditError, match="EASYEDIT_HOME"):
         importlib.import_module("easyeditor")
+
+
+def test_a_clone_from_before_devices_is_no_wheel_and_an_archive_has_no_commit(monkeypatch, tmp_path):
+    """Only a clone has ``editors/utils.py``; the commit of a repository that an archive lies in is not its own."""
+    package = tmp_path / "archive" / "easyeditor"
+    for file, text in (
+        ("__init__.py", ""),
+        ("editors/editor.py", "class BaseEditor:\n    def edit(self, sequential_edit): pass\n"),
+        ("util/alg_dict.py", "ALG_DICT = {'FT': 1}\n"),
+    ):
+        (package / file).parent.mkdir(parents=True, exist_ok=True)
+        (package / file).write_text(text)
+    monkeypatch.setenv("EASYEDIT_HOME", str(tmp_path / "archive"))
+    assert find_form().kind == "pypi" and knows_cuda_alone(package)
+    (package / "editors" / "utils.py").write_text("")
+    assert find_form().kind == "repository" and knows_cuda_alone(package)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *identity, "-C", str(tmp_path), "commit", "-q", "--allow-empty", "-m", "another"], check=True)
+    assert find_form().version == "repository"
+    subprocess.run(["git", "init", "-q", str(tmp_path / "archive")], check=True)
+    subprocess.run(["git", *identity, "-C", str(tmp_path / "archive"), "commit", "-q", "--allow-empty", "-m", "own"], check=True)
+    assert re.fullmatch("repository [0-9a-f]{7,}", find_form().version)
 
 
 def test_a_missing_easyedit_names_both_ways_to_get_it(monkeypatch):

@@ -535,10 +535,14 @@ def test_a_model_is_edited_as_it_was_meta_trained(base, tmp_path, capsys):
 
 def test_edit_from_a_file_of_requests(own_hparams, tmp_path, capsys):
     file = tmp_path / "requests.jsonl"
-    file.write_text('{"prompt": "Ann Lee lives in", "target_new": "Peru"}\n{"prompt": "Bob Day works at", "target_new": "Lego"}\n')
+    file.write_text(
+        '{"prompt": "Ann Lee lives in", "target_new": "Peru"}\n{"prompt": "Bob Day works at", "target_new": "Le\u2028go"}\n'
+    )
     assert main(["edit", "--requests", str(file), "--hparams", own_hparams, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [request["target_new"] for request in found["requests"]] == ["Peru", "Lego"]
+    assert [request["target_new"] for request in found["requests"]] == ["Peru", "Le\u2028go"], (
+        "a separator inside a text ends no line"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import datasets
 import huggingface_hub
 import pytest
@@ -90,6 +92,21 @@ def test_a_data_set_of_the_hub_is_read_from_its_files_or_else_its_splits(records
         file.unlink()
     monkeypatch.setattr(datasets, "load_dataset", {"owner/cre": as_splits(records)}.__getitem__)
     assert [(data.name, len(data.cases)) for data in load_datasets("hub:owner/cre", seed=0)] == TESTS
+
+
+def test_files_of_another_data_set_of_that_name_are_not_left_behind(records, tmp_path, monkeypatch):
+    train_only = {"train_data_id.jsonl": records["train_data_id.jsonl"]}
+    for place, some in (("first", records), ("second", train_only)):
+        write_parquet(tmp_path / place / "cre", some)
+    monkeypatch.chdir(tmp_path / "first")
+    assert set(find_files("cre")) == set(CRE_FILES)
+    monkeypatch.chdir(tmp_path / "second")
+    assert set(find_files("cre")) == {"train_data_id.jsonl"}, "the same name, elsewhere"
+    monkeypatch.chdir(tmp_path / "first")
+    shutil.rmtree(tmp_path / "first" / "cre")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "another-cache")
+    write_parquet(tmp_path / "first" / "cre", train_only)
+    assert set(find_files("cre")) == {"train_data_id.jsonl"}, "the same place, with fewer splits"
 
 
 def test_what_is_missing_is_said(records, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_absent_cuda_device_is_refused(monkeypatch):
         resolve_device(1)
 
 
-def test_model_name_unpacks_to_the_model(family, tokenizer, tmp_path):
+def test_model_name_unpacks_to_the_model(family, tokenizer, tmp_path, monkeypatch):
     folder = tmp_path / "t5-in-the-name"
     tiny.make_model(family, dtype=torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -81,8 +82,12 @@ def test_model_name_unpacks_to_the_model(family, tokenizer, tmp_path):
     assert model.config.model_type == family and tok.padding_side == "left"
     assert hparams.model_name.lower() == family
     assert json.loads(json.dumps(hparams.to_dict()))["model_name"] == str(folder)
-    copied = copy.deepcopy(hparams)
-    assert copied == hparams and copied.model_name.hparams is copied
+    for copied in (copy.deepcopy(hparams), pickle.loads(pickle.dumps(hparams))):
+        assert copied == hparams and copied.model_name.hparams is copied
+    monkeypatch.setattr("propmeta_edit.easyedit.hparams.load_model", lambda name, **options: options["device"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    hparams.device = 1  # as scripts that pick a GPU do with EasyEdit's own
+    assert hparams.load_model() == "cuda:1"
 
 
 @pytest.mark.parametrize("path", sorted(HPARAMS.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")

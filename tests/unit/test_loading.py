@@ -140,6 +140,24 @@ def test_weights_of_another_architecture_are_refused(checkpoint):
         load_model(str(folder))
 
 
+def test_a_missing_head_is_refused_where_it_is_not_the_embedding(checkpoint):
+    folder, original = checkpoint
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: value for name, value in weights.items() if name != "lm_head.weight"}, file, metadata={"format": "pt"})
+    if original.config.tie_word_embeddings:
+        assert torch.equal(load_model(str(folder))[0].lm_head.weight, original.lm_head.weight)
+        return
+    with pytest.raises(ModelError, match=r"not those of its config\.json .*lm_head\.weight"):
+        load_model(str(folder))
+
+
+def test_a_folder_that_is_to_come_is_not_looked_for_on_the_hub_unsaid(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match=r"no folder 'checkpoints/mine' here .* is written \./checkpoints/mine"):
+        load_model("checkpoints/mine")
+
+
 @pytest.mark.parametrize("damage", ["no weights", "truncated weights", "no config"])
 def test_damaged_folders_are_refused(checkpoint, damage):
     folder, _ = checkpoint

@@ -53,6 +53,12 @@ def test_case_fields(tmp_path):
     assert case.tags == {"hops": "2", "edits": "2", "relation": "P37"}
 
 
+def test_a_subject_with_space_around_it_is_in_its_prompt_all_the_same(tmp_path):
+    rewrite = {**REWRITE_1, "prompt": "The author of {}", "subject": "Misery "}
+    (case,) = load_mquake(write(tmp_path / "m.json", [make_case(rewrites=(rewrite,))]))
+    assert (case.edits[0].prompt, case.edits[0].subject) == ("The author of Misery", "Misery")
+
+
 def test_the_last_hop_is_knowledge_unless_it_is_edited(tmp_path):
     hops = [{"question": "Where?", "answer": "Peru"}, {"question": "What tongue has Peru?", "answer": 7, "answer_alias": ["Welsh"]}]
     raws = [{**raw, "new_single_hops": hops} for raw in (KEPT, BOTH_EDITED)]
