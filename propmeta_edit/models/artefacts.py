@@ -141,6 +141,6 @@ def _fetch_from_hub(name: str) -> str:
         return str(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]))
     except Exception as error:  # the hub's errors have no common base
         raise ModelError(
-            f"there is no folder {name!r} here (one that is still to come is written ./{name}), and the hub does not give a model of "
-            f"that name: {error}"
+            f"there is no folder {name!r} here (one that is still to come is written ./{name}), and the hub does not give a model "
+            f"of that name: {error}"
         ) from error

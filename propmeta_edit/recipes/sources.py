@@ -112,8 +112,8 @@ def _write_splits(source: str) -> Path:
         )
     where = source if source.startswith(HUB) else str(Path(source).resolve())
     folder = cache_home() / "datasets" / sha256_of_json(where)[:12]
-    for file in set(CRE_FILES) - set(named.values()):  # of splits that it had once
-        (folder / file).unlink(missing_ok=True)
+    for gone in set(CRE_FILES) - set(named.values()):  # of splits that it had once
+        (folder / gone).unlink(missing_ok=True)
     for name, file in named.items():
         if file is not None:
             save_cre(_take_records(splits[name], name, source), folder / file)
