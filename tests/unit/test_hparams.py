@@ -176,6 +176,11 @@ def test_controls_differ_from_the_shipped_settings_in_one_thing():
         assert control == {**{k: v for k, v in main.items() if k not in schedule}, **change}
 
 
+def test_the_short_run_differs_in_its_length_and_its_steps():
+    main, short = (read_yaml(HPARAMS / "MetaTrain" / f"smollm2-135m{name}.yaml") for name in ("", "-five-minutes"))
+    assert short == {**{k: v for k, v in main.items() if k in short}, "num_tasks": 500, "tasks_per_step": 8, "outer_lr": 2e-3}
+
+
 def test_other_settings_of_the_same_model_differ_in_what_they_say():
     """Table 1's own rates, and the Instruct model that the paper's Table 1 is of."""
     changes = {
