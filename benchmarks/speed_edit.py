@@ -19,6 +19,7 @@ from propmeta_edit.evaluation.runner import batches_of
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
+from propmeta_edit.models.devices import free_unused
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest
 
@@ -188,7 +189,7 @@ def _compare_one(setting: Setting, number: int, repeats: int) -> Iterator[dict[s
     All sides run by turns; but if EasyEdit has a model of its own, edits side by side are measured when that is gone, since they
     take as much memory as there is.
     """
-    speed_parts.free_unused()  # the setting before
+    free_unused()  # the setting before
     machine = measure_machine(torch.device(setting.device), getattr(torch, setting.dtype))
     plain = replace(setting, dtype="float32")
     ours = speed_parts.run_if_it_fits(setting.load)
@@ -224,7 +225,7 @@ def _compare_one(setting: Setting, number: int, repeats: int) -> Iterator[dict[s
                 "note": speed_parts.NO_MEMORY if peak is None else "",
             }
         del models, runs
-        speed_parts.free_unused()
+        free_unused()
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import apply_outer_step
 from propmeta_edit.metatrain.trainer import compute_step_gradients, order_tasks
+from propmeta_edit.models.devices import free_unused
 from propmeta_edit.models.layers import MODULE_CHOICES, select_parameters
 from propmeta_edit.records import MetaTask
 
@@ -99,7 +100,7 @@ def _against_reference(
 ) -> Iterator[dict[str, Any]]:
     sides = [Side(kind, model_name, device, replace(config, tasks_per_step=1)) for kind in _PLAIN_LOOPS]
     sides += [Side(ENGINE, model_name, device, replace(config, tasks_per_step=size)) for size in sizes]
-    speed_parts.free_unused()  # the model before
+    free_unused()  # the model before
     loaded = speed_parts.run_if_it_fits(sides[0].load)  # one model for all: no side depends on the values of its weights
     names = {f"{side.kind} {side.config.tasks_per_step}": side for side in sides}
     runs = {name: partial(side.run, *loaded) for name, side in names.items()} if loaded else {}

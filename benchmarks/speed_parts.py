@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.models.artefacts import resolve_model_folder
-from propmeta_edit.models.devices import is_out_of_memory
+from propmeta_edit.models.devices import free_unused, is_out_of_memory
 from propmeta_edit.models.layers import cast_around, select_parameters
 from propmeta_edit.models.loading import DTYPES, load_model, prepare_tokenizer, read_model_config
 from propmeta_edit.recipes.worlds import ensure_world
@@ -83,12 +83,6 @@ def run_if_it_fits(run: Callable[[], T]) -> T | None:
             raise
     free_unused()  # out here, since the error holds what its frames hold
     return None
-
-
-def free_unused() -> None:
-    """Let a GPU have back what nothing refers to any more."""
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def ratio(one: float | None, other: float | None) -> float | None:

@@ -54,8 +54,7 @@ def break_down(rows: Sequence[Row], tag: str) -> pd.DataFrame:
     """
     tagged = [row for row in rows if tag in row.tags]
     table = pd.DataFrame(
-        {"data set": r.dataset, tag: r.tags[tag], "method": r.method, "correct": 100.0 * r.correct, "case": r.case_id}
-        for r in tagged
+        {"data set": r.dataset, tag: r.tags[tag], "method": r.method, "correct": 100.0 * r.correct} for r in tagged
     )
     if table.empty:
         return table

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import psutil
 import torch
 
@@ -58,6 +60,12 @@ def free_memory(device: torch.device) -> int:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     return int(psutil.virtual_memory().available)
+
+
+def free_unused() -> None:
+    """Let a GPU have back what nothing refers to any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

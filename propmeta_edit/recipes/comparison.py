@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import platform
@@ -28,6 +27,7 @@ from propmeta_edit.evaluation.methods import LONG_EDIT, Editing, FineTuning, InC
 from propmeta_edit.evaluation.runner import TIMED_CASES, Method, MethodSpec
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.models.artefacts import find_model_folder, resolve_model_folder
+from propmeta_edit.models.devices import free_unused
 from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
 from propmeta_edit.recipes.settings import edit_settings_of, has_hparams, hparams_file
 from propmeta_edit.recipes.statistics import ensure_statistics
@@ -288,9 +288,7 @@ def _load_one(model: str, layers: str, device: str, dtype: str) -> tuple[Any, An
     key = (model, layers, device, dtype)
     if key not in _HELD:
         _HELD.clear()  # before the next one is loaded: two of 8B fit into few machines
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_unused()
         _HELD[key] = load_model(model, device=device, dtype=dtype, layers=json.loads(layers))
     return _HELD[key]
 
