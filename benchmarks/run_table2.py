@@ -155,15 +155,15 @@ def run(options: argparse.Namespace) -> int:
         budget = options.minutes_per_row
         print(describe_plan(names, setup, hparams_name, datasets, rows, options.limit, options.limits, budget))
         return 0
-    execute = find_workers(options)
     versions = collect_versions(names)
     resolve_model_folder(options.model)
     for kind in {METHODS[name].checkpoint: METHODS[name] for name in names if METHODS[name].checkpoint}.values():
         require_same_base(setup, kind)
+    execute = find_workers(options)  # before second moments are gathered for the rows
     specs = make_specs(names, setup, hparams_name)
+    require_comparable([*rows.rows, *(spec.make_row(data, "", options.seed) for spec in specs for data in datasets)])
     if options.retry_failed:
         print(f"{rows.forget_failed()} cases that failed run again", file=sys.stderr)
-    require_comparable([*rows.rows, *(spec.make_row(data, "", options.seed) for spec in specs for data in datasets)])
     write_settings(specs, options.output)
     failures = run_methods(
         specs,

@@ -136,7 +136,8 @@ def _estimate(kind: RowKind, setup: Setup, shape: _Shape, hparams_name: str) -> 
     weights: float = shape.num_parameters * BYTES[setup.dtype_of(kind)]
     per_layer = shape.num_parameters / shape.num_layers  # embeddings counted in: an upper bound
     has_own = has_hparams(kind.hparams_folder, hparams_name)
-    given = read_yaml(hparams_file(kind.hparams_folder, hparams_name)).get("layers") if has_own else None
+    own = read_yaml(hparams_file(kind.hparams_folder, hparams_name)) if has_own else kind.varies
+    given = own.get("layers")
     layers = default_layers(kind.edit, shape.num_layers) if given is None else given
     num_layers = len(layers) if isinstance(layers, list) and layers else shape.num_layers if layers == "all" else 1
     moment = 4 * shape.key_width**2 * num_layers

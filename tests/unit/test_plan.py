@@ -88,6 +88,9 @@ def test_memory_counts_the_edits_side_by_side():
     shape = plan._Shape(8_000_000_000, 32, 14336)
     one, eight = (plan._estimate(METHODS["FT"], Setup("m", {}, "cpu", "bfloat16", 0, n), shape, "llama3-8b")[0] for n in (1, 8))
     assert one == pytest.approx(14.90 + 5 * 0.931, abs=0.02) and eight == pytest.approx(14.90 + 33 * 0.931, abs=0.05)
+    setup = Setup("m", {}, "cpu", "bfloat16", 0, 1)
+    whole, _ = plan._estimate(METHODS["FT-all-layers"], setup, shape, "llama3-8b")
+    assert whole == pytest.approx(14.90 + 5 * 32 * 0.931, rel=0.001), "all layers, though there is no YAML of its own"
     moments = plan._estimate(METHODS["MEMIT"], Setup("m", {}, "cpu", "bfloat16", 0, 8), shape, "llama3-8b")
     assert moments == (pytest.approx(2 * 14.90 + 5 * 0.766, abs=0.02), pytest.approx(5 * 0.766, abs=0.01))
 
