@@ -16,6 +16,7 @@ from torch import nn
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import apply_outer_step
+from propmeta_edit.metatrain.task_texts import encode_step
 from propmeta_edit.metatrain.trainer import compute_step_gradients, order_tasks
 from propmeta_edit.models.devices import free_unused
 from propmeta_edit.models.layers import MODULE_CHOICES, select_parameters
@@ -69,7 +70,8 @@ class Side:
     ) -> None:
         """One outer step."""
         if self.kind == ENGINE:
-            apply_outer_step(optimizer, parameters, compute_step_gradients(model, tokenizer, parameters, tasks, self.config))
+            encoded = encode_step(tokenizer, tasks, self.config)
+            apply_outer_step(optimizer, parameters, compute_step_gradients(model, parameters, encoded, self.config))
             return
         own = [_PLAIN_LOOPS[self.kind](model, tokenizer, parameters, task, self.config.inner)[0] for task in tasks]
         reference_loops.outer_step(optimizer, parameters, own)

@@ -26,10 +26,10 @@ from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, comp
 from propmeta_edit.metatrain.outer_losses import make_outer_loss
 from propmeta_edit.metatrain.processes import ALONE, Processes
 from propmeta_edit.metatrain.run import Progress, TaskLosses, TrainingRun
+from propmeta_edit.metatrain.task_texts import EncodedTasks, encode_step
 from propmeta_edit.models.devices import is_out_of_memory
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.records import MetaTask
-from propmeta_edit.text.encoding import encode_requests
 
 LOG = logging.getLogger(__name__)
 SMOOTHING = 0.98  # of the losses on the progress bar
@@ -86,6 +86,7 @@ def meta_train(
     Raises:
         ConfigError: sharded blocks, and tasks that cannot be shared out evenly.
         Stopped: ``should_stop`` said so.
+        RequestError: a text that cannot be used, before anything is trained.
         ModelError: a loss or an outer gradient that is not finite (the task, or the step's tasks, are named; no weight has seen
             it), out of memory, tensors to train that are not fp32 or wider, or a layer outside the model.
     """
@@ -101,17 +102,20 @@ def meta_train(
             f"with shard every process needs as many tasks in every step: num_tasks must be a multiple of tasks_per_step times the "
             f"processes ({config.tasks_per_step} x {processes.count}), got {len(tasks)}"
         )
+    own_tasks = {
+        start: tasks[start + config.tasks_per_step * processes.rank : start + config.tasks_per_step * (processes.rank + 1)]
+        for start in range(done, len(tasks), tasks_per_step)
+    }
+    encoded = {start: encode_step(tokenizer, some, config) for start, some in own_tasks.items()}
     bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main)
     writes = run if processes.is_main else None
     with only_trainable(model, parameters), bar:
         if done == 0 and config.validate_every:
             _validate(validate, progress)
         while done < len(tasks):
-            start = done + config.tasks_per_step * processes.rank
-            own_tasks = tasks[start : min(start + config.tasks_per_step, done + tasks_per_step)]
             started = time.perf_counter()
-            gradients = compute_step_gradients(model, tokenizer, parameters, own_tasks, config)
-            losses = _read_losses(own_tasks, gradients)  # before θ moves: what is not finite must reach no weight and no file
+            gradients = compute_step_gradients(model, parameters, encoded[done], config)
+            losses = _read_losses(own_tasks[done], gradients)  # before θ moves: what is not finite must reach no weight and no file
             optimizer.param_groups[0]["lr"] = outer_learning_rate(config, done, len(tasks))
             try:
                 with memory_errors_named(
@@ -156,9 +160,9 @@ def outer_learning_rate(config: MetaTrainConfig, num_done: int, num_tasks: int) 
 
 
 def compute_step_gradients(
-    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], tasks: Sequence[MetaTask], config: MetaTrainConfig
+    model: Any, parameters: Mapping[str, nn.Parameter], parts: Sequence[EncodedTasks], config: MetaTrainConfig
 ) -> TaskGradients | None:
-    """The gradients of one outer step's tasks, ``tasks_side_by_side`` of them at a time; no weight is changed.
+    """The gradients of one outer step's tasks, one part after another; no weight is changed.
 
     Returns:
         Their sum, in which each part is added up as soon as it is there; None without tasks.
@@ -167,26 +171,20 @@ def compute_step_gradients(
         ModelError: they do not fit in memory.
     """
     total = None
-    at_once = tasks_side_by_side(config, len(tasks))
-    for start in range(0, len(tasks), at_once):
-        some = tasks[start : start + at_once]
+    for encoded in parts:
+        number, first = len(encoded.tasks), encoded.tasks[0]
         with memory_errors_named(
-            f"with {len(some)} tasks at once, the first of them {some[0].task_id} ({some[0].target.prompt!r}); "
+            f"with {number} tasks at once, the first of them {first.task_id} ({first.target.prompt!r}); "
             + (
-                f"set tasks_at_once to less than {len(some)}"
-                if len(some) > 1
+                f"set tasks_at_once to less than {number}"
+                if number > 1
                 else "the model itself is too large for this device: dtype bfloat16, or shard"
             )
         ):
-            part = _compute_gradients(model, tokenizer, parameters, some, config)
+            part = _compute_gradients(model, parameters, encoded, config)
             total = part if total is None else total.take_in(part)
             del part  # two of them beside each other are one too many while the next is computed
     return total
-
-
-def tasks_side_by_side(config: MetaTrainConfig, num_tasks: int) -> int:
-    """How many of an outer step's ``num_tasks`` tasks are computed in one batch; the graph of second order holds one."""
-    return 1 if config.order == "second" else max(1, min(config.tasks_at_once or num_tasks, num_tasks))
 
 
 @contextmanager
@@ -201,13 +199,13 @@ def memory_errors_named(where: str) -> Iterator[None]:
 
 
 def _compute_gradients(
-    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], some: Sequence[MetaTask], config: MetaTrainConfig
+    model: Any, parameters: Mapping[str, nn.Parameter], encoded: EncodedTasks, config: MetaTrainConfig
 ) -> TaskGradients:
-    target = [batch.to(model.device) for batch in encode_requests(tokenizer, [[task.target] for task in some])]
-    outer_loss = make_outer_loss(model, tokenizer, some, config)
+    encoded = encoded.to(model.device)
+    outer_loss = make_outer_loss(model, encoded, config)
     if config.order == "second":
-        return compute_exact_task_gradients(model, parameters, target, outer_loss, config.inner)
-    return compute_task_gradients(model, parameters, target, outer_loss, config.inner, len(some))
+        return compute_exact_task_gradients(model, parameters, encoded.target, outer_loss, config.inner)
+    return compute_task_gradients(model, parameters, encoded.target, outer_loss, config.inner, len(encoded.tasks))
 
 
 def _validate(validate: Validate | None, progress: Progress) -> None:

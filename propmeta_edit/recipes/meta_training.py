@@ -30,13 +30,13 @@ from propmeta_edit.metatrain.checkpoint import save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
 from propmeta_edit.metatrain.run import TrainingRun
+from propmeta_edit.metatrain.task_texts import encode_step, tasks_side_by_side
 from propmeta_edit.metatrain.trainer import (
     Report,
     compute_step_gradients,
     memory_errors_named,
     meta_train,
     order_tasks,
-    tasks_side_by_side,
 )
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
 from propmeta_edit.models.devices import free_memory, resolve_device, resolve_dtype
@@ -258,7 +258,7 @@ def _time_steps(
         for number in range(steps):
             some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
             started = time.perf_counter()
-            gradients = compute_step_gradients(model, tokenizer, parameters, some, config)
+            gradients = compute_step_gradients(model, parameters, encode_step(tokenizer, some, config), config)
             if gradients is not None:
                 gradients.related_losses.tolist()  # waits for the device
             seconds.append((time.perf_counter() - started) / len(some))

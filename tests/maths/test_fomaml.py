@@ -23,6 +23,7 @@ from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.exact_maml import compute_exact_task_gradients
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
 from propmeta_edit.metatrain.run import TrainingRun
+from propmeta_edit.metatrain.task_texts import encode_step
 from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, outer_learning_rate
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest, MetaTask, Question
@@ -256,7 +257,7 @@ def test_a_second_order_step_runs_and_leaves_theta_alone(name, tokenizer):
     before = snapshot(parameters)
     config = MetaTrainConfig(model="tiny", layers=[1], order="second", inner_lr=0.01, num_inner_steps=2, num_tasks=1)
     tasks = [MetaTask("a", REQUEST, QUESTION), MetaTask("b", EditRequest("Ann Lee lives in", "Peru"), QUESTION)]
-    found = compute_step_gradients(model, tokenizer, parameters, tasks, config)
+    found = compute_step_gradients(model, parameters, encode_step(tokenizer, tasks, config), config)
     assert len(found.related_losses) == 2 and all(torch.isfinite(g).all() for g in found.gradients)
     assert all(torch.equal(p, before[n]) for n, p in parameters.items())
 
@@ -279,9 +280,9 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight(tokenizer, monkeypatch,
     reference = tiny.make_model("llama")
     meta_train(reference, tokenizer, tasks[:1], config)
 
-    def spoil(model, tokenizer, parameters, some, config):
-        found = compute_step_gradients(model, tokenizer, parameters, some, config)
-        if some[0].task_id == "t1":
+    def spoil(model, parameters, parts, config):
+        found = compute_step_gradients(model, parameters, parts, config)
+        if parts[0].tasks[0].task_id == "t1":
             found.gradients[0][0, 0] = math.nan
         return found
 
@@ -381,11 +382,13 @@ def test_a_step_in_parts_holds_one_sum_of_gradients(tokenizer, monkeypatch, orde
         return part
 
     monkeypatch.setattr(trainer, "_compute_gradients", watch)
-    in_parts = compute_step_gradients(model, tokenizer, parameters, tasks, replace(config, tasks_at_once=1))
+    parts = encode_step(tokenizer, tasks, replace(config, tasks_at_once=1))
+    in_parts = compute_step_gradients(model, parameters, parts, config)
     assert alive == [0, 1, 1, 1]
-    singly = [compute(model, tokenizer, parameters, [task], config) for task in tasks]
+    singly = [compute(model, parameters, part, config) for part in parts]
     expected = [sum(column) for column in zip(*(task.gradients for task in singly), strict=True)]
-    together = expected if order == "second" else compute(model, tokenizer, parameters, tasks, config).gradients
+    [whole] = encode_step(tokenizer, tasks, replace(config, order="first"))
+    together = expected if order == "second" else compute(model, parameters, whole, config).gradients
     for own, one_by_one, at_once in zip(in_parts.gradients, expected, together, strict=True):
         assert own.is_contiguous()
         torch.testing.assert_close(own, one_by_one, rtol=1e-12, atol=1e-12)

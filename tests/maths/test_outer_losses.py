@@ -13,7 +13,8 @@ from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.metatrain.config import OUTER_TERMS, MetaTrainConfig
 from propmeta_edit.metatrain.outer_losses import TERMS, make_outer_loss
-from propmeta_edit.metatrain.trainer import compute_step_gradients, order_tasks
+from propmeta_edit.metatrain.task_texts import encode_step
+from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, order_tasks
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.recipes.meta_training import join_tasks
 from propmeta_edit.records import EditRequest, MetaTask, Question
@@ -53,6 +54,12 @@ def config(**values):
     return MetaTrainConfig(model="tiny", layers=[1], **values)
 
 
+def made(model, tokenizer, tasks, config):
+    """The outer loss of tasks that are computed side by side."""
+    [encoded] = encode_step(tokenizer, tasks, config)
+    return make_outer_loss(model, encoded, config)
+
+
 def divergence_by_hand(before, after, tokenizer, given, asked, answer):
     """KL(before after ``given`` ‖ after after ``asked``), token by token of the answer, the mean."""
     tokens = tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
@@ -67,14 +74,14 @@ def divergence_by_hand(before, after, tokenizer, given, asked, answer):
 
 
 def test_the_default_is_the_papers_loss(model, tokenizer):
-    outer_loss = make_outer_loss(model, tokenizer, TASKS, config())
+    outer_loss = made(model, tokenizer, TASKS, config())
     related = encode_questions(tokenizer, [task.related for task in TASKS])
     after = moved(model)
     torch.testing.assert_close(outer_loss(after), compute_answer_loss(after, related, num_edits=2), rtol=0, atol=0)
 
 
 def test_several_questions_are_averaged_and_fewer_are_asked_again(model, tokenizer):
-    outer_loss = make_outer_loss(model, tokenizer, TASKS, config(questions_per_task=2))
+    outer_loss = made(model, tokenizer, TASKS, config(questions_per_task=2))
     [pay, capital, euro] = (
         compute_answer_loss(model, encode_questions(tokenizer, [q]))[0] for q in (PERU.related, *PERU.more_related, GREECE.related)
     )
@@ -83,7 +90,7 @@ def test_several_questions_are_averaged_and_fewer_are_asked_again(model, tokeniz
 
 @torch.no_grad()
 def test_locality_is_the_divergence_from_theta_on_another_subject(model, tokenizer):
-    outer_loss = make_outer_loss(model, tokenizer, TASKS, config(outer_terms={"locality": 1.0}))
+    outer_loss = made(model, tokenizer, TASKS, config(outer_terms={"locality": 1.0}))
     torch.testing.assert_close(outer_loss(model), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
     before, after = tiny.make_model("llama"), moved(model)
     prompts = [f"Question: {task.unrelated.text}\nAnswer: The answer is" for task in TASKS]
@@ -97,7 +104,7 @@ def test_locality_is_the_divergence_from_theta_on_another_subject(model, tokeniz
 
 @torch.no_grad()
 def test_in_context_term_compares_with_theta_given_the_fact(model, tokenizer):
-    outer_loss = make_outer_loss(model, tokenizer, TASKS, config(outer_terms={"in-context": 1.0}))
+    outer_loss = made(model, tokenizer, TASKS, config(outer_terms={"in-context": 1.0}))
     before, after = tiny.make_model("llama"), moved(model)
     expected = []
     for task in TASKS:
@@ -112,12 +119,12 @@ def test_terms_are_weighted_and_summed(model, tokenizer):
     [facts] = encode_requests(tokenizer, [[task.target] for task in TASKS])
     related = encode_questions(tokenizer, [task.related for task in TASKS])
     expected = compute_answer_loss(model, related, num_edits=2) + 0.5 * compute_answer_loss(model, facts, num_edits=2)
-    torch.testing.assert_close(make_outer_loss(model, tokenizer, TASKS, config(outer_terms=weights))(model), expected)
+    torch.testing.assert_close(made(model, tokenizer, TASKS, config(outer_terms=weights))(model), expected)
 
 
 def test_every_term_has_a_gradient_that_agrees_with_differences(model, tokenizer):
     parameters = select_parameters(model, [1])
-    outer_loss = make_outer_loss(model, tokenizer, TASKS, config(outer_terms=dict.fromkeys(OUTER_TERMS, 1.0)))
+    outer_loss = made(model, tokenizer, TASKS, config(outer_terms=dict.fromkeys(OUTER_TERMS, 1.0)))
     moved(model)
     gradients = torch.autograd.grad(outer_loss(model).sum(), list(parameters.values()))
     norm = sum(float(g.square().sum()) for g in gradients) ** 0.5
@@ -136,9 +143,9 @@ def test_a_step_with_all_terms_leaves_theta_alone_and_finds_other_gradients(mode
     parameters = select_parameters(model, [1])
     before = {name: p.detach().clone() for name, p in parameters.items()}
     settings = {"inner_lr": 0.01, "num_inner_steps": 2}
-    plain = compute_step_gradients(model, tokenizer, parameters, TASKS, config(**settings))
+    plain = compute_step_gradients(model, parameters, encode_step(tokenizer, TASKS, config(**settings)), config(**settings))
     everything = config(**settings, outer_terms=dict.fromkeys(OUTER_TERMS, 1.0))
-    full = compute_step_gradients(model, tokenizer, parameters, TASKS, everything)
+    full = compute_step_gradients(model, parameters, encode_step(tokenizer, TASKS, everything), everything)
     assert all(torch.equal(p, before[name]) for name, p in parameters.items())
     assert not torch.allclose(plain.gradients[0], full.gradients[0])
 
@@ -162,6 +169,24 @@ def test_bad_terms():
         config(outer_terms={"relatd": 1.0})
 
 
-def test_locality_without_another_subject(model, tokenizer):
+def test_a_text_that_cannot_be_used_ends_a_run_before_its_first_step(model):
+    """However late its task comes; here one whose answer is cut otherwise with the fact before it."""
+
+    class Cutting:
+        """One token a word, and two for the last one where a certain fact stands before the question."""
+
+        is_fast, pad_token_id = False, 0
+
+        def __call__(self, text):
+            return {"input_ids": [1] * (len(text.split()) + ("Greece" in text and text.endswith("euro")))}
+
+    before, validated = {name: p.detach().clone() for name, p in model.named_parameters()}, []
+    settings = config(outer_terms={"in-context": 1.0}, validate_every=1, outer_lr=0.1)
+    with pytest.raises(ModelError, match="cuts the answer 'euro' of task greece differently with the fact before it"):
+        meta_train(model, Cutting(), [PERU, GREECE], settings, validate=lambda: validated.append(1) or {})
+    assert not validated and all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_locality_without_another_subject(tokenizer):
     with pytest.raises(ModelError, match="task peru has none"):
-        make_outer_loss(model, tokenizer, [replace(PERU, unrelated=None)], config(outer_terms={"locality": 1.0}))
+        encode_step(tokenizer, [replace(PERU, unrelated=None)], config(outer_terms={"locality": 1.0}))

@@ -11,6 +11,7 @@ from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loo
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import apply_outer_step
+from propmeta_edit.metatrain.task_texts import encode_step
 from propmeta_edit.metatrain.trainer import compute_step_gradients
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest, MetaTask, Question
@@ -65,7 +66,7 @@ def test_two_outer_steps(family, tokenizer, at_once):
             own = [reference_loops.task_gradients(plain, tokenizer, expected, task, config.inner) for task in TASKS]
         reference_loops.outer_step(first, expected, [gradients for gradients, _ in own])
         with only_trainable(engine, parameters):
-            gradients = compute_step_gradients(engine, tokenizer, parameters, TASKS, config)
+            gradients = compute_step_gradients(engine, parameters, encode_step(tokenizer, TASKS, config), config)
         apply_outer_step(second, parameters, gradients)
         torch.testing.assert_close(
             gradients.related_losses.double(), torch.tensor([loss for _, loss in own]).double(), rtol=1e-4, atol=1e-5

@@ -1,0 +1,114 @@
+"""What tasks are trained on as token ids, all of it made before the first step: no step waits for a tokenizer, and text that cannot
+be used ends a run at its start and not after hours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from propmeta_edit.errors import ModelError
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.records import MetaTask, Question
+from propmeta_edit.text.encoding import (
+    IGNORED,
+    EncodedBatch,
+    EncodedText,
+    collate,
+    encode_answer,
+    encode_questions,
+    encode_requests,
+)
+from propmeta_edit.text.prompts import format_in_context, format_question
+
+Batches = list[EncodedBatch]
+
+
+@dataclass(frozen=True)
+class EncodedTasks:
+    """N tasks that are computed side by side.
+
+    Attributes:
+        target: the batches of their target facts, as the inner loop takes them.
+        outer: by term of the outer loss, the batches that it needs; their rows stand task by task.
+    """
+
+    tasks: Sequence[MetaTask]
+    target: Batches
+    outer: Mapping[str, Batches]
+
+    def to(self, device: torch.device | str) -> EncodedTasks:
+        """The same on another device."""
+        outer = {name: [batch.to(device) for batch in batches] for name, batches in self.outer.items()}
+        return EncodedTasks(self.tasks, [batch.to(device) for batch in self.target], outer)
+
+
+def encode_step(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> list[EncodedTasks]:
+    """The tasks of one outer step, in as many parts as are computed one after another.
+
+    Raises:
+        RequestError: an answer that is empty or has no token before it.
+        ModelError: a text that a term of the outer loss needs is missing, or cut otherwise than its twin.
+    """
+    at_once = tasks_side_by_side(config, len(tasks))
+    return [_encode(tokenizer, tasks[start : start + at_once], config) for start in range(0, len(tasks), at_once)]
+
+
+def tasks_side_by_side(config: MetaTrainConfig, num_tasks: int) -> int:
+    """How many of an outer step's ``num_tasks`` tasks are computed in one batch; the graph of second order holds one."""
+    return 1 if config.order == "second" else max(1, min(config.tasks_at_once or num_tasks, num_tasks))
+
+
+def _encode(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> EncodedTasks:
+    target = _encode_targets(tokenizer, tasks, config)
+    return EncodedTasks(tasks, target, {name: _TERMS[name](tokenizer, tasks, config) for name in config.outer_terms})
+
+
+def _encode_targets(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+    return encode_requests(tokenizer, [[task.target] for task in tasks])
+
+
+def _encode_related(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+    return [encode_questions(tokenizer, [question for _, question in _asked(tasks, config)], config.template)]
+
+
+def _encode_in_context(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+    """The related questions alone, and with the fact before them."""
+    alone, with_fact = [], []
+    for task, question in _asked(tasks, config):
+        prompt, answer = format_question(question.text, config.template), question.answers[0]
+        alone.append(encode_answer(tokenizer, prompt, answer))
+        with_fact.append(encode_answer(tokenizer, format_in_context([task.target], prompt), answer))
+        if _answer_tokens(alone[-1]) != _answer_tokens(with_fact[-1]):
+            raise ModelError(
+                f"this tokenizer cuts the answer {answer!r} of task {task.task_id} differently with the fact before it; "
+                "leave out the in-context term"
+            )
+    return [collate(tokenizer, alone), collate(tokenizer, with_fact)]
+
+
+def _encode_unrelated(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+    missing = [task.task_id for task in tasks if task.unrelated is None]
+    if missing:
+        raise ModelError(f"the locality term needs a question about another subject; task {missing[0]} has none")
+    return [encode_questions(tokenizer, [task.unrelated for task in tasks if task.unrelated is not None], config.template)]
+
+
+_TERMS: Mapping[str, Callable[[Any, Sequence[MetaTask], MetaTrainConfig], Batches]] = {
+    "related": _encode_related,
+    "in-context": _encode_in_context,
+    "locality": _encode_unrelated,
+    "efficacy": _encode_targets,
+}
+
+
+def _asked(tasks: Sequence[MetaTask], config: MetaTrainConfig) -> list[tuple[MetaTask, Question]]:
+    """``questions_per_task`` related questions for every task: one with fewer is asked the same again."""
+    own = [(task, (task.related, *task.more_related)) for task in tasks]
+    return [(task, questions[index % len(questions)]) for task, questions in own for index in range(config.questions_per_task)]
+
+
+def _answer_tokens(text: EncodedText) -> list[int]:
+    return [label for label in text[1] if label != IGNORED]
