@@ -2,6 +2,7 @@
 
 python benchmarks/run_speed.py meta --output results/speed-meta      the engine against the plain loop, tasks of meta-training
 python benchmarks/run_speed.py edit --output results/speed-edit      our edits against EasyEdit's FT and the machine's floor
+python benchmarks/run_speed.py compile --output results/speed-compile    what torch.compile would give on this machine
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import speed_compile
 import speed_edit
 import speed_meta
 import speed_parts
@@ -93,7 +95,18 @@ def measure_edit(options: argparse.Namespace, names: list[str], device: str, dty
     return speed_edit.compare(settings, options.number, options.repeats)
 
 
-SPEEDS = {"meta": (measure_meta, speed_meta.summarise), "edit": (measure_edit, speed_edit.summarise)}
+def measure_compile(options: argparse.Namespace, names: list[str], device: str, dtype: str) -> Iterator[dict[str, Any]]:
+    """The rows of ``speed_compile``, model by model."""
+    layers = [options.layers[0] if options.layers else speed_parts.depth_of(name) // 4 for name in names]
+    settings = [speed_edit.Setting(name, device, dtype, layer) for name, layer in zip(names, layers, strict=True)]
+    return speed_compile.compare(settings, options.number, options.repeats)
+
+
+SPEEDS = {
+    "meta": (measure_meta, speed_meta.summarise),
+    "edit": (measure_edit, speed_edit.summarise),
+    "compile": (measure_compile, speed_compile.summarise),
+}
 
 
 def run(options: argparse.Namespace) -> None:

@@ -314,6 +314,27 @@ def test_speed_of_meta_training(base, tmp_path, cases):
     assert (tmp_path / "out" / "speed.md").read_text().count("\n| ") >= len(rows)
 
 
+def test_speed_of_compiled_blocks(base, tmp_path, cases, monkeypatch):
+    """Compiled here are calls that are counted: what the compiler makes takes a minute, and is not ours to test."""
+    calls, loaded, load = [], [], speed_edit.Setting.load
+
+    def count(block, dynamic):
+        block._compiled_call_impl = lambda *args, **kwargs: calls.append(dynamic) or block._call_impl(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", count)
+    monkeypatch.setattr(speed_edit.Setting, "load", lambda setting: loaded.append(load(setting)) or loaded[-1])
+    arguments = ["compile", "--models", str(base), "--at-once", "1", "--layers", "0", "--number", "2", "--repeats", "1"]
+    assert run_speed.main([*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert [row["side"] for row in result["rows"]] == ["engine", "plain products", "compiled"]
+    assert all(row["seconds an edit"] > 0 and row["seconds of the first edit"] > 0 for row in result["rows"])
+    assert result["compiled_vs_engine"] == result["rows"][2]["times engine"]
+    [(model, _)] = loaded
+    above = len(model.model.layers) - 1
+    assert calls == [True] * above * 10 * (1 + 2 + 2), "ten steps of one edit and of two rounds of two, and in no other side"
+    assert all(block._compiled_call_impl is None for block in model.model.layers)
+
+
 @pytest.mark.slow
 @pytest.mark.easyedit
 def test_speed_of_edits(tmp_path):

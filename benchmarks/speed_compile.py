@@ -1,0 +1,77 @@
+"""What torch.compile would give the blocks above the edited one: seconds an edit and of the first one, against what is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import speed_parts
+from speed_edit import Setting, time_single
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from propmeta_edit.models.forwards import replaced_forwards
+from propmeta_edit.models.layers import get_architecture
+
+Inside = Sequence[Callable[[], AbstractContextManager[Any]]]
+ENGINE, PLAIN, COMPILED = "engine", "plain products", "compiled"
+
+
+class CompiledBlocks:
+    """The frozen blocks above a layer, compiled once for texts of any length, and used inside ``used`` alone."""
+
+    def __init__(self, model: Any, layer: int) -> None:
+        self._blocks = list(model.get_submodule(get_architecture(model.config.model_type).blocks))[layer + 1 :]
+        for block in self._blocks:
+            block.compile(dynamic=True)
+        self._compiled = [block._compiled_call_impl for block in self._blocks]
+        self._use(None)
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        self._use(self._compiled)
+        try:
+            yield
+        finally:
+            self._use(None)
+
+    def _use(self, compiled: Sequence[Any] | None) -> None:
+        for block, call in zip(self._blocks, compiled or [None] * len(self._blocks), strict=True):
+            block._compiled_call_impl = call
+
+
+def compare(settings: Sequence[Setting], number: int, repeats: int) -> Iterator[dict[str, Any]]:
+    """A row a side: edits one after another as they are computed, with plain products, and with compiled blocks."""
+    for setting in settings:
+        model, tokenizer = setting.load()
+        edit = partial(time_single, model, tokenizer, setting)
+        # A projection with a forward function of its own is not packed, and the compiler cannot look into packed weights.
+        plain = {m: partial(type(m).forward, m) for m in model.modules() if type(m) in (nn.Linear, Conv1D)}
+        as_plain, compiled = partial(replaced_forwards, plain), CompiledBlocks(model, setting.layer)
+        sides: dict[str, Inside] = {ENGINE: [], PLAIN: [as_plain], COMPILED: [as_plain, compiled.used]}
+        first = {side: _time(edit, inside, 1) for side, inside in sides.items()}
+        times = speed_parts.measure({side: partial(_time, edit, inside, number) for side, inside in sides.items()}, repeats)
+        for side, seconds in times.items():
+            yield {
+                "model": setting.model_name,
+                "frozen dtype": setting.dtype,
+                "side": side,
+                "seconds of the first edit": first[side],
+                "seconds an edit": seconds,
+                "times engine": speed_parts.ratio(times.get(ENGINE), seconds),
+            }
+
+
+def _time(edit: Callable[[int], float], inside: Inside, number: int) -> float:
+    with ExitStack() as stack:
+        for context in inside:
+            stack.enter_context(context())
+        return edit(number)
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The ratio on the last row's model."""
+    own = [row for row in rows if row["model"] == rows[-1]["model"]]
+    return {"model": own[0]["model"], "compiled_vs_engine": next((r["times engine"] for r in own if r["side"] == COMPILED), None)}
