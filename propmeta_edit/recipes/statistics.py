@@ -105,14 +105,14 @@ def card_file(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
-def _read_seconds(files: Sequence[Path]) -> dict[str, float]:
-    """``statistics``: the seconds of the runs that made these files, each run once; {} where no file says."""
+def _read_seconds(files: Mapping[Path, str]) -> dict[str, float]:
+    """``statistics``: the seconds of the runs that made these files (with their hashes), each run once; {} where no file says."""
     runs: dict[str, float] = {}
-    for file in files:
+    for file, sha256 in files.items():
         path = card_file(file) if card_file(file).is_file() else file.parent / EARLIER_CARD
         if path.is_file():
             card = json.loads(path.read_text(encoding="utf-8"))
-            if card.pop("file_sha256", None) in (None, sha256_of_file(file)):
+            if card.pop("file_sha256", None) in (None, sha256):
                 runs[sha256_of_json(card)] = float(card.get("seconds", 0.0))
     return {"statistics": sum(runs.values())} if runs else {}
 
@@ -166,10 +166,11 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
                 make_statistics(
                     model_name, layers, SAMPLED, folder, num_texts=num_texts, dataset=dataset, max_length=MAX_LENGTH, device=device
                 )
-    seconds = _read_seconds(files)
+    hashes = {file: sha256_of_file(file) for file in files}
+    seconds = _read_seconds(hashes)
     if "nullspace_threshold" in settings:
         seconds["projections"] = sum(ensure_projection(file, settings["nullspace_threshold"]) for file in files)
-    return Statistics(str(folder), sha256_of_json([sha256_of_file(file) for file in files]), seconds)
+    return Statistics(str(folder), sha256_of_json(list(hashes.values())), seconds)
 
 
 def sample_corpus(model: Any, tokenizer: Any, num_texts: int, seed: int) -> list[str]:
