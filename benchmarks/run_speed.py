@@ -41,11 +41,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--layers", type=_numbers, help="comma-separated (default: a quarter of the depth; meta: the outermost as well)"
     )
     parser.add_argument("--number", type=int, default=16, help="tasks or edits of one measurement (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds by turns; the median counts (default %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="rounds by turns after the first; their median counts (default %(default)s)"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="fast", choices=[*sorted(DTYPES), "fast"], help="of the frozen rest, at its best")
     parser.add_argument("--output", default="results/speed")
     options = parser.parse_args(argv)
+    if options.repeats < 1:
+        parser.error(f"--repeats must be 1 or more, got {options.repeats}")
     if options.number < max(options.at_once):
         sizes = ",".join(str(size) for size in options.at_once)
         parser.error(f"--number must be at least the largest of --at-once ({sizes}), got {options.number}")

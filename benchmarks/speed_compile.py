@@ -51,16 +51,15 @@ def compare(settings: Sequence[Setting], number: int, repeats: int) -> Iterator[
         plain = {m: partial(type(m).forward, m) for m in model.modules() if type(m) in (nn.Linear, Conv1D)}
         as_plain, compiled = partial(replaced_forwards, plain), CompiledBlocks(model, setting.layer)
         sides: dict[str, Inside] = {ENGINE: [], PLAIN: [as_plain], COMPILED: [as_plain, compiled.used]}
-        first = {side: _time(edit, inside, 1) for side, inside in sides.items()}
         times = speed_parts.measure({side: partial(_time, edit, inside, number) for side, inside in sides.items()}, repeats)
-        for side, seconds in times.items():
+        for side, timing in times.items():
             yield {
                 "model": setting.model_name,
                 "frozen dtype": setting.dtype,
                 "side": side,
-                "seconds of the first edit": first[side],
-                "seconds an edit": seconds,
-                "times engine": speed_parts.ratio(times.get(ENGINE), seconds),
+                "seconds an edit": timing.usual,
+                "seconds once": timing.once(number),
+                "times engine": speed_parts.ratio(times[ENGINE].usual if ENGINE in times else None, timing.usual),
             }
 
 

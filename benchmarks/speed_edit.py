@@ -201,9 +201,9 @@ def _compare_one(setting: Setting, number: int, repeats: int) -> Iterator[dict[s
             models[EASYEDIT] = speed_parts.run_if_it_fits(plain.load)
         runs = {name: partial(TIMERS[name], *model, setting, number) for name, model in models.items() if model}
         times = speed_parts.measure(runs, repeats)
-        easyedit_seconds = times.get(EASYEDIT, easyedit_seconds)
+        easyedit_seconds = times[EASYEDIT].usual if EASYEDIT in times else easyedit_seconds
         for name in names:
-            seconds, peak = times.get(name), None
+            seconds, peak = times[name].usual if name in times else None, None
             if seconds is not None:
                 peak = speed_parts.run_if_it_fits(partial(speed_parts.peak_memory, runs[name], torch.device(setting.device)))
             yield {
@@ -215,6 +215,7 @@ def _compare_one(setting: Setting, number: int, repeats: int) -> Iterator[dict[s
                 "frozen dtype": (plain if name == EASYEDIT else setting).dtype,
                 "at once": setting.at_once if name == BATCHED else 1,
                 "seconds an edit": seconds,
+                "seconds once": times[name].once(number) if name in times else None,
                 "edits a second": speed_parts.ratio(1, seconds),
                 "times EasyEdit FT": speed_parts.ratio(easyedit_seconds, seconds),
                 "times floor": speed_parts.ratio(seconds, floor["floor"]),

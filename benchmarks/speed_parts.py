@@ -6,7 +6,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import torch
@@ -90,20 +90,31 @@ def ratio(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one / other
 
 
-def measure(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """The median of each side's own measurement, all sides by turns, after one round that does not count.
+class Timing(NamedTuple):
+    """What one side took: in the round that does not count, and the median of the others."""
+
+    first: float
+    usual: float
+
+    def once(self, number: int) -> float:
+        """Seconds that the first round's calls took on top, where each value is a mean over so many."""
+        return max(0.0, (self.first - self.usual) * number)
+
+
+def measure(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Timing]:
+    """Each side's own measurement, all sides by turns, after one round that does not count.
 
     A side whose memory runs out is left out of the rounds to come, and of what is returned.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(repeats + 1):
+    for _ in range(repeats + 1):
         for name in list(times):
             seconds = run_if_it_fits(sides[name])
             if seconds is None:
                 del times[name]
-            elif number:
+            else:
                 times[name].append(seconds)
-    return {name: median(values) for name, values in times.items()}
+    return {name: Timing(values[0], median(values[1:])) for name, values in times.items()}
 
 
 def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
