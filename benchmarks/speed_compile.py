@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import speed_parts
 from speed_edit import Setting, time_single
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from propmeta_edit.models.forwards import replaced_forwards
+from propmeta_edit.finetune import inner_loop
 from propmeta_edit.models.layers import get_architecture
 
 Inside = Sequence[Callable[[], AbstractContextManager[Any]]]
@@ -47,10 +46,8 @@ def compare(settings: Sequence[Setting], number: int, repeats: int) -> Iterator[
     for setting in settings:
         model, tokenizer = setting.load()
         edit = partial(time_single, model, tokenizer, setting)
-        # A projection with a forward function of its own is not packed, and the compiler cannot look into packed weights.
-        plain = {m: partial(type(m).forward, m) for m in model.modules() if type(m) in (nn.Linear, Conv1D)}
-        as_plain, compiled = partial(replaced_forwards, plain), CompiledBlocks(model, setting.layer)
-        sides: dict[str, Inside] = {ENGINE: [], PLAIN: [as_plain], COMPILED: [as_plain, compiled.used]}
+        plain = partial(patch.object, inner_loop, "packed_products", lambda *_: nullcontext())  # the compiler cannot look into them
+        sides: dict[str, Inside] = {ENGINE: [], PLAIN: [plain], COMPILED: [plain, CompiledBlocks(model, setting.layer).used]}
         times = speed_parts.measure({side: partial(_time, edit, inside, number) for side, inside in sides.items()}, repeats)
         for side, timing in times.items():
             yield {
