@@ -2,7 +2,7 @@
 
 python benchmarks/run_speed.py meta --output results/speed-meta      the engine against the plain loop, tasks of meta-training
 python benchmarks/run_speed.py edit --output results/speed-edit      our edits against EasyEdit's FT and the machine's floor
-python benchmarks/run_speed.py compile --output results/speed-compile    what torch.compile would give on this machine
+python benchmarks/run_speed.py compile --output results/speed-compile    what torch.compile gives on this machine
 """
 
 from __future__ import annotations
@@ -102,7 +102,11 @@ def measure_edit(options: argparse.Namespace, names: list[str], device: str, dty
 def measure_compile(options: argparse.Namespace, names: list[str], device: str, dtype: str) -> Iterator[dict[str, Any]]:
     """The rows of ``speed_compile``, model by model."""
     layers = [options.layers[0] if options.layers else speed_parts.depth_of(name) // 4 for name in names]
-    settings = [speed_edit.Setting(name, device, dtype, layer) for name, layer in zip(names, layers, strict=True)]
+    settings = [
+        speed_edit.Setting(name, device, dtype, layer, at_once=size)
+        for name, layer in zip(names, layers, strict=True)
+        for size in options.at_once
+    ]
     return speed_compile.compare(settings, options.number, options.repeats)
 
 

@@ -31,7 +31,8 @@ def packed_products(model: nn.Module, trained: Collection[str]) -> Iterator[None
 
     The copies are kept with the model and made anew when a weight has other numbers. The results differ from the plain products'
     by rounding alone. Nothing changes where it does not apply: on another device or processor, in another dtype, where there is no
-    room, and where a module has been given another forward function (so also inside another ``packed_products``).
+    room, and where a module or one around it has been given another forward function (so inside another ``packed_products``, and in
+    compiled blocks, as no compiler can look into packed weights).
 
     Args:
         trained: names of the parameters that are not frozen.
@@ -93,7 +94,12 @@ _PACKED: WeakKeyDictionary[nn.Module, PackedProjection] = WeakKeyDictionary()
 
 def _find_packed(model: nn.Module, trained: Collection[str]) -> dict[nn.Module, PackedProjection]:
     with_trained = {name.rpartition(".")[0] for name in trained}
-    frozen = [m for name, m in model.named_modules() if type(m) in (nn.Linear, Conv1D) and name not in with_trained]
+    replaced = tuple(f"{name}." for name, module in model.named_modules() if name and "forward" in module.__dict__)
+    frozen = [
+        module
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, Conv1D) and name not in with_trained and not f"{name}.".startswith(replaced)
+    ]
     frozen = [module for module in frozen if _can_be_packed(module)]
     known = {module: packed for module in frozen if (packed := _PACKED.get(module)) is not None and packed.is_of(module)}
     new = [module for module in frozen if module not in known]
@@ -109,13 +115,7 @@ def _find_packed(model: nn.Module, trained: Collection[str]) -> dict[nn.Module, 
 def _can_be_packed(module: nn.Linear | Conv1D) -> bool:
     weight = module.weight
     is_plain = type(weight.data) is torch.Tensor and weight.device.type == "cpu" and weight.is_contiguous()
-    return (
-        is_plain
-        and "forward" not in module.__dict__
-        and weight.numel() >= SMALLEST
-        and weight.nbytes % 8 == 0
-        and _has_packed_products(weight.dtype)
-    )
+    return is_plain and weight.numel() >= SMALLEST and weight.nbytes % 8 == 0 and _has_packed_products(weight.dtype)
 
 
 def _has_packed_products(dtype: torch.dtype) -> bool:

@@ -11,6 +11,7 @@ PAIRINGS = ("matched", "shuffled")
 OUTER_TERMS = ("related", "in-context", "locality", "efficacy")
 ORDERS = ("first", "second")
 SCHEDULES = ("constant", "linear")
+ROUNDING = ("tasks_at_once", "compile")  # settings on which nothing but rounding depends
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class MetaTrainConfig:
             paper's algorithm.
         tasks_at_once: how many of them are computed side by side (each takes about five times the trained tensors in fp32);
             null for all of a step.
+        compile: run the frozen blocks above the trained ones through torch.compile, first order only: a minute of compiling, then
+            shorter steps (docs/speed.md); plain blocks where it fails. A resumed run agrees with a whole one to rounding then.
         pairing: matched, or shuffled for the control in which every target has another task's question.
         num_tasks: how many tasks to train on, each once; null for all there are.
         order: first, the paper's (Eq. 4), or second: the outer gradient through the inner loop; small models only.
@@ -64,6 +67,7 @@ class MetaTrainConfig:
     weight_decay: float = 0.01
     tasks_per_step: int = 1
     tasks_at_once: int | None = None
+    compile: bool = False
     pairing: str = "matched"
     num_tasks: int | None = None
     order: str = "first"
@@ -95,6 +99,9 @@ class MetaTrainConfig:
         for name, allowed in (("pairing", PAIRINGS), ("outer_schedule", SCHEDULES), ("order", ORDERS)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.compile and (self.shard or self.order == "second"):
+            other = "shard" if self.shard else "order: second"
+            raise ConfigError(f"compile cannot be combined with {other}; leave out one of the two")
         unknown = sorted(set(self.outer_terms) - set(OUTER_TERMS))
         if unknown or not self.outer_terms:
             raise ConfigError(f"outer_terms must be weights of {', '.join(OUTER_TERMS)}, got {unknown or self.outer_terms}")

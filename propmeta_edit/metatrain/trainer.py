@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from propmeta_edit.errors import ConfigError, ModelError, PropMetaError
+from propmeta_edit.finetune.compiled import compiled_if
 from propmeta_edit.finetune.single_edit import require_full_precision
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
@@ -106,6 +107,7 @@ def meta_train(
         start: tasks[start + config.tasks_per_step * processes.rank : start + config.tasks_per_step * (processes.rank + 1)]
         for start in range(done, len(tasks), tasks_per_step)
     }
+    compiled = compiled_if(config.compile, model, parameters)
     encoded = {start: encode_step(tokenizer, some, config) for start, some in own_tasks.items()}
     bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main)
     writes = run if processes.is_main else None
@@ -114,7 +116,8 @@ def meta_train(
             _validate(validate, progress)
         while done < len(tasks):
             started = time.perf_counter()
-            gradients = compute_step_gradients(model, parameters, encoded[done], config)
+            with compiled():
+                gradients = compute_step_gradients(model, parameters, encoded[done], config)
             losses = _read_losses(own_tasks[done], gradients)  # before θ moves: what is not finite must reach no weight and no file
             optimizer.param_groups[0]["lr"] = outer_learning_rate(config, done, len(tasks))
             try:

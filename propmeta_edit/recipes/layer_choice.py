@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.files import save_figure, sha256_of_json, write_text_atomically
-from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.config import ROUNDING, MetaTrainConfig
 from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.trainer import meta_train
 from propmeta_edit.models.artefacts import resolve_model_folder
@@ -90,7 +90,7 @@ def _identify(config: MetaTrainConfig) -> dict[str, Any]:
     """What a search is about, but for the candidate: its settings, its model, and all tasks and validation cases of its data."""
     tasks, validation = load_tasks(replace(config, num_tasks=None))
     # How far a candidate has got, when it is saved and where it is computed do not decide its results up to there.
-    left_out = ("layers", "modules", "num_tasks", "save_every", "validate_every", "device", "tracker", "tasks_at_once")
+    left_out = ("layers", "modules", "num_tasks", "save_every", "validate_every", "device", "tracker", *ROUNDING)
     return {
         **{key: value for key, value in asdict(config).items() if key not in left_out},
         "base_sha256": model_sha256(resolve_model_folder(config.model)),
@@ -107,7 +107,7 @@ def _score(config: MetaTrainConfig, identity: Mapping[str, Any], candidate: tupl
     """
     layer, modules = candidate
     own = folder / f"layer-{layer:02d}-{modules}"
-    run = TrainingRun(own, {**identity, "layers": [layer], "modules": modules}, {"tasks_at_once": config.tasks_at_once})
+    run = TrainingRun(own, {**identity, "layers": [layer], "modules": modules}, {name: getattr(config, name) for name in ROUNDING})
     result = own / f"tasks-{num_tasks}.json"
     if result.is_file():
         return Score(**json.loads(result.read_text(encoding="utf-8")))

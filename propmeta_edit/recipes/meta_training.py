@@ -24,10 +24,11 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.runner import batches_of, choose_cases
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
+from propmeta_edit.finetune.compiled import compiled_if
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.weights import apply_snapshot, only_trainable, snapshot
 from propmeta_edit.metatrain.checkpoint import save_checkpoint
-from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.config import ROUNDING, MetaTrainConfig
 from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
 from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.task_texts import encode_step, tasks_side_by_side
@@ -105,7 +106,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     config = resolve(config, processes)
     tasks, validation = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
-    rounding = {"tasks_at_once": config.tasks_at_once}
+    rounding = {name: getattr(config, name) for name in ROUNDING}
     kept = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker", *rounding)}
     sums = {"base_sha256": model_sha256(base_folder), "tasks_sha256": hash_of_tasks(tasks)}
     run = TrainingRun(training, {**kept, **sums, "processes": processes.count}, rounding, is_writer=processes.is_main)
@@ -254,7 +255,7 @@ def _time_steps(
     """Seconds a task of each of a few steps, whose gradients are thrown away; fewer steps where they take long."""
     seconds: list[float] = []
     begun = time.perf_counter()
-    with only_trainable(model, parameters):
+    with only_trainable(model, parameters), compiled_if(config.compile, model, parameters)():
         for number in range(steps):
             some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
             started = time.perf_counter()

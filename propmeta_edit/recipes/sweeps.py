@@ -23,7 +23,7 @@ from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
 from propmeta_edit.evaluation.runner import DataSet, MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.config import ROUNDING, MetaTrainConfig
 from propmeta_edit.metatrain.run import kept_state, read_kept_state
 from propmeta_edit.models.artefacts import find_model_folder
 from propmeta_edit.models.layers import num_parameters, resolve_layers, select_parameters
@@ -99,7 +99,7 @@ def name_of_run(config: MetaTrainConfig) -> str:
     layers = config.layers if isinstance(config.layers, str) else "-".join(str(layer) for layer in config.layers or [])
     model = re.sub(r"[^\w.-]+", "-", config.model.strip("/"))[-40:]
     tasks = config.num_tasks or "all"
-    decisive = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker", "tasks_at_once")}
+    decisive = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker", *ROUNDING)}
     return f"{model}_layer-{layers or 'default'}_{config.modules}_{tasks}-tasks_{sha256_of_json(decisive)[:8]}"
 
 
