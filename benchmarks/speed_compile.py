@@ -24,6 +24,7 @@ def compare(settings: Sequence[Setting], number: int, repeats: int) -> Iterator[
         names = select_parameters(model, [setting.layer])
         sides = {name: partial(_time, edit, compiled_if(name == COMPILED, model, names)) for name in (ENGINE, COMPILED)}
         times = speed_parts.measure(sides, repeats)
+        usual = {name: timing.usual for name, timing in times.items()}
         for side, timing in times.items():
             yield {
                 "model": setting.model_name,
@@ -32,7 +33,7 @@ def compare(settings: Sequence[Setting], number: int, repeats: int) -> Iterator[
                 "at once": setting.at_once,
                 "seconds an edit": timing.usual,
                 "seconds once": timing.once(number),
-                "times engine": speed_parts.ratio(times[ENGINE].usual if ENGINE in times else None, timing.usual),
+                "times engine": speed_parts.ratio(usual.get(ENGINE), timing.usual),
             }
 
 

@@ -201,9 +201,10 @@ def _compare_one(setting: Setting, number: int, repeats: int) -> Iterator[dict[s
             models[EASYEDIT] = speed_parts.run_if_it_fits(plain.load)
         runs = {name: partial(TIMERS[name], *model, setting, number) for name, model in models.items() if model}
         times = speed_parts.measure(runs, repeats)
-        easyedit_seconds = times[EASYEDIT].usual if EASYEDIT in times else easyedit_seconds
+        usual = {name: timing.usual for name, timing in times.items()}
+        easyedit_seconds = usual.get(EASYEDIT, easyedit_seconds)
         for name in names:
-            seconds, peak = times[name].usual if name in times else None, None
+            seconds, peak = usual.get(name), None
             if seconds is not None:
                 peak = speed_parts.run_if_it_fits(partial(speed_parts.peak_memory, runs[name], torch.device(setting.device)))
             yield {

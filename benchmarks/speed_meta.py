@@ -107,7 +107,7 @@ def _against_reference(
     names = {f"{side.kind} {side.config.tasks_per_step}": side for side in sides}
     runs = {name: partial(side.run, *loaded) for name, side in names.items()} if loaded else {}
     times = speed_parts.measure({name: partial(run, tasks) for name, run in runs.items()}, repeats)
-    seconds = {name: timing.usual for name, timing in times.items()}
+    usual = {name: timing.usual for name, timing in times.items()}
     for name, side in names.items():
         peak = shares = None
         if name in times:
@@ -121,9 +121,9 @@ def _against_reference(
             "modules": config.modules,
             "frozen dtype": config.dtype,
             "tasks a step": side.config.tasks_per_step,
-            "seconds a task": seconds.get(name),
+            "seconds a task": usual.get(name),
             "seconds once": times[name].once(len(tasks)) if name in times else None,
-            "times reference": speed_parts.ratio(seconds.get(f"{REFERENCE} 1"), seconds.get(name)),
+            "times reference": speed_parts.ratio(usual.get(f"{REFERENCE} 1"), usual.get(name)),
             "peak GiB added": peak,
             **(shares or {}),
             "note": "" if peak is not None and shares is not None else speed_parts.NO_MEMORY,

@@ -15,7 +15,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from propmeta_edit.models.forwards import replaced_forwards
-from propmeta_edit.models.layers import get_architecture
+from propmeta_edit.models.layers import get_blocks, layers_of
 
 LOG = logging.getLogger(__name__)
 
@@ -34,10 +34,9 @@ class CompiledBlocks:
     """
 
     def __init__(self, model: Any, parameter_names: Iterable[str]) -> None:
-        path = get_architecture(model.config.model_type).blocks + "."
-        last = max(int(name.removeprefix(path).split(".")[0]) for name in parameter_names)
+        last = max(layers_of(model, parameter_names))
         self._has_failed = False
-        self._forwards = {block: self._compile(block) for block in list(model.get_submodule(path[:-1]))[last + 1 :]}
+        self._forwards = {block: self._compile(block) for block in get_blocks(model)[last + 1 :]}
 
     @contextmanager
     def used(self) -> Iterator[None]:

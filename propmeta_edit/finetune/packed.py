@@ -94,12 +94,7 @@ _PACKED: WeakKeyDictionary[nn.Module, PackedProjection] = WeakKeyDictionary()
 
 def _find_packed(model: nn.Module, trained: Collection[str]) -> dict[nn.Module, PackedProjection]:
     with_trained = {name.rpartition(".")[0] for name in trained}
-    replaced = tuple(f"{name}." for name, module in model.named_modules() if name and "forward" in module.__dict__)
-    frozen = [
-        module
-        for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Conv1D) and name not in with_trained and not f"{name}.".startswith(replaced)
-    ]
+    frozen = [m for name, m in _named_untouched(model) if type(m) in (nn.Linear, Conv1D) and name not in with_trained]
     frozen = [module for module in frozen if _can_be_packed(module)]
     known = {module: packed for module in frozen if (packed := _PACKED.get(module)) is not None and packed.is_of(module)}
     new = [module for module in frozen if module not in known]
@@ -110,6 +105,14 @@ def _find_packed(model: nn.Module, trained: Collection[str]) -> dict[nn.Module, 
     for module in new:
         _PACKED[module] = known[module] = PackedProjection(module)
     return known
+
+
+def _named_untouched(module: nn.Module, path: str = "") -> Iterator[tuple[str, Any]]:
+    """All modules inside this one, but for those that were given another forward function and what is in them."""
+    for name, child in module.named_children():
+        if "forward" not in child.__dict__:
+            yield path + name, child
+            yield from _named_untouched(child, f"{path}{name}.")
 
 
 def _can_be_packed(module: nn.Linear | Conv1D) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from propmeta_edit.models.forwards import compute_hidden_states
-from propmeta_edit.models.layers import get_architecture
+from propmeta_edit.models.layers import get_architecture, layers_of
 from propmeta_edit.text.encoding import EncodedBatch
 
 
@@ -24,9 +24,8 @@ class FrozenPrefix:
 
     def __init__(self, model: Any, parameter_names: Iterable[str]) -> None:
         self._model = model
-        path = get_architecture(model.config.model_type).blocks + "."
-        self._first = min(int(name.removeprefix(path).split(".")[0]) for name in parameter_names)
-        self._blocks = model.get_submodule(path[:-1])
+        self._first = min(layers_of(model, parameter_names))
+        self._blocks = model.get_submodule(get_architecture(model.config.model_type).blocks)  # in which stand-ins take their place
         self._stand_ins = [_StandIn(block) for block in self._blocks]
 
     def compute_states(self, batch: EncodedBatch) -> torch.Tensor | None:

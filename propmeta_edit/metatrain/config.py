@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
@@ -106,6 +107,11 @@ class MetaTrainConfig:
         if unknown or not self.outer_terms:
             raise ConfigError(f"outer_terms must be weights of {', '.join(OUTER_TERMS)}, got {unknown or self.outer_terms}")
         _ = self.inner  # refuses values the loop would refuse
+
+    @property
+    def rounding(self) -> dict[str, Any]:
+        """Those of ``ROUNDING``: a run may be continued with others."""
+        return {name: getattr(self, name) for name in ROUNDING}
 
     @property
     def inner(self) -> InnerLoopSettings:

@@ -54,7 +54,10 @@ class Efficacy(_Likelihood):
 
 
 class _Agreement:
-    """KL(model at θ on one batch ‖ model on another) at the answer tokens, reduced over tokens and texts as the answer loss is."""
+    """KL(model at θ on the last batch ‖ model on the first) at the answer tokens, reduced as the answer loss is.
+
+    A single batch is both: what the model said to the same texts.
+    """
 
     def __init__(self, model: Any, batches: Sequence[EncodedBatch], reduction: str, num_tasks: int) -> None:
         self._batch, self._reduction, self._num_tasks = batches[0], reduction, num_tasks

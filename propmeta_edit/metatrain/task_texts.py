@@ -31,6 +31,7 @@ class EncodedTasks:
     """N tasks that are computed side by side.
 
     Attributes:
+        tasks: they, in the order of all rows.
         target: the batches of their target facts, as the inner loop takes them.
         outer: by term of the outer loss, the batches that it needs; their rows stand task by task.
     """

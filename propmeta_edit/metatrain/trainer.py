@@ -103,12 +103,12 @@ def meta_train(
             f"with shard every process needs as many tasks in every step: num_tasks must be a multiple of tasks_per_step times the "
             f"processes ({config.tasks_per_step} x {processes.count}), got {len(tasks)}"
         )
-    own_tasks = {
-        start: tasks[start + config.tasks_per_step * processes.rank : start + config.tasks_per_step * (processes.rank + 1)]
+    first = config.tasks_per_step * processes.rank  # of each step, this process's own
+    compiled = compiled_if(config.compile, model, parameters)
+    steps = {
+        start: encode_step(tokenizer, tasks[start + first : start + first + config.tasks_per_step], config)
         for start in range(done, len(tasks), tasks_per_step)
     }
-    compiled = compiled_if(config.compile, model, parameters)
-    encoded = {start: encode_step(tokenizer, some, config) for start, some in own_tasks.items()}
     bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main)
     writes = run if processes.is_main else None
     with only_trainable(model, parameters), bar:
@@ -117,8 +117,8 @@ def meta_train(
         while done < len(tasks):
             started = time.perf_counter()
             with compiled():
-                gradients = compute_step_gradients(model, parameters, encoded[done], config)
-            losses = _read_losses(own_tasks[done], gradients)  # before θ moves: what is not finite must reach no weight and no file
+                gradients = compute_step_gradients(model, parameters, steps[done], config)
+            losses = _read_losses(steps[done], gradients)  # before θ moves: what is not finite must reach no weight and no file
             optimizer.param_groups[0]["lr"] = outer_learning_rate(config, done, len(tasks))
             try:
                 with memory_errors_named(
@@ -219,9 +219,10 @@ def _validate(validate: Validate | None, progress: Progress) -> None:
     LOG.info("after %d tasks: %s", len(progress.losses), ", ".join(f"{name} {100 * v:.1f} %" for name, v in scores.items()))
 
 
-def _read_losses(tasks: Sequence[MetaTask], gradients: TaskGradients | None) -> list[TaskLosses]:
+def _read_losses(parts: Sequence[EncodedTasks], gradients: TaskGradients | None) -> list[TaskLosses]:
     if gradients is None:
         return []
+    tasks = [task for encoded in parts for task in encoded.tasks]
     related = gradients.related_losses.tolist()
     target = [None] * len(tasks) if gradients.target_losses is None else gradients.target_losses.tolist()
     for task, target_loss, related_loss in zip(tasks, target, related, strict=True):

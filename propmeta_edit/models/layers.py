@@ -5,7 +5,7 @@ Layers are 0-based, as EasyEdit's ``layers`` are: layer 9 is ``model.layers.9``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,12 @@ def select_parameters(model: Any, layers: Sequence[int] | str | None, modules: s
 def get_blocks(model: Any) -> list[nn.Module]:
     """The model's layers, the lowest first."""
     return list(model.get_submodule(get_architecture(model.config.model_type).blocks).children())
+
+
+def layers_of(model: Any, parameter_names: Iterable[str]) -> set[int]:
+    """The numbers of the layers that hold these parameters."""
+    path = get_architecture(model.config.model_type).blocks + "."
+    return {int(name.removeprefix(path).split(".")[0]) for name in parameter_names}
 
 
 def get_final_norm(model: Any) -> nn.Module:

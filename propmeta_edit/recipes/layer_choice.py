@@ -107,7 +107,7 @@ def _score(config: MetaTrainConfig, identity: Mapping[str, Any], candidate: tupl
     """
     layer, modules = candidate
     own = folder / f"layer-{layer:02d}-{modules}"
-    run = TrainingRun(own, {**identity, "layers": [layer], "modules": modules}, {name: getattr(config, name) for name in ROUNDING})
+    run = TrainingRun(own, {**identity, "layers": [layer], "modules": modules}, config.rounding)
     result = own / f"tasks-{num_tasks}.json"
     if result.is_file():
         return Score(**json.loads(result.read_text(encoding="utf-8")))

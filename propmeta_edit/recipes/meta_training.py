@@ -106,10 +106,9 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     config = resolve(config, processes)
     tasks, validation = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
-    rounding = {name: getattr(config, name) for name in ROUNDING}
-    kept = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker", *rounding)}
+    kept = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker", *ROUNDING)}
     sums = {"base_sha256": model_sha256(base_folder), "tasks_sha256": hash_of_tasks(tasks)}
-    run = TrainingRun(training, {**kept, **sums, "processes": processes.count}, rounding, is_writer=processes.is_main)
+    run = TrainingRun(training, {**kept, **sums, "processes": processes.count}, config.rounding, is_writer=processes.is_main)
     processes.wait()
     with logged_to(training / "log.txt" if processes.is_main else None), stopped_by_sigterm() as should_stop:
         report = make_report(config, training) if config.tracker and processes.is_main else None

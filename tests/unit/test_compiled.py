@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune import packed
 from propmeta_edit.finetune.compiled import CompiledBlocks
 from propmeta_edit.metatrain.config import MetaTrainConfig
@@ -78,7 +78,7 @@ def test_another_error_in_compiled_blocks_is_passed_on(tokenizer, monkeypatch):
         return forward
 
     monkeypatch.setattr(torch, "compile", run_out)
-    with pytest.raises(Exception, match="out of memory with 1 tasks at once"):
+    with pytest.raises(ModelError, match="out of memory with 1 tasks at once"):
         meta_train(tiny.make_model("llama"), tokenizer, TASKS, CONFIG)
 
 
