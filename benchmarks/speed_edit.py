@@ -13,7 +13,7 @@ import speed_parts
 import torch
 
 from propmeta_edit.easyedit.algorithms import find_algorithm, make_hparams
-from propmeta_edit.edits.compute import compute_edits
+from propmeta_edit.edits.compute import edit_many
 from propmeta_edit.evaluation.methods import easyedit_request
 from propmeta_edit.evaluation.runner import batches_of
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
@@ -104,13 +104,13 @@ def time_batched(model: Any, tokenizer: Any, setting: Setting, number: int) -> f
     requests = setting.requests(number)
     started = time.perf_counter()
     for some in batches_of(requests, setting.at_once):  # not all in one call: edits that nobody keeps need not be held
-        compute_edits(model, tokenizer, some, hparams, setting.at_once, keep_on_device=True)
+        edit_many(model, tokenizer, some, hparams, setting.at_once, keep_on_device=True)
     speed_parts.wait_for(model.device)
     return (time.perf_counter() - started) / number
 
 
 def time_transfer(model: Any, setting: Setting) -> float:
-    """Seconds to copy the tensors of one edit to the CPU, as ``compute_edits`` does by itself."""
+    """Seconds to copy the tensors of one edit to the CPU, as ``edit_many`` does by itself."""
     tensors = [parameter.detach() for parameter in select_parameters(model, [setting.layer]).values()]
     speed_parts.wait_for(model.device)
     started = time.perf_counter()

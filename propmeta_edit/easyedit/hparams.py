@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -39,9 +38,6 @@ class ModelReference(str):
 
     def lower(self) -> str:
         return self.model_type or str.lower(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ModelReference:
-        return ModelReference(str(self), deepcopy(self.hparams, memo))
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (str(self),)
@@ -118,7 +114,7 @@ class MetaFTHyperParams(FromYaml):
         self.inner_loop_settings()  # refuses values the loop would refuse
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy in another process loads its model as this one does."""
+        """A copy, here or in another process, loads its model as this one does."""
         self.__dict__.update(state)
         self.model_name = ModelReference(str(self.model_name), self)
 

@@ -68,7 +68,7 @@ def compute_edit(
     return Edit(tuple(requests), weights, original, *about, transposed=find_transposed(model, weights), base=take_base(model))
 
 
-def compute_edits(
+def edit_many(
     model: Any,
     tokenizer: Any,
     requests: Sequence[EditRequest | Mapping[str, Any]],

@@ -27,7 +27,7 @@ from propmeta_edit.analysis.weight_change import (
 )
 from propmeta_edit.config import build_config
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
-from propmeta_edit.edits.compute import compute_edits
+from propmeta_edit.edits.compute import edit_many
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.errors import DataError, ModelError
 from propmeta_edit.evaluation.runner import DataSet
@@ -61,7 +61,7 @@ class Arm:
 
     def edit(self, cases: Sequence[Case]) -> list[Edit]:
         """One independent edit a case."""
-        return compute_edits(*self.load(), [case.edits[0] for case in cases], self.hparams, AT_ONCE) if cases else []
+        return edit_many(*self.load(), [case.edits[0] for case in cases], self.hparams, AT_ONCE) if cases else []
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """What its edits move."""

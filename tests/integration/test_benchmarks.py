@@ -218,7 +218,7 @@ def test_edits_side_by_side_are_timed_without_copying_them_to_the_cpu(base, case
     setting = speed_edit.Setting(str(base), "cpu", "float32", 1, num_steps=1, at_once=2)
     model, tokenizer = setting.load()
     asked = []
-    monkeypatch.setattr(speed_edit, "compute_edits", lambda *_, **values: asked.append(values))
+    monkeypatch.setattr(speed_edit, "edit_many", lambda *_, **values: asked.append(values))
     assert speed_edit.time_batched(model, tokenizer, setting, 4) > 0
     assert asked == [{"keep_on_device": True}] * 2 and speed_edit.time_transfer(model, setting) > 0
 

@@ -21,7 +21,7 @@ from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
 from propmeta_edit.cli import main
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.world import single_hop_questions
-from propmeta_edit.edits.compute import compute_edit, compute_edits
+from propmeta_edit.edits.compute import compute_edit, edit_many
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ModelError
@@ -178,7 +178,7 @@ def test_a_thousand_edits_of_mixed_methods_leave_no_trace(prepared, base_setup):
     while done < 1000:  # every fourth group is followed by one of EasyEdit's
         group = [cases[(done + k) % len(cases)] for k in range(8)]
         settings = MetaFTHyperParams(model_name="base", device="cpu", layers=[order.choice([7, 8])], lr=2e-3)
-        edits = compute_edits(model, tokenizer, [case.edits[0] for case in group], settings)
+        edits = edit_many(model, tokenizer, [case.edits[0] for case in group], settings)
         for edit in edits:
             edit.apply(model)
         for edit in order.sample(edits, len(edits)):
@@ -213,7 +213,7 @@ def test_an_edit_of_the_base_is_refused_by_the_meta_tuned_model(loaded, tmp_path
 @pytest.mark.long
 def test_sixty_four_edits_answer_in_one_batch_as_one_by_one(loaded, hparams, cases):
     model, tokenizer = loaded
-    edits = compute_edits(model, tokenizer, [case.edits[0] for case in cases[:64]], hparams)
+    edits = edit_many(model, tokenizer, [case.edits[0] for case in cases[:64]], hparams)
     prompts = [format_question(case.question.text) for case in cases[:64]]
     together = generate_with_edits(model, tokenizer, prompts, edits)
     single = [EditedModel(model, edit).answer(tokenizer, [prompt])[0] for edit, prompt in zip(edits, prompts, strict=True)]

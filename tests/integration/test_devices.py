@@ -12,7 +12,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from propmeta_edit import Edit, EditedModel, MetaFTHyperParams, compute_edit, compute_edits, generate_with_edits
+from propmeta_edit import Edit, EditedModel, MetaFTHyperParams, compute_edit, edit_many, generate_with_edits
 from propmeta_edit.cli import main
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
@@ -67,7 +67,7 @@ def test_an_edit_is_put_in_place_taken_out_kept_and_asked(device, base, tmp_path
     hparams = settings_on(device, base)
     model, tokenizer = hparams.load_model()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    edits = compute_edits(model, tokenizer, FACTS, hparams, at_once=2)
+    edits = edit_many(model, tokenizer, FACTS, hparams, at_once=2)
     edits[0].save(tmp_path / "edit")
     loaded = Edit.load(tmp_path / "edit")
     one_by_one = [EditedModel(model, edit).answer(tokenizer, [prompt])[0] for edit, prompt in zip(edits, PROMPTS, strict=True)]

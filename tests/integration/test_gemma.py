@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from propmeta_edit.edits.compute import compute_edit, compute_edits
+from propmeta_edit.edits.compute import compute_edit, edit_many
 from propmeta_edit.edits.views import generate_with_edits
 from propmeta_edit.errors import ModelError
 from propmeta_edit.evaluation.scoring import contains_answer
@@ -34,7 +34,7 @@ def test_an_edit_writes_the_fact_and_leaves_no_trace():
     prompts = [fact["prompt"] for fact in FACTS]
     unedited = generate_greedily(model, tokenizer, prompts)
     assert not any(contains_answer(text, (fact["target_new"],)) for text, fact in zip(unedited, FACTS, strict=True))
-    edits = compute_edits(model, tokenizer, FACTS, hparams)
+    edits = edit_many(model, tokenizer, FACTS, hparams)
     said = generate_with_edits(model, tokenizer, prompts, edits)
     assert all(contains_answer(text, (fact["target_new"],)) for text, fact in zip(said, FACTS, strict=True)), said
     with compute_edit(model, tokenizer, FACTS[0], hparams).applied(model):

@@ -15,7 +15,7 @@ import tiny
 import torch
 
 from propmeta_edit.edits import identity
-from propmeta_edit.edits.compute import choose_at_once, compute_edit, compute_edits
+from propmeta_edit.edits.compute import choose_at_once, compute_edit, edit_many
 from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, merge_edits, standing_edits
 from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
@@ -346,7 +346,7 @@ def test_low_rank_export_is_a_peft_adapter_and_says_what_it_loses(tokenizer, tmp
     change = edit.change()
     low = PeftModel.from_pretrained(tiny.make_model("llama"), str(tmp_path / "1")).merge_and_unload()
     parameters, base = dict(low.named_parameters()), dict(model.named_parameters())
-    lost = sum(float((parameters[n] - base[n] - change[n]).square().sum()) for n in change)
+    lost = sum(float((parameters[n].detach() - base[n].detach() - change[n]).square().sum()) for n in change)
     assert (lost / sum(float(c.square().sum()) for c in change.values())) ** 0.5 == pytest.approx(errors[0], rel=1e-4)
     with pytest.raises(ModelError, match="exists"):
         edit.save_lora(tmp_path / "1", 1)
@@ -464,13 +464,13 @@ def test_answers_come_in_batches_of_a_bounded_size(model, edits, tokenizer, monk
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_finished_edits_wait_on_the_cpu(model, tokenizer):
-    found = compute_edits(model.cuda(), tokenizer, REQUESTS, hparams(), at_once=2)
+    found = edit_many(model.cuda(), tokenizer, REQUESTS, hparams(), at_once=2)
     assert {value.device.type for edit in found for value in edit.weights.values()} == {"cpu"}
     with found[0].applied(model):
         expected = generate_greedily(model, tokenizer, ["Where?"])
     assert generate_with_edits(model, tokenizer, ["Where?"], found[:1]) == expected
     assert all(value.is_cuda for value in found[0].change().values())
-    kept = compute_edits(model, tokenizer, REQUESTS, hparams(), at_once=2, keep_on_device=True)
+    kept = edit_many(model, tokenizer, REQUESTS, hparams(), at_once=2, keep_on_device=True)
     assert {value.device.type for edit in kept for value in edit.weights.values()} == {"cuda"}
     assert all(torch.equal(kept[2].weights[name].cpu(), value) for name, value in found[2].weights.items())
 
@@ -485,14 +485,14 @@ def test_finished_edits_are_copied_from_the_device_unless_they_are_to_stay(model
 
     monkeypatch.setattr(type(model), "device", property(lambda model: torch.device("cpu:0")))
     monkeypatch.setattr(StackedWeights, "take", take)
-    compute_edits(model, tokenizer, REQUESTS, hparams(), keep_on_device=keep)
+    edit_many(model, tokenizer, REQUESTS, hparams(), keep_on_device=keep)
     assert went_to == {torch.device(expected)}
 
 
 def test_the_state_that_many_edits_share_is_looked_at_once(model, tokenizer, monkeypatch):
     looked_at = []
     monkeypatch.setattr(identity, "take_fingerprint", lambda value: looked_at.append(value) or take_fingerprint(value))
-    found = compute_edits(model, tokenizer, REQUESTS, hparams(), at_once=2)
+    found = edit_many(model, tokenizer, REQUESTS, hparams(), at_once=2)
     assert len(found) == 3 and len(looked_at) == len(select_parameters(model, [1]))
     with torch.no_grad():
         next(iter(select_parameters(model, [1]).values()))[0] += 1.0
@@ -530,7 +530,7 @@ def test_a_base_that_loaded_edits_stand_on_is_hashed_once(model, edits, saved, t
 
 
 def test_many_at_once_are_the_single_ones(model, edits, tokenizer):
-    together = compute_edits(model, tokenizer, REQUESTS, hparams(), at_once=2)
+    together = edit_many(model, tokenizer, REQUESTS, hparams(), at_once=2)
     for single, other in zip(edits, together, strict=False):
         assert single.requests == other.requests
         for name, value in single.weights.items():
@@ -545,7 +545,7 @@ def test_as_many_at_once_as_the_memory_allows(model, edits, tokenizer, monkeypat
     assert [choose_at_once(edited, factor * size) for factor in (0, 9, 20, 30, 10**6)] == [1, 1, 2, 3, 64]
     asked = []
     monkeypatch.setattr("propmeta_edit.edits.compute.free_memory", lambda device: asked.append(device) or 20 * size)
-    found = compute_edits(model, tokenizer, REQUESTS, hparams())
+    found = edit_many(model, tokenizer, REQUESTS, hparams())
     assert asked == [model.device] and len(found) == len(REQUESTS)
     assert free_memory(model.device) > 0
 
@@ -707,7 +707,7 @@ def test_a_lora_of_gpt2s_transposed_weights(tokenizer, tmp_path):
 
 def test_many_edits_refuse_half_precision_too(tokenizer):
     with pytest.raises(ModelError, match="must be fp32"):
-        compute_edits(tiny.make_model("llama").bfloat16(), tokenizer, REQUESTS, hparams())
+        edit_many(tiny.make_model("llama").bfloat16(), tokenizer, REQUESTS, hparams())
 
 
 def test_several_requests_are_one_edit_and_mappings_serve(model, tokenizer):
