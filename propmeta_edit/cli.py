@@ -53,8 +53,8 @@ def _edit_parser() -> ArgumentParser:
     parser.add_argument("target", type=str, nargs="?", help='the object: "Peru"')
     parser.add_argument("--subject", type=str, help="who or what the fact is about, if methods that need it are to read the edit")
     parser.add_argument("--requests", type=str, help="a file of requests instead (JSON list or lines: prompt, target_new, subject)")
-    parser.add_argument("--related", type=str, nargs="+", default=[], help="questions whose answers follow from it")
-    parser.add_argument("--unrelated", type=str, nargs="+", default=[], help="questions about other things")
+    parser.add_argument("--related", type=str, action="append", default=[], help="a question whose answer follows from it (repeat)")
+    parser.add_argument("--unrelated", type=str, action="append", default=[], help="a question about something else (repeat)")
     parser.add_argument("--model", type=str, help="a meta-tuned folder or bundled name (default: the bundled one)")
     parser.add_argument(
         "--hparams",
@@ -63,14 +63,18 @@ def _edit_parser() -> ArgumentParser:
     )
     parser.add_argument("--save", type=str, help="new folder for the edit, for propmeta-edit ask")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, mps, cuda or cuda:N")
+    parser.add_argument(
+        "--device",
+        type=str,
+        help="auto, cpu, mps, cuda or cuda:N (default: as the YAML says, which is auto in those that come along)",
+    )
     return parser
 
 
 def _ask_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Ask questions of a model as it is and under saved edits, side by side.")
     parser.add_argument("questions", type=str, nargs="+", help="in full sentences")
-    parser.add_argument("--edit", type=str, nargs="+", required=True, help="folders that edit --save wrote")
+    parser.add_argument("--edit", type=str, action="append", required=True, help="a folder that edit --save wrote (repeat)")
     parser.add_argument("--model", type=str, help="the model they were made on, if not where they say")
     parser.add_argument(
         "--any-base",
@@ -187,41 +191,41 @@ def _run_edit(options: Namespace) -> None:
     from propmeta_edit.recipes import edit_facts
     from propmeta_edit.records import EditRequest
 
-    if options.requests and options.prompt:
+    if options.requests and options.prompt is not None:
         raise ConfigError("give a fact or --requests, not both")
-    if options.prompt and not options.target:
+    if options.prompt is None and (options.subject or (options.related and not options.requests)):
+        raise ConfigError("give the fact as well: propmeta-edit edit 'Ann Lee lives in' 'Peru' --related ... (or --requests FILE)")
+    if options.prompt is not None and not options.target:
         raise ConfigError(f"a fact needs its object as well: propmeta-edit edit {options.prompt!r} 'the object'")
     related, unrelated = options.related, options.unrelated or list(edit_facts.UNRELATED)
     if options.requests:
         requests = edit_facts.read_requests(Path(options.requests))
-    elif options.prompt:
+    elif options.prompt is not None:
         requests = [EditRequest(options.prompt, options.target, options.subject)]
     else:
-        requests, related = [edit_facts.EXAMPLE], related or list(edit_facts.RELATED)
-    if options.save and Path(options.save).exists():
-        raise ConfigError(f"{options.save} exists; choose another folder for the edit")
+        requests, related = [edit_facts.EXAMPLE], list(edit_facts.RELATED)
+    if options.save:
+        edit_facts.require_new_folder(Path(options.save))
     hparams = edit_facts.read_hparams(options.model, options.hparams, options.device)
     edit, answers = edit_facts.edit_and_ask(requests, related, unrelated, hparams)
-    if options.save:
-        edit.save(options.save)
     names = ["before", "after"]
     if options.json:
-        print(edit_facts.to_json(answers, names, edit))
-        return
-    for request in edit.requests:
-        print(f"edit: {request.prompt} -> {request.target_new}")
-    print(edit_facts.format_answers(answers, names))
+        print(edit_facts.to_json(answers, names, edit), flush=True)
+    else:
+        for request in edit.requests:
+            print(f"edit: {request.prompt} -> {request.target_new}")
+        print(edit_facts.format_answers(answers, names), flush=True)
     if options.save:
+        edit.save(options.save)  # after the answers, which would be lost with it otherwise
+    if options.save and not options.json:
         print(f'saved in {options.save}; ask it: propmeta-edit ask "..." --edit {options.save}')
 
 
 def _run_ask(options: Namespace) -> None:
     from propmeta_edit.recipes import edit_facts
 
-    names = ["unedited", *(Path(folder).name for folder in options.edit)]
-    if len(set(names)) < len(names):
-        names = ["unedited", *options.edit]
     folders = [Path(folder) for folder in options.edit]
+    names = edit_facts.name_columns(folders)
     answers = edit_facts.ask_with_edits(folders, options.questions, options.model, options.device, any_base=options.any_base)
     print(edit_facts.to_json(answers, names) if options.json else edit_facts.format_answers(answers, names))
 

@@ -21,7 +21,7 @@ class EditRequest:
         rephrasings: the data's own other wordings of the fact, each a prompt that ``target_new`` completes.
 
     Raises:
-        RequestError: an empty prompt or target, or a subject that is not in the prompt.
+        RequestError: an empty prompt or target, or a subject that is no text or not in the prompt.
     """
 
     prompt: str
@@ -35,6 +35,10 @@ class EditRequest:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise RequestError(f"{name} must be a non-empty string, got {value!r} (request {self!r})")
+        if self.subject is not None and not isinstance(self.subject, str):
+            raise RequestError(
+                f"subject must be a string, or None if the request has none, got {self.subject!r} (request {self!r})"
+            )
         if self.subject is not None and self.subject not in self.prompt:
             raise RequestError(
                 f"the subject {self.subject!r} does not occur in its prompt {self.prompt!r}; "
@@ -48,21 +52,37 @@ def as_requests(requests: EditRequest | Mapping[str, Any] | Sequence[EditRequest
     Raises:
         RequestError: no request at all, or one that cannot be carried out (its number is named).
     """
-    several = [requests] if isinstance(requests, EditRequest | Mapping) else list(requests)
+    several = list(requests) if isinstance(requests, Sequence) and not isinstance(requests, str) else [requests]
     if not several:
         raise RequestError("there is no request to edit; give at least one prompt and target_new")
     edits = []
     for number, request in enumerate(several):
         try:
-            edits.append(request if isinstance(request, EditRequest) else EditRequest(*request_fields(request)))
+            edits.append(_as_request(request))
         except RequestError as error:
             raise RequestError(f"request {number}: {error}") from error
     return edits
 
 
+def _as_request(request: EditRequest | Mapping[str, Any]) -> EditRequest:
+    if isinstance(request, EditRequest):
+        return request
+    if not isinstance(request, Mapping):
+        raise RequestError(f"expected a mapping with prompt and target_new, or an EditRequest, got {request!r}")
+    return EditRequest(*request_fields(request))
+
+
 def request_fields(request: Mapping[str, Any]) -> tuple[str, str, str | None]:
-    """(prompt with the subject filled in, target, subject) of an EasyEdit request in any of the shapes that are in use."""
+    """(prompt with the subject filled in, target, subject) of an EasyEdit request in any of the shapes that are in use.
+
+    Raises:
+        RequestError: a prompt with a place for a subject, and no subject.
+    """
     prompt, subject, target = request.get("prompt"), request.get("subject"), request.get("target_new")
+    if isinstance(prompt, str) and "{}" in prompt and subject is None:
+        raise RequestError(
+            f"the prompt {prompt!r} has a place for a subject, and the request gives none; add subject, or fill it in"
+        )
     if isinstance(prompt, str) and "{}" in prompt and isinstance(subject, str):
         prompt = prompt.replace("{}", subject, 1)
     if isinstance(target, Mapping):

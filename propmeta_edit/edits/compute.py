@@ -11,8 +11,9 @@ from torch import nn
 
 from propmeta_edit.edits.edit import Edit, find_transposed, take_base
 from propmeta_edit.edits.identity import take_fingerprints
+from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
-from propmeta_edit.finetune.single_edit import put_in_place, require_full_precision, write_facts
+from propmeta_edit.finetune.single_edit import put_in_place, require_finite, require_full_precision, write_facts
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.devices import free_memory
@@ -49,7 +50,7 @@ def compute_edit(
 
     Raises:
         RequestError: an empty target, or a subject that is not in its prompt.
-        ModelError: a layer outside the model, or tensors to edit that are not fp32.
+        ModelError: a layer outside the model, tensors to edit that are not fp32, or an edit that diverged.
     """
     requests = as_requests(request)
     original = write_facts(
@@ -79,7 +80,11 @@ def edit_many(
 ) -> list[Edit]:
     """One independent edit a request, ``at_once`` of them side by side; up to rounding the same as one by one.
 
+    Rounding is all that moves a number whose true gradient is zero, as that of GPT-2's key biases, which changes nothing that the
+    model says: AdamW makes full steps of it, and these may differ.
+
     Args:
+        requests: no request gives no edit.
         at_once: as many as fit into half of the device's free memory, but no more than 64, if not given.
         keep_on_device: leave the edits' tensors where the model is, which saves copying them (0.8 GiB an edit of one layer of an 8B
             model). All edits together must then fit beside the model and what the next ``at_once`` take.
@@ -87,8 +92,14 @@ def edit_many(
     Returns:
         Edits with their tensors on the CPU, wherever the model is, so that finished ones take no room from those to come; with
         ``keep_on_device`` on the model's device.
+
+    Raises:
+        ConfigError: an ``at_once`` below 1.
+        RequestError, ModelError: as ``compute_edit``; the number of the request is named.
     """
-    several = [as_requests(request) for request in requests]
+    if at_once is not None and (not isinstance(at_once, int) or at_once < 1):
+        raise ConfigError(f"at_once must be a whole number of edits, 1 or more, or None for as many as fit, got {at_once!r}")
+    several = [[request] for request in as_requests(requests)] if requests else []
     edits: list[Edit] = []
     parameters = select_parameters(model, hparams.layers, hparams.modules)
     require_full_precision(parameters)
@@ -120,6 +131,7 @@ def _write_each(
     with stacked_weights(model, parameters, len(several)) as stack:
         with only_trainable(model, stack.parameters):
             apply_inner_loop(model, stack.parameters, target, hparams.inner_loop_settings(), len(several))
+        require_finite(stack.parameters, hparams.inner_loop_settings())
         return [{name: value.to(device) for name, value in stack.take(number).items()} for number in range(len(several))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -19,21 +20,23 @@ from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.edits.identity import hash_once, hash_tensors, take_fingerprint, take_fingerprints, take_identity
 from propmeta_edit.edits.lora import write_lora
-from propmeta_edit.errors import ModelError
+from propmeta_edit.errors import ModelError, RequestError
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.artefacts import build_whole
-from propmeta_edit.records import EditRequest
+from propmeta_edit.records import EditRequest, as_requests
 
+LOG = logging.getLogger(__name__)
 WEIGHTS, CONFIG = "edit_model.safetensors", "edit_config.json"
 
 
 @dataclass(frozen=True)
 class _Applied:
-    """An edit that stands in a model, and the tensors it took the place of."""
+    """An edit that stands in a model, the tensors it took the place of, and the fingerprints of what it put there."""
 
     edit: Edit
     replaced: Mapping[str, torch.Tensor]
+    put: Mapping[str, str]
 
 
 _STANDING: WeakKeyDictionary[nn.Module, list[_Applied]] = WeakKeyDictionary()
@@ -82,8 +85,8 @@ class Edit:
     def apply(self, model: nn.Module) -> None:
         """Let the model stand edited until ``undo``.
 
-        On the state it was made on, the model then holds the edit's tensors to the bit. With other edits standing that were made
-        on the same state, the changes are added up, in the order of application.
+        On the state it was made on, the model then holds the edit's tensors to the bit. Tensors that other edits move which were
+        made on the same state and stand already get the changes added up, in the order of application.
 
         Raises:
             ModelError: the model lacks these tensors or is another one (``pin_to`` if it shall serve all the same), or this edit
@@ -94,10 +97,11 @@ class Edit:
         self._stand(model, values)
 
     def undo(self, model: nn.Module) -> None:
-        """Take the edit out again; edits applied after it stay, as if it had never been there.
+        """Take the edit out again; ``Edit`` objects applied after it stay, as if it had never been there.
 
-        Exact: the last edit goes to the bit, and without any edit the tensors are those of before. Edits that were made while this
-        one stood cannot stand without it.
+        Exact: the last edit goes to the bit, and without any edit the tensors are those of before. Edits of the same tensors that
+        were made while this one stood cannot stand without it. What anything else wrote into these tensors meanwhile, an EasyEdit
+        method say, goes too, with a warning: make it an edit first (``edit_from_weights``).
 
         Raises:
             ModelError: it does not stand in this model, or edits made on top of it do.
@@ -109,6 +113,7 @@ class Edit:
         later = [entry.edit for entry in standing[place + 1 :]]
         taken = standing[place:]
         for entry in reversed(taken):
+            self._warn_if_written_to(model, entry)
             self._put_back(model, entry)
         del standing[place:]
         try:
@@ -146,10 +151,13 @@ class Edit:
             before = {name: p.data for name, p in self._parameters_of(model).items()}
         return {name: value.to(before[name].device) - before[name] for name, value in self.weights.items()}
 
-    def pin_to(self, model: nn.Module) -> Edit:
+    def pin_to(self, model: nn.Module, base_model: str | None = None) -> Edit:
         """The same tensors as an edit of this model: for a base that was built elsewhere, or another one that is to be tried.
 
         Edits that stand in the model do not count.
+
+        Args:
+            base_model: its name or path, for people and for ``propmeta-edit ask``; where it was loaded from, if not given.
 
         Raises:
             ModelError: the model lacks its tensors, or has them in another shape or dtype.
@@ -162,7 +170,8 @@ class Edit:
                     f"{name} is {value.dtype} in this model and {self.weights[name].dtype} in the edit; load the model with its "
                     "edited layers in that dtype (load_model's layers)"
                 )
-        return replace(self, before=before, hash_before=None, base=take_base(model), fingerprints=None)
+        where = getattr(getattr(model, "config", None), "_name_or_path", "") if base_model is None else base_model
+        return replace(self, before=before, base_model=where, hash_before=None, base=take_base(model), fingerprints=None)
 
     def save(self, folder: str | Path) -> None:
         """Write ``edit_model.safetensors`` and ``edit_config.json`` into a new folder, both or none.
@@ -205,11 +214,12 @@ class Edit:
             weights = load_file(folder / WEIGHTS)
             requests = tuple(_read_request(row) for row in config["requests"])
             expected, transposed = config["sha256"], tuple(config["transposed"])
-            base, method, settings, base_sha256 = (config[name] for name in ("base_model", "method", "settings", "base_sha256"))
-            edit = cls(requests, weights, None, base, method, settings, base_sha256, transposed, dict(config.get("base", {})))
+            base, method, base_sha256 = (_require(str, config, name) for name in ("base_model", "method", "base_sha256"))
+            settings, rest = _require(dict, config, "settings"), dict(config.get("base", {}))
+            edit = cls(requests, weights, None, base, method, settings, base_sha256, transposed, rest)
         except FileNotFoundError as error:
             raise ModelError(f"{folder} holds no whole edit, which is {WEIGHTS} and {CONFIG}: {error}") from error
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RequestError) as error:
             raise ModelError(f"the edit in {folder} is damaged ({error}); save it again") from error
         if hash_tensors(weights) != expected:
             raise ModelError(f"the edit in {folder} is damaged: {WEIGHTS} is not what {CONFIG} says; save it again")
@@ -227,7 +237,7 @@ class Edit:
 
         Raises:
             ConfigError: a rank below 1.
-            ModelError: the folder exists, or the edit moves something that is neither matrix nor bias.
+            ModelError: the folder exists, or the edit moves something that is neither a projection's matrix nor a bias.
         """
         return write_lora(self.change(model), Path(folder), rank, transposed=self.transposed, base_model=self.base_model)
 
@@ -244,14 +254,28 @@ class Edit:
         below = {name: originals.get(name, value).to(value.device) for name, value in current.items()}
         if not self._is_base(below):
             raise self._foreign("with the edits standing that stood then" if standing else "")
-        # Adding changes: W = W₀ + Σ (Wᵢ - W₀), in the order of application.
-        return {name: now + (self.weights[name].to(now.device) - below[name]) for name, now in current.items()}
+        own = {name: value.to(current[name].device, copy=True) for name, value in self.weights.items() if name not in originals}
+        # Where others stand, changes are added: W = W₀ + Σ (Wᵢ - W₀), in the order of application.
+        shared = {name: now + (self.weights[name].to(now.device) - below[name]) for name, now in current.items() if name not in own}
+        return own | shared
 
     def _stand(self, model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
         parameters = self._parameters_of(model)
         replaced = {name: parameter.data for name, parameter in parameters.items()}
         put_in_place(parameters, values)
-        _STANDING.setdefault(model, []).append(_Applied(self, replaced))
+        _STANDING.setdefault(model, []).append(_Applied(self, replaced, take_fingerprints(values)))
+
+    def _warn_if_written_to(self, model: nn.Module, entry: _Applied) -> None:
+        """Say so before numbers are lost that no ``Edit`` holds."""
+        now = self._parameters_of(model, entry.put)
+        changed = [name for name, known in entry.put.items() if take_fingerprint(now[name].data) != known]
+        if changed:
+            LOG.warning(
+                "%d tensors were written to while an edit stood in them (%s): taking it out takes that out as well; to keep such "
+                "changes make an edit of them before (edit_from_weights)",
+                len(changed),
+                changed[0],
+            )
 
     def _put_back(self, model: nn.Module, entry: _Applied) -> None:
         """The tensors that an edit took the place of, wherever the model is by now."""
@@ -340,7 +364,7 @@ def standing_edits(model: nn.Module) -> list[Edit]:
 def edit_from_weights(
     model: nn.Module,
     original: Mapping[str, torch.Tensor],
-    requests: Sequence[EditRequest],
+    requests: Sequence[EditRequest | Mapping[str, Any]],
     *,
     method: str,
     base_model: str = "",
@@ -351,10 +375,13 @@ def edit_from_weights(
     Args:
         model: edited; at ``original`` on return.
         original: the tensors of before, by parameter name.
+        requests: the facts that it wrote, as ``EditRequest`` or as EasyEdit has them.
 
     Raises:
+        RequestError: no request, or one that is none; the model is left edited then.
         ModelError: a tensor that the model does not have, or no tensor that differs from ``original``.
     """
+    written = tuple(as_requests(requests))
     parameters = dict(model.named_parameters())
     unknown = sorted(set(original) - set(parameters))
     if unknown:
@@ -371,7 +398,7 @@ def edit_from_weights(
     apply_snapshot(parameters, {name: before[name] for name in moved})
     now = {name: parameters[name].data for name in moved}
     transposed = find_transposed(model, moved)
-    return Edit(tuple(requests), weights, now, base_model, method, settings or {}, transposed=transposed, base=take_base(model))
+    return Edit(written, weights, now, base_model, method, settings or {}, transposed=transposed, base=take_base(model))
 
 
 def merge_edits(model: nn.Module, edits: Sequence[Edit]) -> Edit:
@@ -407,6 +434,12 @@ def merge_edits(model: nn.Module, edits: Sequence[Edit]) -> Edit:
         transposed=find_transposed(model, weights),
         base=take_base(model),
     )
+
+
+def _require(kind: type, config: Mapping[str, Any], name: str) -> Any:
+    if not isinstance(config[name], kind):
+        raise TypeError(f"{name} is {config[name]!r}")
+    return config[name]
 
 
 def _read_request(row: Mapping[str, Any]) -> EditRequest:

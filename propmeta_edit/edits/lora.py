@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.models.artefacts import build_whole
 
+_EMBEDDINGS = ("embed_tokens", "wte", "wpe")  # of the supported architectures; PEFT keeps LoRAs of these in another form
+
 
 def write_lora(
     changes: Mapping[str, torch.Tensor], folder: Path, rank: int, *, transposed: Collection[str] = (), base_model: str = ""
@@ -30,7 +32,7 @@ def write_lora(
 
     Raises:
         ConfigError: a rank below 1.
-        ModelError: the folder exists, or something changes that is neither matrix nor bias.
+        ModelError: the folder exists, or something changes that is neither a projection's matrix nor a bias.
         OSError: the folder cannot be written.
     """
     if not isinstance(rank, int) or rank < 1:
@@ -68,11 +70,16 @@ def write_lora(
 
 def _choose_matrices(changes: Mapping[str, torch.Tensor], transposed: Collection[str]) -> dict[str, torch.Tensor]:
     """The changes that a LoRA can hold, each [out, in]."""
-    matrices = {name: value for name, value in changes.items() if value.dim() == 2 and name.endswith(".weight")}
+    matrices = {
+        name: value
+        for name, value in changes.items()
+        if value.dim() == 2 and name.endswith(".weight") and name.split(".")[-2] not in _EMBEDDINGS
+    }
     odd = [name for name in changes if name not in matrices and not name.endswith(".bias")]
     if odd or not matrices:
         raise ModelError(
-            f"a LoRA holds changes of matrices alone, and this edit moves {odd[0] if odd else 'none'}; keep the edit itself (save)"
+            f"a LoRA holds changes of projections' matrices alone, and this edit moves {odd[0] if odd else 'none'}; keep the edit "
+            "itself (save)"
         )
     if 0 < sum(name in transposed for name in matrices) < len(matrices):
         raise ModelError("a LoRA holds weights of one orientation, and this edit moves some of each; keep the edit itself (save)")

@@ -35,7 +35,7 @@ def write_facts(
         The tensors that stood in the edited parameters before; they were put aside, not copied. A failed edit puts them back.
 
     Raises:
-        ModelError: a layer outside the model, or tensors to edit that are not fp32 or wider.
+        ModelError: a layer outside the model, tensors to edit that are not fp32 or wider, or an edit that diverged.
     """
     parameters = select_parameters(model, layers, modules)
     require_full_precision(parameters)
@@ -45,6 +45,7 @@ def write_facts(
     try:
         with only_trainable(model, parameters):
             apply_inner_loop(model, parameters, target, settings)
+        require_finite(parameters, settings)
     except BaseException:
         put_in_place(parameters, original)
         raise
@@ -55,6 +56,22 @@ def put_in_place(parameters: Mapping[str, nn.Parameter], values: Mapping[str, to
     """Let parameters hold other tensors, without copying a number."""
     for name, value in values.items():
         parameters[name].data = value
+
+
+def require_finite(parameters: Mapping[str, torch.Tensor], settings: InnerLoopSettings) -> None:
+    """Refuse what a loop that diverged leaves.
+
+    Raises:
+        ModelError: a tensor with a number that is infinite or none; the sums of all of them, which the device is asked for once,
+            tell.
+    """
+    sums = torch.stack([parameter.detach().sum() for parameter in parameters.values()])
+    if not sums.isfinite().all():
+        name = list(parameters)[int((~sums.isfinite()).nonzero()[0])]
+        raise ModelError(
+            f"the edit diverged: {name} is no longer finite after {settings.num_inner_steps} steps at rate {settings.inner_lr:g}; "
+            "lower the rate (lr)"
+        )
 
 
 def require_full_precision(parameters: Mapping[str, torch.Tensor]) -> None:

@@ -33,9 +33,9 @@ def restored_on_exit(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[st
 
 @contextmanager
 def only_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Gradients on for ``parameters`` alone and dropout off; on exit flags and mode are as before."""
+    """Gradients on for ``parameters`` alone and dropout off; on exit flags and every module's mode are as before."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     model.requires_grad_(False)
     for parameter in parameters.values():
@@ -46,4 +46,5 @@ def only_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> 
     finally:
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode

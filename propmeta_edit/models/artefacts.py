@@ -6,12 +6,14 @@ renamed when it is whole, so an interrupted build leaves nothing behind that cou
 
 from __future__ import annotations
 
+import glob
 import importlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -68,12 +70,10 @@ def build_whole(folder: Path, build: Callable[[Path], None]) -> None:
     Two processes that want the same folder take turns; the second finds it there.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    locks = cache_home() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{sha256_of_json(str(folder.resolve()))[:16]}.lock"):
+    with FileLock(_locks_folder() / f"{sha256_of_json(str(folder.resolve()))[:16]}.lock"):
         if folder.exists():
             return
-        for left_by_a_killed_build in folder.parent.glob(folder.name + ".partial-*"):
+        for left_by_a_killed_build in folder.parent.glob(glob.escape(folder.name) + ".partial-????????"):  # as mkdtemp names them
             shutil.rmtree(left_by_a_killed_build)
         partial = Path(tempfile.mkdtemp(prefix=folder.name + ".partial-", dir=folder.parent))
         try:
@@ -82,6 +82,17 @@ def build_whole(folder: Path, build: Callable[[Path], None]) -> None:
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _locks_folder() -> Path:
+    """In the cache folder, which processes of several machines may share; where that cannot be written to, for temporary files."""
+    for home in (cache_home(), Path(tempfile.gettempdir()) / "propmeta_edit"):
+        locks = home / "locks"
+        with suppress(OSError):
+            locks.mkdir(parents=True, exist_ok=True)
+            if os.access(locks, os.W_OK):
+                return locks
+    raise ModelError(f"no lock can be kept in {cache_home()}; set PROPMETA_HOME to a folder that can be written to")
 
 
 def resolve_model_folder(name_or_path: str) -> str:

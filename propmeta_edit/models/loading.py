@@ -43,7 +43,7 @@ def load_model(
         name_or_path: a folder, a bundled name, or a hub id.
         device: a torch device string.
         dtype: of the frozen rest: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for what the checkpoint is stored in.
-        layers, modules: what will be edited; these tensors are fp32 whatever ``dtype`` says.
+        layers, modules: what will be edited; these tensors are fp32 whatever ``dtype`` says. An empty list of layers: nothing.
         trust_remote_code: run code that comes with the model; off unless asked.
 
     Returns:
@@ -71,7 +71,8 @@ def load_model(
     except Exception as error:  # a damaged folder makes transformers raise almost anything
         raise ModelError(f"cannot load a model from {name_or_path!r}: {error}") from error
     _check_weights_fit(name_or_path, model, report)
-    names = set(select_parameters(model, layers, modules)) | set(_trained_tensor_names(folder))
+    edited = select_parameters(model, layers, modules) if layers is None or len(layers) else {}
+    names = set(edited) | set(_trained_tensor_names(folder))
     if model.dtype != torch.float32:
         keep_in_fp32(model, folder, names)
     prepare_tokenizer(tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import Edit
-from propmeta_edit.edits.views import generate_with_edits
-from propmeta_edit.errors import ConfigError, DataError, ModelError
+from propmeta_edit.edits.views import EditedModel
+from propmeta_edit.errors import ConfigError, DataError, ModelError, RequestError
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
@@ -48,20 +49,28 @@ def read_requests(path: Path) -> list[EditRequest]:
         DataError: the file cannot be read, or holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        rows = (
-            json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in text.split("\n") if line.strip()]
-        )
-        return as_requests(rows)
+        text = path.read_text(encoding="utf-8-sig")  # with or without the mark that Windows puts first
+        return as_requests(_parse_rows(text))
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror or error}", path) from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, RequestError) as error:
         raise DataError(f"expected a JSON list of requests with prompt and target_new, or one a line ({error})", path) from error
 
 
-def read_hparams(model: str | None, file: str | None, device: str) -> MetaFTHyperParams:
+def _parse_rows(text: str) -> Any:
+    """All of it as one JSON value, or else each line as one."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def read_hparams(model: str | None, file: str | None, device: str | None) -> MetaFTHyperParams:
     """The settings of an edit: of the YAML ``file``; else as ``model`` was meta-trained, which its card says; else of the YAML in
     ``hparams/MetaFT`` that has the model's name. Without a model, the bundled one's.
+
+    Args:
+        device: if given, whatever the YAML says.
 
     Raises:
         ConfigError: none of these, or a setting that cannot be used.
@@ -71,8 +80,8 @@ def read_hparams(model: str | None, file: str | None, device: str) -> MetaFTHype
         path = Path(file) if file else hparams_file("MetaFT", "smollm2-135m")
         values, source = read_yaml(path), str(path)
     else:
-        values, source = _settings_of_model(model, resolve_device(device))
-    values |= {"device": device} | ({"model_name": model} if model else {})
+        values, source = _settings_of_model(model, resolve_device(device or "auto"))
+    values |= ({"device": device} if device else {}) | ({"model_name": model} if model else {})
     return build_config(MetaFTHyperParams, values, source)  # type: ignore[no-any-return]
 
 
@@ -101,7 +110,12 @@ def _settings_of_model(model: str, device: str) -> tuple[dict[str, Any], str]:
 def edit_and_ask(
     requests: Sequence[EditRequest], related: Sequence[str], unrelated: Sequence[str], hparams: MetaFTHyperParams
 ) -> tuple[Edit, list[Answers]]:
-    """Write the facts as one edit and ask everything before and after it."""
+    """Write the facts as one edit and ask everything before and after it.
+
+    Raises:
+        ConfigError: an empty question.
+    """
+    _require_questions([*related, *unrelated])
     model, tokenizer = hparams.load_model()
     edit = compute_edit(model, tokenizer, list(requests), hparams)
     prompts = [("fact", request.prompt) for request in requests]
@@ -119,33 +133,63 @@ def ask_with_edits(
         any_base: pin the edits to the model, whatever they were made on.
 
     Raises:
-        ModelError: another model than they were made on, unless ``any_base``; a damaged folder.
+        ConfigError: an empty question.
+        ModelError: another model than they were made on, unless ``any_base``; a damaged folder; edits in several dtypes.
     """
+    _require_questions(questions)
     edits = [Edit.load(folder) for folder in folders]
     device = resolve_device(device)
-    layers = [
-        edit.settings["layers"] for edit in edits if edit.method == "MetaFT" and isinstance(edit.settings.get("layers"), list)
-    ]
-    is_mixed = len(layers) < len(edits)
-    model, tokenizer = load_model(
-        model_name or edits[0].base_model,
-        device=device,
-        dtype="float32" if is_mixed else resolve_dtype("fast", device),  # every edited tensor must be in fp32
-        layers=None if is_mixed else sorted({layer for chosen in layers for layer in chosen}),
-    )
+    model, tokenizer = load_model(model_name or edits[0].base_model, device=device, **_how_to_load(edits, device))
     if any_base:
         edits = [edit.pin_to(model) for edit in edits]
     return _ask(model, tokenizer, [("question", format_question(text)) for text in questions], edits)
 
 
+def _how_to_load(edits: Sequence[Edit], device: str) -> dict[str, Any]:
+    """A model's dtype, and its layers in fp32, such that it can hold these edits' tensors."""
+    dtypes = {str(value.dtype).removeprefix("torch.") for edit in edits for value in edit.weights.values()}
+    if len(dtypes) > 1:
+        raise ModelError(f"these edits hold tensors in {' and '.join(sorted(dtypes))}; ask under those of one dtype at a time")
+    [dtype] = dtypes
+    layers = [edit.settings.get("layers") for edit in edits if edit.method == "MetaFT"]
+    chosen = {layer for own in layers if isinstance(own, list) for layer in own if isinstance(layer, int)}
+    if dtype == "float32" and chosen and len(layers) == len(edits) and all(isinstance(own, list) for own in layers):
+        return {"dtype": resolve_dtype("fast", device), "layers": sorted(chosen)}
+    return {"dtype": dtype, "layers": []}
+
+
 def _ask(model: Any, tokenizer: Any, prompts: Sequence[tuple[str, str]], edits: Sequence[Edit]) -> list[Answers]:
-    columns: list[Edit | None] = [None, *edits]
     texts = [text for _, text in prompts]
-    said = generate_with_edits(
-        model, tokenizer, [text for _ in columns for text in texts], [edit for edit in columns for _ in texts]
-    )
-    rows = [said[number :: len(texts)] for number in range(len(texts))]
-    return [Answers(kind, text, tuple(row)) for (kind, text), row in zip(prompts, rows, strict=True)]
+    columns = [view.answer(tokenizer, texts) for view in (EditedModel(model), *(EditedModel(model, edit) for edit in edits))]
+    return [Answers(kind, text, said) for (kind, text), said in zip(prompts, zip(*columns, strict=True), strict=True)]
+
+
+def _require_questions(texts: Sequence[str]) -> None:
+    if not all(text.strip() for text in texts):
+        raise ConfigError(f"a question must not be empty, got {list(texts)!r}")
+
+
+def require_new_folder(folder: Path) -> None:
+    """Refuse, before anything is computed, a folder that an edit cannot be saved in.
+
+    Raises:
+        ConfigError: it exists, or the folder that it would be in cannot be written to.
+    """
+    if folder.exists():
+        raise ConfigError(f"{folder} exists; choose another folder for the edit")
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"{folder} cannot be made: {parent} is no folder that can be written to; choose another for the edit")
+
+
+def name_columns(folders: Sequence[Path]) -> list[str]:
+    """What the answers stand under: ``unedited``, then the folders' names, as many parts of each as tell them apart."""
+    whole = [folder.resolve() for folder in folders]
+    for depth in range(1, max(len(folder.parts) for folder in whole) + 1):
+        names = ["unedited", *("/".join(folder.parts[-depth:]) for folder in whole)]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError(f"one edit is given twice: {', '.join(map(str, folders))}")
 
 
 def format_answers(answers: Sequence[Answers], names: Sequence[str]) -> str:

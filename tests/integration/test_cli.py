@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,12 +20,14 @@ from safetensors.torch import load_file
 
 from propmeta_edit.cli import main
 from propmeta_edit.data.world import generate_world
-from propmeta_edit.errors import DataError
+from propmeta_edit.edits.edit import Edit, edit_from_weights
+from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import comparison, data_sets
-from propmeta_edit.recipes.edit_facts import read_hparams
+from propmeta_edit.recipes.edit_facts import name_columns, read_hparams, read_requests
 from propmeta_edit.recipes.statistics import OPENINGS, SAMPLED_SHARE, ensure_statistics, make_statistics, sample_corpus
+from propmeta_edit.records import EditRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -496,7 +499,7 @@ def own_hparams(base, tmp_path):
 def test_edit_shows_before_and_after_and_a_saved_edit_can_be_asked(own_hparams, tmp_path, capsys):
     folder = tmp_path / "edit"
     fact = ["edit", "Ann Lee lives in", "Peru", "--hparams", own_hparams, "--save", str(folder)]
-    assert main([*fact, "--related", "What does Ann Lee pay with?", "Where?"]) == 0
+    assert main([*fact, "--related", "What does Ann Lee pay with?", "--related", "Where?"]) == 0
     printed = capsys.readouterr().out
     assert "edit: Ann Lee lives in -> Peru" in printed and "before" in printed and "after" in printed
     assert printed.index("-- fact") < printed.index("-- related") < printed.index("-- unrelated")
@@ -507,8 +510,62 @@ def test_edit_shows_before_and_after_and_a_saved_edit_can_be_asked(own_hparams, 
     assert main(["ask", "Where?", "Who lives there?", "--edit", str(folder), "--device", "cpu", "--json"]) == 0
     asked = json.loads(capsys.readouterr().out)["answers"]
     assert [row["prompt"][:16] for row in asked] == ["Question: Where?", "Question: Who li"] and "edit" in asked[0]["answers"]
-    assert main(["ask", "Where?", "--edit", str(folder), str(tmp_path / "again"), "--device", "cpu"]) == 0
-    assert "unedited" in capsys.readouterr().out
+    shutil.copytree(folder, tmp_path / "other" / "edit")
+    both = ["--edit", str(folder), "--edit", str(tmp_path / "other" / "edit")]
+    assert main(["ask", *both, "Where?", "--device", "cpu", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["answers"]
+    assert list(row["answers"]) == ["unedited", f"{tmp_path.name}/edit", "other/edit"]
+
+
+def test_columns_have_names_that_tell_edits_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert name_columns([Path("a"), Path("x/b")]) == ["unedited", "a", "b"]
+    assert name_columns([Path()]) == ["unedited", tmp_path.name]
+    assert name_columns([Path("x/unedited")]) == ["unedited", "x/unedited"]
+    with pytest.raises(ConfigError, match="one edit is given twice: a, a"):
+        name_columns([Path("a"), Path("a")])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_edits_of_any_tensors_and_dtype_can_be_asked(base, tmp_path, capsys, dtype):
+    """A method of one's own may move norms as well, and run in half precision."""
+    model, _ = load_model(str(base), dtype=dtype, layers=[])
+    names = ["model.layers.1.input_layernorm.weight", "model.layers.1.mlp.down_proj.weight"]
+    original = {name: model.get_parameter(name).detach().clone() for name in names}
+    with torch.no_grad():
+        for name in names:
+            model.get_parameter(name).mul_(3)
+    edit_from_weights(model, original, [EditRequest("Ann", "Peru")], method="FT", base_model=str(base)).save(tmp_path / dtype)
+    assert main(["ask", "--edit", str(tmp_path / dtype), "Where?", "--device", "cpu", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["answers"]
+    assert row["answers"]["unedited"] != row["answers"][dtype]
+
+
+def test_edits_of_several_dtypes_are_asked_apart(base, own_hparams, tmp_path, capsys):
+    assert main(["edit", "Ann Lee lives in", "Peru", "--hparams", own_hparams, "--save", str(tmp_path / "one")]) == 0
+    edit = Edit.load(tmp_path / "one")
+    replace(edit, weights={name: value.bfloat16() for name, value in edit.weights.items()}).save(tmp_path / "two")
+    assert main(["ask", "--edit", str(tmp_path / "one"), "--edit", str(tmp_path / "two"), "Where?", "--device", "cpu"]) == 2
+    assert "these edits hold tensors in bfloat16 and float32; ask under those of one dtype at a time" in capsys.readouterr().err
+
+
+def test_answers_are_printed_even_if_the_edit_cannot_be_saved(own_hparams, tmp_path, monkeypatch, capsys):
+    def fail(edit, folder):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Edit, "save", fail)
+    fact = ["edit", "Ann Lee lives in", "Peru", "--hparams", own_hparams, "--save", str(tmp_path / "edit")]
+    assert main(fact) == 2
+    printed = capsys.readouterr()
+    assert "Ann Lee lives in -> Peru" in printed.out and "No space left on device" in printed.err and "saved" not in printed.out
+
+
+def test_the_device_is_the_yamls_unless_one_is_given(own_hparams, tmp_path):
+    file = tmp_path / "cuda.yaml"
+    file.write_text(Path(own_hparams).read_text().replace("device: cpu", "device: cuda:7"))
+    with pytest.raises(ConfigError, match="cuda:7"):
+        read_hparams(None, str(file), None)
+    assert read_hparams(None, str(file), "cpu").device == "cpu"
 
 
 def test_a_model_is_edited_as_it_was_meta_trained(base, tmp_path, capsys):
@@ -540,6 +597,13 @@ def test_edit_from_a_file_of_requests(own_hparams, tmp_path, capsys):
     )
     assert main(["edit", "--requests", str(file), "--hparams", own_hparams, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    pretty = json.dumps({"prompt": "Ann Lee lives in", "target_new": "Peru"}, indent=1)
+    (tmp_path / "windows.json").write_text("\ufeff" + pretty, encoding="utf-8")
+    assert read_requests(tmp_path / "windows.json") == [EditRequest("Ann Lee lives in", "Peru")]
+    for content in ("", "[]", "5", '{"prompt": "Ann"}', '{"prompt": "Ann"'):
+        (tmp_path / "wrong.json").write_text(content)
+        with pytest.raises(DataError, match=r"wrong\.json: expected a JSON list of requests"):
+            read_requests(tmp_path / "wrong.json")
     assert [request["target_new"] for request in found["requests"]] == ["Peru", "Le\u2028go"], (
         "a separator inside a text ends no line"
     )
@@ -553,6 +617,11 @@ def test_edit_from_a_file_of_requests(own_hparams, tmp_path, capsys):
         (["--requests", "nowhere.json"], "cannot be read"),
         (["Ann Lee lives in", "Peru", "--subject", "Bob"], "does not occur in its prompt"),
         (["Ann Lee lives in", "Peru", "--save", "."], "exists; choose another folder"),
+        (["Ann Lee lives in", "Peru", "--save", f"{__file__}/edit"], f"{__file__} is no folder that can be written to"),
+        (["Ann Lee lives in", "Peru", "--related", " "], "a question must not be empty"),
+        (["", "Peru"], "prompt must be a non-empty string"),
+        (["--related", "Where does Ann work?"], "give the fact as well"),
+        (["--subject", "Ann"], "give the fact as well"),
     ],
 )
 def test_bad_edits(arguments, message, own_hparams, capsys):

@@ -32,11 +32,29 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 
 
 def test_what_a_killed_build_left_is_cleared_by_the_next(tmp_path):
-    (tmp_path / "a.partial-123").mkdir()
-    (tmp_path / "a.partial-123" / "half").write_text("x")
-    (tmp_path / "a-other.partial-9").mkdir()
+    of_others = ["a-other.partial-12345678", "a.partial-keep"]
+    for name in ("a.partial-12345678", *of_others):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("x")
     build_whole(tmp_path / "a", lambda folder: (folder / "file").write_text("whole") and None)
-    assert not (tmp_path / "a.partial-123").exists() and (tmp_path / "a-other.partial-9").exists()
+    assert not (tmp_path / "a.partial-12345678").exists() and all((tmp_path / name / "half").exists() for name in of_others)
+
+
+def test_names_are_no_patterns(tmp_path):
+    (tmp_path / "ab.partial-12345678").mkdir()
+    build_whole(tmp_path / "a?", lambda folder: (folder / "file").write_text("whole") and None)
+    build_whole(tmp_path / "[ab]", lambda folder: (folder / "file").write_text("whole") and None)
+    assert (tmp_path / "ab.partial-12345678").is_dir()
+
+
+def test_where_the_cache_folder_cannot_be_written_to_other_folders_can(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PROPMETA_HOME", str(tmp_path / "file" / "home"))
+    build_whole(tmp_path / "a", lambda folder: (folder / "file").write_text("whole") and None)
+    assert (tmp_path / "a" / "file").read_text() == "whole"
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "file"))
+    with pytest.raises(ModelError, match="set PROPMETA_HOME to a folder that can be written to"):
+        build_whole(tmp_path / "b", lambda folder: None)
 
 
 def test_a_finished_build_is_not_repeated(tmp_path):

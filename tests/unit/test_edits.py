@@ -21,11 +21,12 @@ from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_id
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.stacking import StackedWeights, stacked_weights
 from propmeta_edit.finetune.weights import snapshot
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.generation import generate_greedily
-from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.layers import get_blocks, select_parameters
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.records import EditRequest
 
@@ -114,6 +115,21 @@ def test_changes_of_the_same_tensors_add_up(model, edits):
             torch.testing.assert_close(parameter.data, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+def test_tensors_that_no_other_edit_moves_are_exact(model, tokenizer, tmp_path, loaded):
+    first, second = (compute_edit(model, tokenizer, REQUESTS[n], hparams(layers)) for n, layers in ((0, [0, 1]), (1, [1, 2])))
+    if loaded:
+        for number, edit in enumerate((first, second)):
+            edit.save(tmp_path / str(number))
+        first, second = (Edit.load(tmp_path / str(number)) for number in range(2))
+    together = merge_edits(model, [second, first]).weights
+    with second.applied(model), first.applied(model):
+        standing = values_of(model)
+    for edit, layer in ((first, 0), (second, 2)):
+        for name in select_parameters(model, [layer]):
+            assert torch.equal(standing[name], edit.weights[name]) and torch.equal(together[name], edit.weights[name])
+
+
 def test_an_edit_made_on_another_stands_only_with_it(model, tokenizer, edits):
     edits[0].apply(model)
     on_top = compute_edit(model, tokenizer, REQUESTS[1], hparams())
@@ -127,6 +143,9 @@ def test_an_edit_made_on_another_stands_only_with_it(model, tokenizer, edits):
     with pytest.raises(ModelError, match="made on other weights"):
         on_top.apply(model)
     assert standing_edits(model) == []
+    edits[3].apply(model)
+    compute_edit(model, tokenizer, REQUESTS[1], hparams()).apply(model)  # of other tensors: either stands without the other
+    edits[3].undo(model)
 
 
 def test_wrong_uses(model, edits, family):
@@ -231,6 +250,23 @@ def test_damaged_files(saved, damage):
         Edit.load(saved)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("settings", None),
+        ("settings", "ten steps"),
+        ("base_sha256", 5),
+        ("base_model", 5),
+        ("requests", [{"prompt": "", "target_new": "Peru", "augmentation": []}]),
+    ],
+)
+def test_a_config_with_something_else_in_it_names_its_folder(saved, name, value):
+    config = json.loads((saved / CONFIG).read_text())
+    (saved / CONFIG).write_text(json.dumps({**config, name: value}))
+    with pytest.raises(ModelError, match=f"the edit in {saved} is damaged"):
+        Edit.load(saved)
+
+
 @pytest.fixture
 def relative(family):
     """The same model but for one matrix that the edits do not move."""
@@ -309,6 +345,8 @@ def test_an_edit_pinned_to_another_model_belongs_there(model, edits, saved, rela
     pinned.save(tmp_path / "pinned")
     with Edit.load(tmp_path / "pinned").applied(other):
         pass
+    other.config._name_or_path = "models/other"
+    assert edits[0].pin_to(other).base_model == "models/other" and edits[0].pin_to(other, "mine").base_model == "mine"
     foreign = tiny.make_model(family, seed=3)
     with edits[0].pin_to(foreign).applied(foreign):  # its edited tensors differ as well
         assert all(torch.equal(foreign.get_parameter(name), value) for name, value in edits[0].weights.items())
@@ -384,6 +422,9 @@ def test_what_no_lora_can_hold(tokenizer, tmp_path):
     model = tiny.make_model("gpt2")
     with pytest.raises(ModelError, match=r"matrices alone, and this edit moves none; keep the edit itself"):
         with_moved(model, ["transformer.h.1.mlp.c_fc.bias"]).save_lora(tmp_path / "lora", 2)
+    for odd in ("transformer.wte.weight", "transformer.wpe.weight"):
+        with pytest.raises(ModelError, match=f"matrices alone, and this edit moves {odd}"):
+            with_moved(model, ["transformer.h.1.mlp.c_fc.weight", odd]).save_lora(tmp_path / "lora", 2)
     with pytest.raises(ModelError, match=r"matrices alone, and this edit moves transformer.h.1.ln_1.weight"):
         with_moved(model, ["transformer.h.1.mlp.c_fc.weight", "transformer.h.1.ln_1.weight"]).save_lora(tmp_path / "lora", 2)
     edit = with_moved(model, ["transformer.h.1.mlp.c_fc.weight"])
@@ -539,6 +580,36 @@ def test_many_at_once_are_the_single_ones(model, edits, tokenizer):
             pass
 
 
+def test_what_many_at_once_refuse(model, tokenizer):
+    for wrong in (0, -1, 1.5):
+        with pytest.raises(ConfigError, match=f"at_once must be a whole number of edits, 1 or more, .* got {wrong}"):
+            edit_many(model, tokenizer, REQUESTS, hparams(), at_once=wrong)
+    with pytest.raises(RequestError, match="request 2: target_new must be"):
+        edit_many(model, tokenizer, [*REQUESTS[:2], {"prompt": "x"}], hparams())
+    with pytest.raises(RequestError, match="request 1: expected a mapping"):
+        edit_many(model, tokenizer, [REQUESTS[0], REQUESTS[1:]], hparams())
+    assert edit_many(model, tokenizer, [], hparams()) == []
+
+
+@pytest.mark.parametrize(
+    "compute", [lambda *a: compute_edit(*a[:2], REQUESTS[0], a[2]), lambda *a: edit_many(*a[:2], REQUESTS, a[2])]
+)
+def test_an_edit_that_diverged_is_refused_and_leaves_no_trace(model, tokenizer, compute):
+    before, settings = values_of(model), hparams()
+    settings.inner_loop_settings = lambda: InnerLoopSettings(inner_lr=1e300, num_inner_steps=3)
+    with pytest.raises(ModelError, match=r"the edit diverged: .* after 3 steps at rate 1e\+300; lower the rate"):
+        compute(model, tokenizer, settings)
+    assert same(values_of(model), before)
+
+
+def test_every_module_is_in_the_mode_that_it_was_in(model, tokenizer):
+    model.train()
+    get_blocks(model)[0].eval()
+    modes = [module.training for module in model.modules()]
+    compute_edit(model, tokenizer, REQUESTS[0], hparams())
+    assert [module.training for module in model.modules()] == modes and len(set(modes)) == 2
+
+
 def test_as_many_at_once_as_the_memory_allows(model, edits, tokenizer, monkeypatch):
     edited = edits[0].weights
     size = sum(value.nbytes for value in edited.values())
@@ -559,7 +630,9 @@ def test_an_edit_from_what_another_method_returned(model, tokenizer):
         for name in names[:2]:
             parameters[name] += 0.1
     edited = logits(model)
-    edit = edit_from_weights(model, original, REQUESTS[:1], method="ROME", base_model="tiny")
+    mapping = {"prompt": REQUESTS[0].prompt, "target_new": REQUESTS[0].target_new, "subject": REQUESTS[0].subject}
+    edit = edit_from_weights(model, original, [mapping], method="ROME", base_model="tiny")
+    assert edit.requests == (REQUESTS[0],)
     assert same(values_of(model), before) and set(edit.weights) == set(names[:2]), "what did not move is not part of it"
     with edit.applied(model):
         assert torch.equal(logits(model), edited)
@@ -568,10 +641,37 @@ def test_an_edit_from_what_another_method_returned(model, tokenizer):
 def test_weights_that_were_put_back_are_no_edit(model):
     """What EasyEdit's editors return after an edit that they have taken out again."""
     name = next(iter(select_parameters(model, [1])))
+    with pytest.raises(RequestError, match="no request"):
+        edit_from_weights(model, {}, [], method="ROME")
     same_as_now = {name: model.get_parameter(name).detach().clone()}
     for original in (same_as_now, {}):
         with pytest.raises(ModelError, match=r"there is no edit in this model: none of the \d tensors .*sequential_edit=True"):
             edit_from_weights(model, original, REQUESTS[:1], method="ROME")
+
+
+def test_taking_out_what_another_method_wrote_is_said(model, tokenizer, edits, caplog):
+    """What stands on an edit and is no ``Edit`` itself cannot be kept without it."""
+    before, name = values_of(model), next(iter(edits[0].weights))
+    for write in (
+        lambda: put_in_place({name: model.get_parameter(name)}, {name: model.get_parameter(name).data + 0.1}),
+        lambda: model.get_parameter(name).data.add_(0.1),
+    ):
+        caplog.clear()
+        edits[0].apply(model)
+        edits[3].apply(model)
+        write()
+        edits[3].undo(model)
+        assert not caplog.records, "of other tensors"
+        edits[0].undo(model)
+        assert same(values_of(model), before)
+        [record] = caplog.records
+        assert f"1 tensors were written to while an edit stood in them ({name})" in record.getMessage()
+    caplog.clear()
+    for edit in edits:
+        edit.apply(model)
+    for edit in edits:
+        edit.undo(model)
+    assert not caplog.records
 
 
 def test_writing_in_place_into_a_standing_edit_does_not_reach_it(model, edits, tmp_path):
