@@ -14,7 +14,7 @@ from analysis_tables import (
     group_functions,
     groups_of,
     lens_rise,
-    measure,
+    measure_interval,
     restored_share,
 )
 from matplotlib.figure import Figure
@@ -99,8 +99,7 @@ def draw_weights(weights: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     names = [name for name in MEASURES if "first direction" not in name]
     for axis, name in zip(figure.subplots(2, 3, sharex=True).flat, names, strict=True):
-        columns = [mean_interval(measure(stage, name)[:, None]) for stage in weights.values()]
-        mean, low, high = (np.array([column[part][0] for column in columns]) for part in range(3))
+        mean, low, high = np.array([measure_interval(stage, name) for stage in weights.values()]).T
         places = np.arange(len(labels))
         axis.errorbar(
             places, mean, yerr=[mean - low, high - mean], color="black", marker="o", markersize=4, linestyle="none", capsize=2

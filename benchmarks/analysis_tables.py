@@ -16,11 +16,12 @@ from propmeta_edit.analysis.gains import (
     cut_at_median_of_relation,
     cut_into_thirds,
 )
-from propmeta_edit.evaluation.statistics import mean_interval, ratio_interval, wilson_interval
+from propmeta_edit.evaluation.statistics import mean_interval, pair_mean_interval, ratio_interval, wilson_interval
 from propmeta_edit.evaluation.tables import markdown_table
 
 Studies = Mapping[str, Sequence[Mapping[str, Any]]]
 TOKENS = ("new object", "answer", "companion's object")
+PAIRED = "cosine with other facts"  # an edit's value is its mean over pairs with all the others
 TOP = 10  # a token among the lens's likeliest so many counts as visible
 FEW = 10  # cases a relation must have to be shown by itself
 SHAPES = ("relative_norm", "stable_rank", "top_share")
@@ -149,7 +150,8 @@ def _lens(studies: Studies) -> str:
                 block = str(layer - 1) if layer else "none"  # the first states are the embeddings, then comes block 0
                 cells = [arm, group, TOKENS[token], block, with_interval(mean[layer], low[layer], high[layer])]
                 for run in ("edited", "unedited"):
-                    seen = lens_array(own, run, "rank", group)[:, layer, token] < TOP
+                    ranks = lens_array(own, run, "rank", group)[:, layer, token]
+                    seen = ranks[~np.isnan(ranks)] < TOP  # of the cases that have this group
                     cells.append(with_interval(seen.mean(), *wilson_interval(int(seen.sum()), len(seen)), scale=100, digits=0))
                 rows.append([*cells, mean_cell(rise[:, layer, 2].tolist())])
     return markdown_table(header, rows)
@@ -193,7 +195,7 @@ MEASURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "size of ΔW over W, %": lambda edit: 100 * shape_mean(edit, "relative_norm"),
     "stable rank": lambda edit: shape_mean(edit, "stable_rank"),
     "energy in the first direction, %": lambda edit: 100 * shape_mean(edit, "top_share"),
-    "cosine with other facts": lambda edit: edit["cosine with other facts"],
+    PAIRED: lambda edit: edit[PAIRED],
     "cosine with the base's": lambda edit: edit["cosine with the base's"],
     "cosine with meta-training": lambda edit: edit["cosine with meta-training"],
     "answer's rise, nats": lambda edit: edit["gain"],
@@ -206,13 +208,21 @@ def measure(stage: Mapping[str, Any], name: str) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], dtype=float)
 
 
+def measure_interval(stage: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    """(mean over the edits, low, high); NaN where it is not known."""
+    values = measure(stage, name)
+    if name == PAIRED:
+        return pair_mean_interval(values)
+    return tuple(float(part[0]) for part in mean_interval(values[:, None]))  # type: ignore[return-value]
+
+
 def describe_weights(weights: Mapping[str, Mapping[str, Any]], dataset: str) -> str:
     """The tables of the part ``weights``."""
     n = len(next(iter(weights.values()))["edits"])
     rows = []
     for label, stage in weights.items():
         moved = 100 * stage["meta"]["all"]["relative_norm"] if stage["meta"] else None
-        cells = [mean_cell(measure(stage, name).tolist(), digits=3 if "cosine" in name else 2) for name in MEASURES]
+        cells = [with_interval(*measure_interval(stage, name), digits=3 if "cosine" in name else 2) for name in MEASURES]
         rows.append([label, "–" if moved is None else f"{moved:.2f}", *cells])
     lines = [f"## Weights: {n} facts of {dataset}, edited at each stage", ""]
     lines.append(markdown_table(["stage", "the layer's own move, % of W", *MEASURES], rows))

@@ -187,7 +187,9 @@ def run(options: argparse.Namespace) -> int:
         )
     if hparams_name in published.TABLE_2_MODELS and any(is_released(item) for item in items):
         write_text_atomically(Path(options.output) / "published.md", published.table_2_markdown())
-        notes.append("published.md: what the paper reports for this model, cited with its protocol.")
+        notes.append(
+            "published.md: what the paper reports for its Llama3-8B, cited with its protocol; whether yours is that is not checked."
+        )
     print(write_tables(summarise(in_order), options.output, notes))
     write_comparisons(in_order, options.output, ("FT", "MetaFT"))
     print(f"paired comparisons with FT and MetaFT, breakdowns and examples: {Path(options.output) / 'comparisons.md'}")

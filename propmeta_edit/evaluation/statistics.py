@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -111,3 +112,21 @@ def ratio_interval(
 def mean_interval(values: np.ndarray, num_resamples: int = 2000, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Means over cases [n, m] with their 95 % percentile bootstrap intervals; NaN is left out. As ``ratio_interval``."""
     return ratio_interval(values, np.ones_like(values), num_resamples, seed)
+
+
+def pair_mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """The mean over all pairs of n things, given each one's mean over its n - 1 pairs, with its 95 % interval: (mean, low, high).
+
+    The given means share their pairs, so a bootstrap of them would be too narrow by half and more. Leaving one thing out after the
+    other (jackknife; Arvesen, 1969) needs nothing else: without the i-th the mean moves by ``2 (mean - values[i]) / (n - 2)``.
+
+    Raises:
+        ValueError: fewer than three.
+    """
+    n = len(values)
+    if n < 3:
+        raise ValueError(f"an interval of a mean over pairs needs three things or more, got {n}")
+    mean = float(values.mean())
+    moves = 2 * (mean - values) / (n - 2)
+    half = float(student_t.ppf(0.975, n - 1) * np.sqrt((n - 1) / n * (moves**2).sum()))
+    return mean, mean - half, mean + half

@@ -25,7 +25,7 @@ from propmeta_edit.analysis.weight_change import (
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
-from propmeta_edit.evaluation.statistics import adjust_holm, mean_interval, ratio_interval
+from propmeta_edit.evaluation.statistics import adjust_holm, mean_interval, pair_mean_interval, ratio_interval
 from propmeta_edit.metatrain.run import TrainingRun, find_kept_states, read_kept_state
 from propmeta_edit.models.layers import get_blocks
 from propmeta_edit.records import Case, EditRequest, Question
@@ -288,6 +288,33 @@ def test_a_kept_state_with_one_bit_turned_is_refused(tmp_path):
 def test_holm_by_hand():
     assert adjust_holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06]) and adjust_holm([0.9, 0.8]) == [1.0, 1.0]
     assert adjust_holm([]) == []
+
+
+def test_a_mean_over_pairs_by_leaving_one_out():
+    """The formula against the obvious way, and its intervals against the truth: those of a plain mean hold it far too rarely."""
+    rng = np.random.default_rng(0)
+
+    def pair_means(matrix):
+        n = len(matrix)
+        return (matrix.sum(axis=1) - np.diag(matrix)) / (n - 1)
+
+    points = rng.normal(size=(6, 3))
+    pairs = points @ points.T
+    left_out = np.array([pair_means(np.delete(np.delete(pairs, i, 0), i, 1)).mean() for i in range(6)])
+    mean, low, high = pair_mean_interval(pair_means(pairs))
+    error = np.sqrt(5 / 6 * ((left_out - left_out.mean()) ** 2).sum())
+    assert mean == pytest.approx(pair_means(pairs).mean()) and high - mean == pytest.approx(mean - low)
+    assert high - mean == pytest.approx(2.5706 * error, rel=1e-4), "Student's t with 5 degrees of freedom"
+    held = {"pairs": 0, "plain": 0}
+    for _ in range(300):
+        shared = rng.normal(0.25, 0.15, size=8)  # the product of two is 0.0625 on average
+        values = pair_means(np.outer(shared, shared))
+        plain = mean_interval(values[:, None], num_resamples=300)
+        for name, (_, below, above) in (("pairs", pair_mean_interval(values)), ("plain", [float(part[0]) for part in plain])):
+            held[name] += below <= 0.0625 <= above
+    assert held["pairs"] / 300 > 0.9 and held["plain"] / 300 < 0.75
+    with pytest.raises(ValueError, match="three things or more, got 2"):
+        pair_mean_interval(np.zeros(2))
 
 
 def test_ratios_and_means_over_cases():
