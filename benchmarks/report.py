@@ -1,6 +1,7 @@
 """One self-contained HTML page, and the same as Markdown, of what the benchmarks left in folders.
 
 python benchmarks/report.py results/table2 results/speed-meta results/convergence --output results/report
+python benchmarks/report.py results/* --output results/report        (folders of reports are left out)
 """
 
 from __future__ import annotations
@@ -23,10 +24,22 @@ from matplotlib.figure import Figure
 
 from propmeta_edit.cli import run_or_exit
 from propmeta_edit.errors import DataError
+from propmeta_edit.evaluation.comparisons import describe_examples
+from propmeta_edit.evaluation.rows import read_rows
 from propmeta_edit.evaluation.tables import SETTINGS_FILE, frame_to_markdown
 from propmeta_edit.files import write_text_atomically
 
-SUMMARIES = ("table.json", "summary-*.json")
+SUMMARIES = ("table.json", "summary*.json")  # of a comparison, of sweeps
+CHAINS = "dependent"  # the table of run_dependent.py; each chain has a file of its own beside it
+OUTCOMES = {  # columns of a sweep's summary, as shares, that the sweep's own table has no room for
+    "at word boundary %": "accuracy_word_boundary",
+    "cloze %": "accuracy_cloze",
+    "second hop %": "second_hop_correct",
+    "other fact %": "other_fact_correct",
+    "neighbour same %": "neighbour_unchanged",
+}
+ROWS, COMPARISONS = "rows.jsonl", "comparisons.md"
+HTML, MARKDOWN = "report.html", "report.md"
 SHORT = 24  # characters of a table's cell that stay on one line
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -75,10 +88,41 @@ code { background: var(--soft); padding: 0 .2rem; overflow-wrap: anywhere; }
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="what the other benchmarks were given as --output")
+    parser.add_argument(
+        "folders", nargs="+", type=Path, help="what the other benchmarks were given as --output; folders of reports are left out"
+    )
     parser.add_argument("--title", default="propmeta-edit: results")
     parser.add_argument("--output", type=Path, default=Path("results/report"), help="folder for report.html and report.md")
     return parser.parse_args(argv)
+
+
+def choose_folders(folders: Sequence[Path], output: Path) -> list[Path]:
+    """The folders, each once and in full; those of reports are left out, since a report is no result.
+
+    Raises:
+        DataError: none is left.
+    """
+    chosen = []
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        if folder == output.resolve() or (folder / HTML).is_file():
+            print(f"left out: {folder} is the folder of a report", file=sys.stderr)
+        else:
+            chosen.append(folder)
+    if not chosen:
+        raise DataError("nothing is left to report on; name folders of results, and choose another --output than they are")
+    return chosen
+
+
+def name_folders(folders: Sequence[Path]) -> dict[Path, str]:
+    """Each folder's name, with as many of its parents' before it as tell it from the others."""
+    names = {}
+    for folder in folders:
+        others = [other.parts for other in folders if other != folder]
+        parts, length = folder.parts, 1
+        while any(other[-length:] == parts[-length:] for other in others):
+            length += 1
+        names[folder] = Path(*parts[-length:]).as_posix()
+    return names
 
 
 def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
@@ -94,12 +138,14 @@ def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
     for path in [path for pattern in SUMMARIES for path in sorted(folder.glob(pattern))]:
         summary = json.loads(path.read_text(encoding="utf-8"))
         pictures = pictures or draw_accuracies(summary)  # the sweeps have drawn the same
+        if path.stem != "table":
+            texts.append(f"### {path.stem}: further outcomes and costs\n\n{describe_outcomes(summary)}")
         texts.append(describe_origin(summary))
+    if (folder / ROWS).is_file() and not (folder / COMPARISONS).is_file():  # those of a comparison are on that page
+        texts.append(_below_a_part(describe_examples(read_rows(folder / ROWS), 1)))
     if (folder / SETTINGS_FILE).is_file():
         texts.append(describe_settings(json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))))
-    for path in sorted(folder.glob("*.csv")):
-        if not path.stem.startswith("summary-") and not path.with_suffix(".md").is_file():  # else the same numbers, shown already
-            texts.append(f"### {path.stem}\n\n{frame_to_markdown(pd.read_csv(path), '.4g')}")
+    texts += [f"### {name}\n\n{table}" for name, table in read_tables(folder).items()]
     if (folder / "speed.json").is_file():
         speed = json.loads((folder / "speed.json").read_text(encoding="utf-8"))
         ratios = "".join(f"- {name}: {value:.2f}\n" for name, value in speed.items() if isinstance(value, float))
@@ -107,6 +153,14 @@ def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
     if not texts:
         raise DataError("holds nothing that a benchmark writes (table.md, speed.json, *.csv, ...)", folder)
     return "\n\n".join(texts), pictures
+
+
+def read_tables(folder: Path) -> dict[str, str]:
+    """The CSV files as Markdown by name, without those whose numbers are shown already, by a page or in the table of all chains."""
+    paths = [path for path in sorted(folder.glob("*.csv")) if not path.with_suffix(".md").is_file()]
+    tables = {path.stem: frame_to_markdown(pd.read_csv(path), ".4g") for path in paths if not path.stem.startswith("summary")}
+    together = set(tables.get(CHAINS, "").splitlines())
+    return {name: table for name, table in tables.items() if name == CHAINS or not together.issuperset(table.splitlines())}
 
 
 def _tables_first(path: Path) -> tuple[bool, str]:
@@ -137,6 +191,20 @@ def draw_accuracies(summary: Sequence[dict[str, Any]]) -> dict[str, bytes]:
         figure.savefig(buffer, format="png", dpi=96)
         pictures[f"accuracy-{dataset}"] = buffer.getvalue()
     return pictures
+
+
+def describe_outcomes(summary: Sequence[dict[str, Any]]) -> str:
+    """What a sweep's own table leaves out: the other verdicts, seconds, failures and notes; without columns that no row fills."""
+    frame = pd.DataFrame(summary)
+    table = frame[["method", "dataset"]].assign(**{title: 100 * frame[name].astype(float) for title, name in OUTCOMES.items()})
+    table["s / edit"] = frame["seconds_per_edit"].astype(float).map("{:.2f}".format, na_action="ignore")
+    table["cases / s"] = frame["cases_per_second"].astype(float).map("{:.2f}".format, na_action="ignore")
+    table["cases at once"] = frame["cases_at_once"].where(frame["cases_per_second"].notna())
+    table["once before, s"] = [", ".join(f"{name} {s:.0f}" for name, s in before.items()) for before in frame["precomputation"]]
+    table["errors"] = frame["errors"]
+    shown = table.replace("", None).dropna(axis="columns", how="all")
+    notes = "".join(f"- {entry['method']} on {entry['dataset']}: {note}.\n" for entry in summary for note in entry["notes"])
+    return f"{frame_to_markdown(shown)}\n{notes}"
 
 
 def describe_origin(summary: Sequence[dict[str, Any]]) -> str:
@@ -180,25 +248,35 @@ def fit_tables(page: str) -> str:
     return re.sub(r"<td>(.*?)</td>", tell_length, page, flags=re.DOTALL)
 
 
+def remove_pictures(folder: Path) -> None:
+    """Remove the pictures of the report that is in the folder, which its Markdown names on lines of their own."""
+    page = folder / MARKDOWN
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    for name in re.findall(r"(?m)^!\[.*\]\((\d+-[^/\n]+\.png)\)$", text):
+        (folder / name).unlink(missing_ok=True)
+
+
 def run(options: argparse.Namespace) -> None:
     to_html = MarkdownIt("commonmark", {"html": False}).enable("table")  # a model's answers must stay text
+    names = name_folders(choose_folders(options.folders, options.output))
+    found = {title: read_folder(folder) for folder, title in names.items()}  # all of it before anything is written
+    remove_pictures(options.output)
     parts, markdown = [], [f"# {options.title}", ""]
-    for number, folder in enumerate(options.folders):
-        text, pictures = read_folder(folder)
+    for number, (title, (text, pictures)) in enumerate(found.items()):
         body = fit_tables(to_html.render(text))
-        shown = [{"alt": f"{folder.name}: {name}", "data": base64.b64encode(data).decode()} for name, data in pictures.items()]
-        parts.append({"name": folder.name, "anchor": f"part-{number}", "body": body, "pictures": shown})
-        markdown += [f"## {folder.name}", ""]
+        shown = [{"alt": f"{title}: {name}", "data": base64.b64encode(data).decode()} for name, data in pictures.items()]
+        parts.append({"name": title, "anchor": f"part-{number}", "body": body, "pictures": shown})
+        markdown += [f"## {title}", ""]
         for name, data in pictures.items():
             file = options.output / f"{number}-{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
-            markdown += [f"![{folder.name}: {name}]({file.name})", ""]
+            markdown += [f"![{title}: {name}]({file.name})", ""]
         markdown += [text, ""]
     page = Environment(autoescape=True).from_string(PAGE).render(title=options.title, parts=parts)
-    write_text_atomically(options.output / "report.html", page)
-    write_text_atomically(options.output / "report.md", "\n".join(markdown))
-    print(f"wrote {options.output / 'report.html'}")
+    write_text_atomically(options.output / HTML, page)
+    write_text_atomically(options.output / MARKDOWN, "\n".join(markdown))
+    print(f"wrote {options.output / HTML}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import analysis_figures
 import analysis_tables
@@ -32,11 +33,11 @@ from propmeta_edit.cli import run_or_exit
 from propmeta_edit.config import read_yaml
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import Row, RowFile, select_rows
-from propmeta_edit.evaluation.tables import require_comparable
+from propmeta_edit.evaluation.tables import keep_settings, require_comparable
 from propmeta_edit.files import sha256_of_json, write_text_atomically
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.recipes.analysis import Arm, list_stages, make_arms, study_states, study_weights
-from propmeta_edit.recipes.comparison import hash_of_model
+from propmeta_edit.recipes.comparison import collect_versions, hash_of_model
 from propmeta_edit.recipes.data_sets import load_dataset
 from propmeta_edit.recipes.settings import hparams_file
 
@@ -65,7 +66,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", default="results/analysis", help="folder of everything (default %(default)s)")
     parser.add_argument("--plan", action="store_true", help="say what would be computed, and start nothing")
     options = parser.parse_args(argv)
-    for name, least in (("limit", 1), ("every", 1), ("weight_cases", 2)):
+    for name, least in (("limit", 1), ("every", 1), ("weight_cases", 3)):
         if getattr(options, name) < least:
             parser.error(f"--{name.replace('_', '-')} must be {least} or more, got {getattr(options, name)}")
     chosen = options.parts or ("states,weights,gains" if options.rows else "states,weights")
@@ -148,6 +149,22 @@ def collect_gains(options: argparse.Namespace, arm: Arm) -> dict[str, list[CaseR
     return found
 
 
+def describe_parts(options: argparse.Namespace, arms: dict[str, Arm]) -> dict[str, dict[str, Any]]:
+    """What each part was made with, for ``settings.json``; another part may be asked for later and with other options."""
+    given: dict[str, tuple[str, ...]] = {
+        "states": ("datasets", "limit", "every"),
+        "weights": ("datasets", "weight_cases", "checkpoints"),
+        "gains": ("rows",),
+    }
+    found = {}
+    for part in options.parts:
+        asked = {name: getattr(options, name) for name in (*given[part], "seed")}
+        asked |= {"device": resolve_device(options.device), "versions": collect_versions([])}
+        used = ["FT"] if part == "gains" else list(arms)  # its model says how sure it was; the edits are those of the rows
+        found |= {f"{part}, {name}": {**arms[name].identity(), **asked} for name in used}
+    return found
+
+
 def run(options: argparse.Namespace) -> None:
     arms, output = read_arms(options), Path(options.output)
     if options.plan:
@@ -175,6 +192,7 @@ def run(options: argparse.Namespace) -> None:
         analysis_figures.draw_gains(gains, output / "gains")
     for part, text in pages.items():  # a file each: another part asked for later leaves them as they are
         write_text_atomically(output / f"{part}.md", text)
+    keep_settings(describe_parts(options, arms), output)
     print("\n".join(pages.values()))
 
 

@@ -1,6 +1,9 @@
 """Many edits of one model that stay: one after another, and all in one inner loop, after 1, 10, 100 and 1,000 facts.
 
 python benchmarks/run_dependent.py --counts 1,10,100 --output results/dependent
+
+Efficacy and portability are of the written facts. Locality asks for the second hops of cases that are not edited: of 100 such
+questions 92 to 97 are different ones, and after 1,000 facts half of them are also the second hop of a case that is.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import pandas as pd
 import speed_parts
 import torch
 from matplotlib.figure import Figure
+from option_types import names_among, whole_number, whole_numbers
 from tqdm import tqdm
 
 from propmeta_edit.cli import run_or_exit
@@ -27,14 +32,16 @@ from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.evaluation.statistics import wilson_interval
+from propmeta_edit.evaluation.tables import keep_settings
 from propmeta_edit.files import save_figure, sha256_of_json, write_text_atomically
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
+from propmeta_edit.models.artefacts import find_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.recipes.comparison import hash_of_model
+from propmeta_edit.recipes.comparison import collect_versions, hash_of_model
 from propmeta_edit.recipes.data_sets import load_dataset
-from propmeta_edit.recipes.settings import hparams_file
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.records import Case, EditRequest, Question
 from propmeta_edit.text.prompts import format_question
 
@@ -51,17 +58,33 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default="cre-id,cre-ood,cre-ood-entity,cre-ood-relation",
         help="as for run_table2.py, their cases of one edit in a random order (default %(default)s: 1,400 cases)",
     )
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--modes", default=",".join(MODES), help="sequential: each on top of the last; joint: one inner loop")
-    parser.add_argument("--counts", default="1,10,100,1000", help="after how many facts it is asked (default %(default)s)")
-    parser.add_argument("--asked", type=int, default=100, help="of the written facts, how many are asked about (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="facts of one update in the joint mode (default %(default)s)")
+    parser.add_argument("--methods", type=partial(names_among, METHODS), default=",".join(METHODS), help="default %(default)s")
+    parser.add_argument(
+        "--modes",
+        type=partial(names_among, MODES),
+        default=",".join(MODES),
+        help="sequential: each on top of the last; joint: one inner loop (default %(default)s)",
+    )
+    parser.add_argument(
+        "--counts", type=whole_numbers, default="1,10,100,1000", help="after how many facts it is asked (default %(default)s)"
+    )
+    parser.add_argument(
+        "--asked",
+        type=whole_number,
+        default=100,
+        help="of the written facts, and of other ones, how many are asked about (default %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=whole_number, default=8, help="facts of one update in the joint mode (default %(default)s)"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--output", default="results/dependent", help="folder (default %(default)s); what is finished there is kept"
     )
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.counts = sorted(set(options.counts))
+    return options
 
 
 def read_cases(items: str, seed: int) -> list[Case]:
@@ -129,11 +152,35 @@ def edit_and_ask(
     return rows
 
 
-def _hash_of(method: str, counts: Sequence[int], options: argparse.Namespace) -> str:
-    """Of what a chain depends on, so that another one in the same folder is not taken for it."""
+def name_chain(method: str, mode: str, options: argparse.Namespace) -> str:
+    """With a hash of what the chain depends on, so that another one in the same folder is not taken for it."""
     settings = read_yaml(hparams_file(method, options.hparams))
-    asked = [options.datasets, options.asked, options.batch_size, options.seed, list(counts)]
-    return sha256_of_json([settings, hash_of_model(settings["model_name"]), asked])[:8]
+    asked = [options.datasets, options.asked, options.batch_size, options.seed, options.counts]
+    return f"{method}-{mode}-{sha256_of_json([settings, hash_of_model(settings['model_name']), asked])[:8]}"
+
+
+def describe_chain(method: str, mode: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What a chain is made with, for ``settings.json``."""
+    settings = read_yaml(hparams_file(method, options.hparams))
+    device = resolve_device(options.device)
+    together = {"batch_size": options.batch_size} if mode == "joint" else {}
+    given = {name: getattr(options, name) for name in ("datasets", "counts", "asked", "seed")}
+    where = {"device": device, "dtype": resolve_dtype("fast", device), "versions": collect_versions([])}
+    return {**settings, "model_sha256": hash_of_model(settings["model_name"]), **together, **given, **where}
+
+
+def read_chains(options: argparse.Namespace, folder: Path) -> pd.DataFrame:
+    """All chains of the folder with these settings, whichever command made them: what was asked the same of the same facts."""
+    methods = [method for method in METHODS if method in options.methods or _is_known(method, options, folder)]
+    names = [name_chain(method, mode, options) for method, mode in itertools.product(methods, MODES)]
+    return pd.concat([pd.read_csv(folder / f"{name}.csv") for name in names if (folder / f"{name}.csv").is_file()])
+
+
+def _is_known(method: str, options: argparse.Namespace, folder: Path) -> bool:
+    """Whether there are chains of the method, and its model to compare their names with; none is fetched or built for that."""
+    if not any(folder.glob(f"{method}-*.csv")) or not has_hparams(method, options.hparams):
+        return False
+    return find_model_folder(read_yaml(hparams_file(method, options.hparams))["model_name"]) is not None
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -154,21 +201,20 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    counts = sorted(int(count) for count in options.counts.split(","))
+    counts = options.counts
     cases = read_cases(options.datasets, options.seed)
     if len(cases) <= max(counts):
         raise ConfigError(
             f"{options.datasets} has {len(cases)} cases of one edit; --counts must stay below that, got {max(counts)}"
         )
     output = Path(options.output)
-    tables = []
-    for method, mode in itertools.product(options.methods.split(","), options.modes.split(",")):
-        own = output / f"{method}-{mode}-{_hash_of(method, counts, options)}.csv"
+    for method, mode in itertools.product(options.methods, options.modes):
+        own = output / f"{name_chain(method, mode, options)}.csv"
         if not own.is_file():  # a chain of edits is whole or not there: its last count needs the weights of those before
             chain = pd.DataFrame(edit_and_ask(method, mode, counts, cases, options))
+            keep_settings({own.stem: describe_chain(method, mode, options)}, output)
             write_text_atomically(own, chain.to_csv(index=False))
-        tables.append(pd.read_csv(own))
-    table = pd.concat(tables)
+    table = read_chains(options, output)
     write_text_atomically(output / "dependent.csv", table.to_csv(index=False))
     draw(table, output / "dependent.png")
     print(table[["method", "mode", "facts", *MEASURES, "seconds", "peak GiB added"]].round(3).to_string(index=False))

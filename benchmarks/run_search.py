@@ -9,6 +9,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from propmeta_edit.cli import exit_code_of
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.rows import RowFile
 from propmeta_edit.evaluation.runner import run_methods
-from propmeta_edit.evaluation.tables import markdown_table, summarise
+from propmeta_edit.evaluation.tables import markdown_table, summarise, write_settings
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import DTYPES
-from propmeta_edit.recipes.comparison import METHODS, Setup, collect_versions, make_spec, read_settings
+from propmeta_edit.recipes.comparison import METHODS, Setup, collect_versions, hash_of_model, make_spec, read_settings
 from propmeta_edit.recipes.data_sets import load_datasets
 
 
@@ -96,15 +97,20 @@ def run(options: argparse.Namespace) -> int:
     combinations = name_combinations(options.method, read_grid(options.settings))
     datasets = [data for item in options.datasets.split(",") for data in load_datasets(item.strip(), options.seed)]
     rows = RowFile(Path(options.output) / "rows.jsonl")
+    specs = [make_spec(name, kind, {**settings, **own}, setup) for name, own in combinations.items()]
+    versions = collect_versions([options.method])
     failures = run_methods(
-        [make_spec(name, kind, {**settings, **own}, setup) for name, own in combinations.items()],
+        specs,
         datasets,
         rows,
         limit=options.limit,
         budget=60 * options.minutes,
         seed=options.seed,
-        versions=collect_versions([options.method]),
+        versions=versions,
     )
+    given = {name: getattr(options, name) for name in ("datasets", "limit", "minutes", "seed")}
+    shared = {"model_sha256": hash_of_model(setup.model_of(kind)), **given, "versions": versions}
+    write_settings([replace(spec, settings={**spec.settings, **shared}) for spec in specs], options.output)
     names = [data.name for data in datasets]
     own = [row for row in rows.rows if row.method in combinations and row.dataset in names]
     table = make_table(summarise(own), names)

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import speed_edit
 import speed_meta
 import speed_parts
 import torch
+from option_types import whole_number, whole_numbers
 
 from propmeta_edit.cli import run_or_exit
 from propmeta_edit.evaluation.tables import frame_to_markdown
@@ -35,29 +37,25 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     shapes = ", ".join(speed_parts.SHAPES)
     parser.add_argument("--models", default="tiny,smollm2-135m", help=f"names, folders, or {shapes}; the last one's ratios count")
     parser.add_argument(
-        "--at-once", type=_numbers, default="1,2,4,8,16", help="tasks a step, or edits side by side (default %(default)s)"
+        "--at-once", type=whole_numbers, default="1,2,4,8,16", help="tasks a step, or edits side by side (default %(default)s)"
     )
     parser.add_argument(
-        "--layers", type=_numbers, help="comma-separated (default: a quarter of the depth; meta: the outermost as well)"
+        "--layers",
+        type=partial(whole_numbers, least=0),
+        help="comma-separated (default: a quarter of the depth; meta: the outermost as well)",
     )
-    parser.add_argument("--number", type=int, default=16, help="tasks or edits of one measurement (default %(default)s)")
+    parser.add_argument("--number", type=whole_number, default=16, help="tasks or edits of one measurement (default %(default)s)")
     parser.add_argument(
-        "--repeats", type=int, default=5, help="rounds by turns after the first; their median counts (default %(default)s)"
+        "--repeats", type=whole_number, default=5, help="rounds by turns after the first; their median counts (default %(default)s)"
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="fast", choices=[*sorted(DTYPES), "fast"], help="of the frozen rest, at its best")
     parser.add_argument("--output", default="results/speed")
     options = parser.parse_args(argv)
-    if options.repeats < 1:
-        parser.error(f"--repeats must be 1 or more, got {options.repeats}")
     if options.number < max(options.at_once):
         sizes = ",".join(str(size) for size in options.at_once)
         parser.error(f"--number must be at least the largest of --at-once ({sizes}), got {options.number}")
     return options
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 def keep(

@@ -83,10 +83,7 @@ def write_comparisons(rows: Sequence[Row], folder: str | Path, references: Seque
         parts = break_down(rows, tag)
         if not parts.empty:
             lines += [f"## Accuracy % by {tag.replace('_', ' ')}", "", frame_to_markdown(parts.reset_index())]
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        for method in dict.fromkeys(row.method for row in rows if row.dataset == dataset and row.method != UNEDITED):
-            lines += _example_lines(rows, method, dataset, num_examples)
-    markdown = "\n".join(lines) + "\n"
+    markdown = "\n".join([*lines, describe_examples(rows, num_examples)]) + "\n"
     folder = Path(folder)
     write_text_atomically(folder / "comparisons.json", json.dumps(entries, indent=1) + "\n")
     write_text_atomically(folder / "comparisons.md", markdown)
@@ -107,6 +104,15 @@ def comparison_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
         }
         for e in entries
     )
+
+
+def describe_examples(rows: Sequence[Row], number: int) -> str:
+    """So many right and wrong answers of every method on every data set, as Markdown."""
+    lines = []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        for method in dict.fromkeys(row.method for row in rows if row.dataset == dataset and row.method != UNEDITED):
+            lines += _example_lines(rows, method, dataset, number)
+    return "\n".join(lines)
 
 
 def _example_lines(rows: Sequence[Row], method: str, dataset: str, number: int) -> list[str]:

@@ -83,29 +83,8 @@ class RowFile:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(self.path)
-        self.rows = self._read()
+        self.rows = read_rows(self.path)
         self._keys = {row.key for row in self.rows}
-
-    def _read(self) -> list[Row]:
-        if not self.path.exists():
-            return []
-        names = {f.name for f in fields(Row)}
-        rows: list[Row] = []
-        first_seen: dict[tuple[str, str, str], int] = {}
-        # Only "\n" ends a row: str.splitlines would also cut at U+0085 and U+2028, which a model can generate.
-        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], start=1):
-            try:
-                values = json.loads(line.decode("utf-8"))
-                if not isinstance(values, dict) or set(values) - names:
-                    raise ValueError(f"not a row of this version: {line[:80]!r}")
-                row = Row(**{**values, **{name: tuple(values.get(name, ())) for name in ("answers", "fact_generated")}})
-            except (ValueError, TypeError) as error:
-                raise DataError(f"broken row ({error}); remove the line, its case will run again", self.path, number) from error
-            if first_seen.setdefault(row.key, number) != number:
-                message = f"the case {row.key} is in line {first_seen[row.key]} already; remove one of the two"
-                raise DataError(message, self.path, number)
-            rows.append(row)
-        return rows
 
     def append(self, row: Row) -> None:
         """Add a row and put it on disk before returning.
@@ -151,6 +130,34 @@ class RowFile:
     def finished(self, method: str, dataset: str) -> set[str]:
         """Ids of the cases that are done, failed ones included."""
         return {row.case_id for row in self.rows if (row.method, row.dataset) == (method, dataset)}
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """The whole rows of a file, which is left as it is: another process may be writing to it. No file has none.
+
+    Raises:
+        DataError: a broken line that is not the last, or a case that is there twice.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    names = {f.name for f in fields(Row)}
+    rows: list[Row] = []
+    first_seen: dict[tuple[str, str, str], int] = {}
+    # Only "\n" ends a row: str.splitlines would also cut at U+0085 and U+2028, which a model can generate.
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            values = json.loads(line.decode("utf-8"))
+            if not isinstance(values, dict) or set(values) - names:
+                raise ValueError(f"not a row of this version: {line[:80]!r}")
+            row = Row(**{**values, **{name: tuple(values.get(name, ())) for name in ("answers", "fact_generated")}})
+        except (ValueError, TypeError) as error:
+            raise DataError(f"broken row ({error}); remove the line, its case will run again", path, number) from error
+        if first_seen.setdefault(row.key, number) != number:
+            message = f"the case {row.key} is in line {first_seen[row.key]} already; remove one of the two"
+            raise DataError(message, path, number)
+        rows.append(row)
+    return rows
 
 
 def _as_line(row: Row) -> str:

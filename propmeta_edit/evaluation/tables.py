@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -14,7 +14,7 @@ from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import SETTINGS, Row, select_rows
 from propmeta_edit.evaluation.runner import MethodSpec
 from propmeta_edit.evaluation.statistics import wilson_interval
-from propmeta_edit.files import write_text_atomically
+from propmeta_edit.files import sha256_of_json, write_text_atomically
 
 KEPT = ("second_hop_correct", "other_fact_correct", "neighbour_unchanged")
 SETTINGS_FILE = "settings.json"
@@ -155,9 +155,18 @@ def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) 
 
 def write_settings(specs: Sequence[MethodSpec], folder: str | Path) -> None:
     """Write ``settings.json``: what each method's rows were made with, beside those of methods that are in the file already."""
+    _add_to_settings({spec.name: (spec.hparams_sha256, spec.settings) for spec in specs}, folder)
+
+
+def keep_settings(found: Mapping[str, Mapping[str, Any]], folder: str | Path) -> None:
+    """The same for results that are no rows, by their names."""
+    _add_to_settings({name: (sha256_of_json(settings), settings) for name, settings in found.items()}, folder)
+
+
+def _add_to_settings(found: Mapping[str, tuple[str, Mapping[str, Any]]], folder: str | Path) -> None:
     path = Path(folder) / SETTINGS_FILE
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known |= {spec.name: {"hparams_sha256": spec.hparams_sha256, "settings": dict(spec.settings)} for spec in specs}
+    known |= {name: {"hparams_sha256": sha256, "settings": dict(settings)} for name, (sha256, settings) in found.items()}
     write_text_atomically(path, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import report
 import run_convergence
 import run_dependent
 import run_search
@@ -26,6 +27,7 @@ from torch.autograd import DeviceType
 from propmeta_edit.baselines.second_moments import collect_second_moments
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.recipes.comparison import hash_of_model
 from propmeta_edit.records import Case, EditRequest, Question
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +57,16 @@ def test_search_runs_every_combination_on_validation_and_ranks_them(base, tmp_pa
     assert table in capsys.readouterr().out
     assert "valid-id: accuracy % (efficacy %)" in table and "valid-ood" in table
     assert table.count("| FT layers=[0] lr=0.01 |") == table.count("| FT layers=[1] lr=0.01 |") == 1
-    assert len((tmp_path / "search" / "rows.jsonl").read_text().splitlines()) == 8
+    rows = [json.loads(line) for line in (tmp_path / "search" / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    settings = json.loads((tmp_path / "search" / "settings.json").read_text())
+    assert {name: entry["hparams_sha256"] for name, entry in settings.items()} == {
+        row["method"]: row["hparams_sha256"] for row in rows
+    }
+    kept = settings["FT layers=[1] lr=0.01"]["settings"]
+    assert (kept["layers"], kept["limit"], kept["seed"], kept["datasets"]) == ([1], 2, 0, "valid-id,valid-ood")
+    assert kept["model_name"] == str(base) and kept["model_sha256"] == rows[0]["model_sha256"]
+    assert kept["versions"] == rows[0]["versions"]
     assert run_search.main([*arguments[:1], "layers=", *arguments[3:]]) == 2
 
 
@@ -301,9 +312,47 @@ def test_as_many_tasks_are_measured_as_run_side_by_side(capsys):
     with pytest.raises(SystemExit):
         run_speed.parse_arguments(["edit", "--at-once", "1,8", "--number", "4"])
     assert "--number must be at least the largest of --at-once (1,8), got 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "value", "got"),
+    [
+        (run_dependent, "--counts", "x", "'x'"),
+        (run_dependent, "--counts", "0,1", "'0'"),
+        (run_dependent, "--counts", "1,", "''"),
+        (run_dependent, "--asked", "0", "'0'"),
+        (run_dependent, "--batch-size", "0", "'0'"),
+        (run_speed, "--at-once", "0", "'0'"),
+        (run_speed, "--at-once", "-1", "'-1'"),
+        (run_speed, "--at-once", "1,x", "'x'"),
+        (run_speed, "--number", "0", "'0'"),
+        (run_speed, "--number", "1.5", "'1.5'"),
+        (run_speed, "--repeats", "0", "'0'"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with_are_refused(script, option, value, got, capsys):
+    what = ["edit"] if script is run_speed else []
+    with pytest.raises(SystemExit) as stopped:
+        script.main([*what, option, value])
+    assert stopped.value.code == 2
+    assert f"argument {option}: must be a whole number of 1 or more, got {got}" in capsys.readouterr().err
+
+
+def test_a_layer_may_be_the_first(capsys):
+    assert run_speed.parse_arguments(["edit", "--layers", "0, 3"]).layers == [0, 3]
     with pytest.raises(SystemExit):
-        run_speed.parse_arguments(["meta", "--repeats", "0"])
-    assert "--repeats must be 1 or more, got 0" in capsys.readouterr().err
+        run_speed.parse_arguments(["edit", "--layers=-1"])
+    assert "argument --layers: must be a whole number of 0 or more, got '-1'" in capsys.readouterr().err
+
+
+def test_names_of_chains_are_those_there_are(capsys):
+    options = run_dependent.parse_arguments(["--modes", "sequential, joint", "--methods", "FT ,MetaFT,FT", "--counts", "10,1,10"])
+    assert (options.modes, options.methods, options.counts) == (["sequential", "joint"], ["FT", "MetaFT"], [1, 10])
+    for option, value, known in (("--modes", "Joint", "sequential, joint"), ("--methods", "FT,ROME", "MetaFT, FT")):
+        with pytest.raises(SystemExit):
+            run_dependent.parse_arguments([option, value])
+        wrong = value.split(",")[-1]
+        assert f"argument {option}: must be of {known}, got {wrong!r}" in capsys.readouterr().err
 
 
 def test_speed_of_meta_training(base, tmp_path, cases):
@@ -388,6 +437,14 @@ def test_edits_that_stay(base, tmp_path, cases, monkeypatch):
     ]
     assert table["efficacy n"].tolist() == [1, 4, 1, 4] and table["locality n"].tolist() == [5] * 4
     assert (tmp_path / "out" / "dependent.png").read_bytes()[:4] == b"\x89PNG"
+    kept = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert set(kept) == {path.stem for path in (tmp_path / "out").glob("FT-*.csv")}
+    sequential, joint = (entry["settings"] for entry in kept.values())
+    assert (sequential["counts"], sequential["asked"], sequential["layers"]) == ([1, 4], 5, [1])
+    assert "batch_size" not in sequential and joint["batch_size"] == 8, "one by one, as the YAML has it"
+    assert sequential["model_sha256"] == hash_of_model(str(base)) and sequential["versions"]["torch"] == torch.__version__
+    page = report.read_folder(tmp_path / "out")[0]
+    assert "`counts: [1, 4]`" in page and "### dependent" in page and page.count("| FT | joint | 4 |") == 1
 
     with monkeypatch.context() as stopped:
         order = []
@@ -402,3 +459,32 @@ def test_edits_that_stay(base, tmp_path, cases, monkeypatch):
         assert run_dependent.main([*arguments, "--output", str(tmp_path / "out")]) == 0
     assert pd.read_csv(tmp_path / "out" / "dependent.csv").equals(table)
     assert run_dependent.main([*arguments[:5], "50", "--output", str(tmp_path / "no")]) == 2
+
+
+def test_the_table_of_chains_is_of_all_that_fit(base, tmp_path, cases, monkeypatch):
+    """Each command adds its chains; those of other counts stay out, and so do those whose model is not here to tell."""
+    models = {"FT": str(base), "MetaFT": str(base)}
+
+    def chain(method, mode, counts, cases, options):
+        row = {"method": method, "mode": mode, "seconds": 1.0, "peak GiB added": 0.0}
+        shares = {f"{measure}{bound}": 0.5 for measure in run_dependent.MEASURES for bound in ("", " low", " high")}
+        return [{**row, "facts": count, **shares} for count in counts]
+
+    def asked(*more):
+        assert run_dependent.main(["--hparams", "tiny", "--device", "cpu", "--output", str(tmp_path), *more]) == 0
+        table = pd.read_csv(tmp_path / "dependent.csv")
+        return list(zip(table["method"], table["mode"], table["facts"], strict=True))
+
+    monkeypatch.setattr(run_dependent, "edit_and_ask", chain)
+    monkeypatch.setattr(run_dependent, "read_cases", lambda items, seed: cases)
+    monkeypatch.setattr(run_dependent, "has_hparams", lambda method, name: True)
+    monkeypatch.setattr(run_dependent, "hparams_file", lambda method, name: method)
+    monkeypatch.setattr(run_dependent, "read_yaml", lambda method: {"model_name": models[method]})
+    first, second = ("--methods", "FT", "--modes", "joint"), ("--methods", "MetaFT", "--modes", "sequential")
+    assert asked(*first, "--counts", "2") == [("FT", "joint", 2)]
+    both = [("MetaFT", "sequential", 2), ("FT", "joint", 2)]
+    assert asked(*second, "--counts", "2") == asked(*first, "--counts", "2") == both
+    assert asked(*first, "--counts", "3") == [("FT", "joint", 3)]
+    assert asked(*first, "--counts", "2", "--asked", "7") == [("FT", "joint", 2)], "asked about others"
+    models["MetaFT"] = str(tmp_path / "gone")
+    assert asked(*first, "--counts", "2") == [("FT", "joint", 2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+from dataclasses import asdict
 
 import report
 
@@ -108,3 +109,92 @@ def test_folders_without_results(tmp_path, capsys):
     for folder, message in ((tmp_path / "empty", "holds nothing"), (tmp_path / "none", "is no folder")):
         assert report.main([str(folder), "--output", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
+
+
+def make_speed(folder):
+    folder.mkdir(parents=True)
+    (folder / "speed.csv").write_text("side,seconds\nengine,0.123456\n")
+    return str(folder)
+
+
+def test_a_report_is_no_part_of_the_next_one(tmp_path, capsys):
+    make_results(tmp_path / "results" / "table2")
+    make_speed(tmp_path / "results" / "speed")
+    output = tmp_path / "results" / "report"
+    first = ["--output", str(output), str(tmp_path / "results" / "speed"), str(tmp_path / "results" / "table2")]
+    assert report.main(first) == 0
+    page, pictures = (output / "report.html").read_text(), sorted(output.glob("*.png"))
+    assert [path.name for path in pictures] == ["1-accuracy-cre-id.png"]
+    (output / "7-mine.png").write_bytes(b"of somebody else")
+    everything = [str(path) for path in sorted((tmp_path / "results").iterdir())]
+    assert len(everything) == 3 and report.main([*everything[1:], everything[0], "--output", str(output)]) == 0
+    assert f"left out: {everything[0]} is the folder of a report" in capsys.readouterr().err
+    assert (output / "report.html").read_text() == page and sorted(output.glob("[01]*.png")) == pictures
+    assert report.main([everything[2], "--output", str(output)]) == 0
+    assert sorted(path.name for path in output.glob("*.png")) == ["0-accuracy-cre-id.png", "7-mine.png"], "its own alone are gone"
+    assert report.main([everything[0], "--output", str(tmp_path / "other")]) == 2
+    assert "nothing is left to report on" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    assert report.main([everything[1], "--output", everything[1]]) == 2, "results and report in one folder would be mixed up"
+    assert "choose another --output" in capsys.readouterr().err
+
+
+def test_sections_have_names_of_their_own(tmp_path, monkeypatch):
+    folders = [make_speed(tmp_path / name) for name in ("one/speed", "two/speed", "alone")]
+    assert report.main([*folders, folders[0] + "/.", "--output", str(tmp_path / "out")]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    names = ["one/speed", "two/speed", "alone"]
+    assert [page.count(f">{name}</a>") for name in names] == [page.count(f"<h2>{name}</h2>") for name in names] == [1, 1, 1]
+    monkeypatch.chdir(tmp_path / "alone")
+    assert report.main([".", "--output", str(tmp_path / "out")]) == 0
+    assert "\n## alone\n" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_sweep_shows_what_its_own_table_leaves_out(tmp_path):
+    rows = [
+        Row(
+            "m layer 8",
+            "valid-ood",
+            str(n),
+            correct=n < 2,
+            correct_word_boundary=n < 1,
+            efficacy=True,
+            second_hop_correct=n < 3,
+            neighbour_unchanged=n < 2,
+            seconds_per_edit=1.25,
+            error="Traceback" if n == 3 else None,
+            note="out of memory with 8 cases at once",
+            precomputation={"meta-training": 263.2},
+            **COMMON,
+        )
+        for n in range(4)
+    ]
+    (tmp_path / "figure2.md").write_text("| series | layer | accuracy |\n|---|---|---|\n| m | 8 | 50.0 |\n")
+    (tmp_path / "summary-figure2.json").write_text(json.dumps([{**entry, "split": "validation"} for entry in summarise(rows)]))
+    (tmp_path / "summary-figure2.csv").write_text("method,accuracy\nm layer 8,0.5\n")
+    text = report.read_folder(tmp_path)[0]
+    header = "| method | dataset | at word boundary % | second hop % | neighbour same % | s / edit | once before, s | errors |"
+    assert f"### summary-figure2: further outcomes and costs\n\n{header}" in text
+    assert "| m layer 8 | valid-ood | 25.0 | 75.0 | 50.0 | 1.25 | meta-training 263 | 1 |" in text
+    assert "- m layer 8 on valid-ood: out of memory with 8 cases at once." in text
+    assert "| m layer 8 | 0.5 |" not in text and text.count("### ") == 2
+    half = json.dumps({"method": "m layer 8"})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows) + half)
+    text = report.read_folder(tmp_path)[0]
+    assert "### m layer 8 right on valid-ood" in text and "### m layer 8 wrong on valid-ood" in text
+    assert (tmp_path / "rows.jsonl").read_text().endswith(half), "another process may be writing it"
+
+
+def test_chains_are_shown_once(tmp_path):
+    header = "method,mode,facts,efficacy\n"
+    chains = {
+        "FT-joint-0a": "FT,joint,1,0.123456\n",
+        "FT-sequential-0a": "FT,sequential,1,1.0\n",
+        "FT-joint-0b": "FT,joint,9,1.0\n",
+    }
+    for name, lines in chains.items():
+        (tmp_path / f"{name}.csv").write_text(header + lines)
+    assert report.read_folder(tmp_path)[0].count("### ") == 3
+    (tmp_path / "dependent.csv").write_text(header + chains["FT-joint-0a"] + chains["FT-sequential-0a"])
+    text = report.read_folder(tmp_path)[0]
+    assert text.count("0.1235") == 1 and text.count("### ") == 2, "of other settings: not among those of the last command"
+    assert "### dependent" in text and "### FT-joint-0b" in text

@@ -88,7 +88,13 @@ def test_states_are_studied_once_and_drawn(place, capsys):
     assert again.splitlines()[:7] == lines.splitlines()[:7], "what was finished stays as it was"
     assert sorted(json.loads(line)["key"].split("|") for line in again.splitlines()) == sorted(keys)
     assert run_analysis.main(run) == 0 and (place / "out" / "states.jsonl").read_text() == again, "nothing is computed twice"
+    settings = json.loads((place / "out" / "settings.json").read_text())
+    assert list(settings) == ["states, FT", "states, FT-as-MetaFT", "states, MetaFT"]
+    kept = settings["states, MetaFT"]["settings"]
+    assert (kept["limit"], kept["every"], kept["seed"], kept["datasets"], kept["layers"]) == (3, 1, 0, "valid-ood", [1])
+    assert kept["model_sha256"] == hash_of_model(str(place / "tuned")) and kept["versions"]["torch"] == torch.__version__
     assert run_analysis.main([*run[:-1], "2"]) == 2
+    assert json.loads((place / "out" / "settings.json").read_text()) == settings, "what was refused made nothing"
     assert "made with other settings (every 1 -> 2); choose another --output" in capsys.readouterr().err
 
 
@@ -209,6 +215,8 @@ def test_gains_are_read_from_rows(place, capsys):
     assert "## cre: MetaFT against FT by kind of case, n = 12" in text and "| capital | 12 | 50 | 17 | +33 [" in text
     assert "| low | 4 |" in text and "| something else | 4 | 0 | 0 | 6 | 83 [" in text
     assert (place / "out" / "gains.png").read_bytes()[:4] == b"\x89PNG"
+    settings = json.loads((place / "out" / "settings.json").read_text())
+    assert list(settings) == ["gains, FT"] and settings["gains, FT"]["settings"]["rows"] == [str(path)]
     kept = (place / "out" / "priors.jsonl").read_text()
     assert run_analysis.main(run) == 0 and (place / "out" / "priors.jsonl").read_text() == kept
     others = {
@@ -234,7 +242,7 @@ def test_a_plan_starts_nothing(place, capsys):
     ("given", "message"),
     [
         (["--limit", "0"], "--limit must be 1 or more, got 0"),
-        (["--weight-cases", "1"], "--weight-cases must be 2 or more, got 1"),
+        (["--weight-cases", "2"], "--weight-cases must be 3 or more, got 2"),
         (["--parts", "states,heads"], "--parts must be of states, weights, gains, got 'heads'"),
         (["--parts", "gains"], "the part gains and --rows go together"),
         (["--parts", "states", "--rows", "x"], "the part gains and --rows go together"),
