@@ -43,11 +43,13 @@ def annotate(table: pd.DataFrame) -> None:
     table["layer"], table["series"] = parts["layer"].astype(int), parts["model"] + " " + parts["modules"]
 
 
-def write(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> str:
-    return sweep_tables.write_figure(table, path, "layer", "series", "one layer at a time", "layer", ["series", "layer"])
+def write(table: pd.DataFrame, rows: Sequence[Row], path: Path, notes: Sequence[str] = ()) -> str:
+    columns = ["series", "layer"]
+    return sweep_tables.write_figure(table, path, "layer", "series", "one layer at a time", "layer", columns, notes)
 
 
-main = sweep_parts.main_of(parse_arguments, sweep_parts.Sweep("figure2", make_points, annotate, write, chosen_in="series"))
+SWEEP = sweep_parts.Sweep("figure2", make_points, annotate, write, lines="series", chosen_in="series")
+main = sweep_parts.main_of(parse_arguments, SWEEP)
 
 if __name__ == "__main__":
     sys.exit(main())

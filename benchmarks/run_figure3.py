@@ -45,11 +45,11 @@ def annotate(table: pd.DataFrame) -> None:
     table["tasks"], table["model"] = parts["tasks"].astype(int), parts["model"]
 
 
-def write(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> str:
-    return sweep_tables.write_figure(table, path, "tasks", "model", "meta-training", "tasks", ["model", "tasks"])
+def write(table: pd.DataFrame, rows: Sequence[Row], path: Path, notes: Sequence[str] = ()) -> str:
+    return sweep_tables.write_figure(table, path, "tasks", "model", "meta-training", "tasks", ["model", "tasks"], notes)
 
 
-main = sweep_parts.main_of(parse_arguments, sweep_parts.Sweep("figure3", make_points, annotate, write))
+main = sweep_parts.main_of(parse_arguments, sweep_parts.Sweep("figure3", make_points, annotate, write, lines="model"))
 
 if __name__ == "__main__":
     sys.exit(main())

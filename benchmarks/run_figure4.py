@@ -47,13 +47,14 @@ def annotate(table: pd.DataFrame) -> None:
     table["depth"] = table["layer"] / parts["number"].astype(int)
 
 
-def write(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> str:
+def write(table: pd.DataFrame, rows: Sequence[Row], path: Path, notes: Sequence[str] = ()) -> str:
     return sweep_tables.write_figure(
-        table, path, "depth", "model", "one layer", "layer, as a share of the depth", ["model", "layer"]
+        table, path, "depth", "model", "one layer", "layer, as a share of the depth", ["model", "layer"], notes
     )
 
 
-main = sweep_parts.main_of(parse_arguments, sweep_parts.Sweep("figure4", make_points, annotate, write, chosen_in="model"))
+SWEEP = sweep_parts.Sweep("figure4", make_points, annotate, write, lines="model", chosen_in="model")
+main = sweep_parts.main_of(parse_arguments, SWEEP)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -52,13 +52,13 @@ def annotate(table: pd.DataFrame) -> None:
     table["model"], table["modules"], table["is_meta_trained"] = parts["model"], parts["modules"], parts["without"].isna()
 
 
-def write(table: pd.DataFrame, rows: Sequence[Row], path: Path) -> str:
+def write(table: pd.DataFrame, rows: Sequence[Row], path: Path, notes: Sequence[str] = ()) -> str:
     """``table1.md`` with the paired gain of meta-training, and the dots of the picture."""
     table["published %"] = [find_published(row) for row in table.to_dict("records")]
     has_published = table["published %"].notna().any()
     shown = table.assign(**{"published %": table["published %"].map(lambda value: "–" if pd.isna(value) else f"{value:.1f}")})
     columns = ["method", "dataset", "split", *(["published %"] if has_published else [])]
-    text = sweep_tables.to_markdown(shown, columns) + describe_gains(table, rows)
+    text = sweep_tables.to_markdown(shown, columns, notes) + describe_gains(table, rows)
     text += f"\n{published.TABLE_1_PROTOCOL}\n" if has_published else ""
     write_text_atomically(path.with_suffix(".md"), text)
     table["variant"] = table["modules"] if table["model"].nunique() == 1 else table["model"] + "\n" + table["modules"]

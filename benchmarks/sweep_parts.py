@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,23 +18,25 @@ import sweep_tables
 from propmeta_edit.cli import exit_code_of
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.evaluation.rows import Row, RowFile
+from propmeta_edit.evaluation.rows import Row, RowFile, read_rows
 from propmeta_edit.evaluation.runner import DataSet, Execute, MethodSpec, run_methods
 from propmeta_edit.evaluation.tables import write_settings
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.recipes.comparison import collect_versions
-from propmeta_edit.recipes.meta_training import load_tasks, resolve
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.splits import TEST, TEST_OF, VALIDATION, Split, hold_out, load_splits, to_test
 from propmeta_edit.recipes.sweeps import (
     Point,
     check_points,
+    choose_best,
     estimate_asking,
     estimate_sweep,
     make_point_spec,
     measure_runs,
+    read_tasks,
     require_rows_fit,
+    require_runs_fit,
     runs_left,
     share_of,
 )
@@ -49,15 +51,23 @@ class Sweep:
         name: of its files.
         make_points: the variants.
         annotate: puts what a label says into columns of the table.
-        write: writes table and picture from the annotated table and the rows.
+        write: writes table and picture from the annotated table, the rows, and notes to put under the table.
+        lines: the column each of whose values is a line of the picture; None where there are no lines.
         chosen_in: the column in each of whose values the best variant is chosen; None where nothing is.
     """
 
     name: str
     make_points: Callable[[argparse.Namespace], list[Point]]
     annotate: Callable[[pd.DataFrame], None]
-    write: Callable[[pd.DataFrame, Sequence[Row], Path], str]
+    write: Callable[[pd.DataFrame, Sequence[Row], Path, Sequence[str]], str]
+    lines: str | None = None
     chosen_in: str | None = None
+
+    def labels_by(self, column: str, points: Sequence[Point]) -> dict[str, list[str]]:
+        """The labels of variants by the value of a column that ``annotate`` makes."""
+        table = pd.DataFrame({"method": [point.label for point in points]})
+        self.annotate(table)
+        return {value: list(group) for value, group in table.groupby(column, sort=False)["method"]}
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,14 @@ class Asked:
     @property
     def datasets(self) -> list[DataSet]:
         return [split.data for split in self.splits]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The best variants' labels by series and data set they were chosen on, and what a reader must know of the choices."""
+
+    best: dict[tuple[str, str], str]
+    notes: list[str]
 
 
 def make_parser(doc: str | None, datasets: str) -> argparse.ArgumentParser:
@@ -97,6 +115,7 @@ def make_parser(doc: str | None, datasets: str) -> argparse.ArgumentParser:
     parser.add_argument("--minutes-per-row", type=float, help="stop asking a variant after so long")
     parser.add_argument("--minutes", type=float, help="start no further variant after so long")
     parser.add_argument("--output", required=True, help="folder of everything; a stopped sweep continues there")
+    parser.add_argument("--retry-failed", action="store_true", help="run the cases again that failed in former runs")
     parser.add_argument("--plan", action="store_true", help="say what would run, and start nothing")
     parser.add_argument(
         "--seconds-a-task", type=float, help="for --plan (default: timed on a few tasks of each model that is here)"
@@ -186,14 +205,19 @@ def run_sweep(sweep: Sweep, options: argparse.Namespace) -> int:
             resolve_model_folder(config.model)
     all_points = sweep.make_points(options)
     check_points(all_points)
+    if sweep.lines is not None:
+        sweep_tables.require_styles(list(sweep.labels_by(sweep.lines, all_points)))
     points = share_of(all_points, *read_part(options))
-    tasks = {name: len(load_tasks(resolve(config))[0]) for name, config in runs_left(points, Path(options.output)).items()}
+    require_runs_fit(points, Path(options.output))
+    tasks = {name: read_tasks(config)[0] for name, config in runs_left(points, Path(options.output)).items()}
     if options.plan:
-        print(plan(points, asked, tasks, options))
+        print(plan(sweep, points, asked, tasks, options))
         return 0
     rows = open_rows(options)
     every = [*asked.datasets, *(split.data for split in asked.reported.values())]
     require_rows_fit(points, every, rows, Path(options.output), seed_of(options))
+    if options.retry_failed:
+        print(f"{rows.forget_failed()} cases that failed run again", file=sys.stderr)
     course = Course(sweep, all_points, asked, rows, options, started, run_table2.find_workers(options))
     return course.run(points)
 
@@ -223,20 +247,48 @@ def find_data(sweep: Sweep, options: argparse.Namespace) -> Asked:
 
 def open_rows(options: argparse.Namespace) -> RowFile:
     """The rows of this share; those of all shares that are there, if this is the whole sweep."""
-    folder = Path(options.output)
-    if options.part:
-        return RowFile(folder / f"rows-part-{options.part.replace('/', '-of-')}.jsonl")
-    rows = RowFile(folder / "rows.jsonl")
+    rows = RowFile(rows_file(options))
+    gathered = {row.key: row for row in gather_rows(options)}
+    if any(row.error is not None and gathered[row.key].error is None for row in rows.rows):
+        rows.forget_failed()  # a share has asked some of them again; the others are gathered too
     known = {row.key for row in rows.rows}
-    for path in sorted(folder.glob("rows-part-*.jsonl")):
-        for row in RowFile(path).rows:
-            if row.key not in known:
-                rows.append(row)
-                known.add(row.key)
+    for key, row in gathered.items():
+        if key not in known:
+            rows.append(row)
     return rows
 
 
-def plan(points: Sequence[Point], asked: Asked, tasks: dict[str, int], options: argparse.Namespace) -> str:
+def gather_rows(options: argparse.Namespace) -> list[Row]:
+    """The rows that ``open_rows`` has, with nothing written: each case once, as it failed only where it failed in all shares."""
+    own = rows_file(options)
+    shares = [] if options.part else sorted(own.parent.glob("rows-part-*.jsonl"))
+    rows = [row for path in (own, *shares) for row in read_rows(path)]
+    gathered: dict[tuple[str, str, str], Row] = {}
+    for row in sorted(rows, key=lambda row: row.error is not None):
+        gathered.setdefault(row.key, row)
+    return list(gathered.values())
+
+
+def rows_file(options: argparse.Namespace) -> Path:
+    """Where the rows of this share, or of the whole sweep, are."""
+    return Path(options.output) / (f"rows-part-{options.part.replace('/', '-of-')}.jsonl" if options.part else "rows.jsonl")
+
+
+def choose(sweep: Sweep, points: Sequence[Point], asked: Asked, rows: Sequence[Row]) -> Choices:
+    """The best variant of each series on each data set, as far as all of the series were asked there."""
+    choices = Choices({}, [])
+    series = {} if sweep.chosen_in is None else sweep.labels_by(sweep.chosen_in, points)
+    for data in asked.datasets:
+        for name, labels in series.items():
+            best, note = choose_best(labels, data.name, rows)
+            if best is not None:
+                choices.best[name, data.name] = best
+            if note:
+                choices.notes.append(f"{name} on {data.name}: {note}.")
+    return choices
+
+
+def plan(sweep: Sweep, points: Sequence[Point], asked: Asked, tasks: dict[str, int], options: argparse.Namespace) -> str:
     """What is there and what is left, with time and disk; nothing is started, save the timing of a few tasks."""
     folder = Path(options.output)
     left = runs_left(points, folder)
@@ -244,9 +296,14 @@ def plan(points: Sequence[Point], asked: Asked, tasks: dict[str, int], options: 
     if known is None and left:
         print("timing a few tasks of each model and choice of modules; --seconds-a-task is faster", file=sys.stderr)
     seconds = measure_runs(left) if known is None else dict.fromkeys(left, known)
-    path = folder / "rows.jsonl"
-    rows = RowFile(path).rows if path.is_file() else []
-    return f"{estimate_sweep(points, folder, seconds, tasks)}\n{estimate_asking(points, asked.datasets, rows, options.limit)}"
+    rows = [row for row in gather_rows(options) if row.error is None or not options.retry_failed]
+    wanted = [(point.label, data) for point in points for data in asked.datasets]
+    if sweep.chosen_in is not None and not options.part:  # the shares together ask the best
+        best = choose(sweep, points, asked, rows).best
+        series = sweep.labels_by(sweep.chosen_in, points)
+        wanted += [(best.get((name, key), ""), split.data) for key, split in asked.reported.items() for name in series]
+    asking = estimate_asking(wanted, rows, options.limit, seed_of(options))
+    return f"{estimate_sweep(points, folder, seconds, tasks)}\n{asking}"
 
 
 @dataclass
@@ -275,7 +332,11 @@ class Course:
         else:
             print(self._write())
         if failures:
-            print(f"{failures} cases failed and count as wrong; their tracebacks are in {self.rows.path}", file=sys.stderr)
+            print(
+                f"{failures} cases failed and count as wrong; their tracebacks are in {self.rows.path}, and "
+                "--retry-failed runs them again",
+                file=sys.stderr,
+            )
         return failures
 
     def _is_over(self, left: Sequence[str]) -> bool:
@@ -313,7 +374,7 @@ class Course:
 
     def _ask_the_best(self) -> int:
         failures = 0
-        best = [(label, name) for label, name in self._find_best() if name in self.asked.reported]
+        best = [(label, name) for (_, name), label in self._choose().best.items() if name in self.asked.reported]
         for done, (label, name) in enumerate(best):
             if self._is_over([f"{left} on the test split" for left, _ in best[done:]]):
                 break
@@ -321,38 +382,22 @@ class Course:
             failures += self._ask(point, [self.asked.reported[name].data])
         return failures
 
-    def _find_best(self) -> Iterator[tuple[str, str]]:
-        """The best variants as (label, data set they were chosen on); a tie goes to the first. None before all were asked."""
-        table = self._make_table()
-        if self.sweep.chosen_in is None or table is None:
-            return
-        for (dataset, _), group in table.groupby(["dataset", self.sweep.chosen_in], sort=False):
-            # All of the sweep's variants of this series must be there: it is what a choice is among.
-            if len(group) == self._number_of(group[self.sweep.chosen_in].iloc[0]):
-                yield group.loc[group["accuracy"].idxmax(), "method"], dataset
-
-    def _number_of(self, series: str) -> int:
-        labels = pd.DataFrame({"method": [point.label for point in self.points]})
-        self.sweep.annotate(labels)
-        return int((labels[self.sweep.chosen_in] == series).sum())
-
-    def _make_table(self) -> pd.DataFrame | None:
-        table = sweep_tables.make_table(self.rows.rows, [p.label for p in self.points], self.asked.splits)
-        if table is not None:
-            self.sweep.annotate(table)
-        return table
+    def _choose(self) -> Choices:
+        return choose(self.sweep, self.points, self.asked, self.rows.rows)
 
     def _write(self) -> str:
         """The summary, the table and the picture of what there is; the table's text."""
-        table = self._make_table()
+        table = sweep_tables.make_table(self.rows.rows, [p.label for p in self.points], self.asked.splits)
         if table is None:
             return "nothing was asked yet"
-        best = list(self._find_best())
+        self.sweep.annotate(table)
+        choices = self._choose()
+        best = [(label, name) for (_, name), label in choices.best.items()]
         table = sweep_tables.mark_best(table, self.rows.rows, best, self.asked.reported, self.sweep.annotate)
         table["split"] = [self._describe(row) for row in table.to_dict("records")]
         folder = Path(self.options.output)
         sweep_tables.write_summary(table, folder / f"summary-{self.sweep.name}")
-        return self.sweep.write(table, self.rows.rows, folder / self.sweep.name)
+        return self.sweep.write(table, self.rows.rows, folder / self.sweep.name, choices.notes)
 
     def _describe(self, row: dict[str, Any]) -> str:
         if row["reported"]:

@@ -12,12 +12,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.rows import Row, select_rows
-from propmeta_edit.evaluation.tables import markdown_table, summarise
+from propmeta_edit.evaluation.tables import FEW, markdown_table, summarise
 from propmeta_edit.files import save_figure, write_text_atomically
 from propmeta_edit.recipes.splits import Split
 
-STYLES = [("-", "o"), ("--", "s"), (":", "D"), ("-.", "^"), ((0, (1, 3)), "v"), ((0, (5, 1)), "X")]  # told apart in grey
+LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 1)))
+MARKERS = ("o", "s", "D", "^", "v", "X", "P", "<", ">", "p", "h", "d")
+SHADES = ("black", "0.55")
+# A marker a series, and a line and a shade that no other has together: told apart in grey.
+STYLES = [(LINES[number % len(LINES)], marker, SHADES[number // len(LINES)]) for number, marker in enumerate(MARKERS)]
 PANEL_WIDTH = 3.3  # inches: a column of a paper
 LETTERS_AN_INCH = 14  # of a title at nine points, at most
 MOST_TICKS = 7
@@ -82,20 +87,37 @@ def write_summary(table: pd.DataFrame, path: Path) -> None:
     write_text_atomically(path.with_suffix(".csv"), table.drop(columns=left_out).to_csv(index=False))
 
 
-def to_markdown(table: pd.DataFrame, columns: Sequence[str]) -> str:
-    """The columns, accuracy with its interval, and which were the best where anything was chosen."""
-    has_best = table["chosen"].any()
+def to_markdown(table: pd.DataFrame, columns: Sequence[str], notes: Sequence[str] = ()) -> str:
+    """The columns, accuracy with its interval, cases that failed where any did, and which were the best where anything was chosen.
+
+    Few cases are flagged, and notes follow, as in the table of run_table2.py.
+    """
+    is_told = {"errors": bool(table["errors"].any()), "chosen": bool(table["chosen"].any())}
+    extra = [name for name, is_one in is_told.items() if is_one]
     rows = []
-    for row in table.to_dict("records"):
+    for row in table.assign(chosen=table["chosen"].map({True: "best", False: ""})).to_dict("records"):
+        n = f"{row['n']}{'†' if row['n'] < FEW else ''}"
         shown = f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-        mark = ["best" if row["chosen"] else ""] if has_best else []
-        rows.append([*(str(row[name]) for name in columns), str(row["n"]), shown, f"{100 * row['efficacy']:.1f}", *mark])
-    return markdown_table([*columns, "n", "accuracy % [95 %]", "efficacy %", *(["chosen"] if has_best else [])], rows)
+        cells = [*(str(row[name]) for name in columns), n, shown, f"{100 * row['efficacy']:.1f}"]
+        rows.append([*cells, *(str(row[name]) for name in extra)])
+    legend = ["errors: cases that failed; they count as wrong until --retry-failed asks them again."] if is_told["errors"] else []
+    legend += [f"†: fewer than {FEW} cases."] if (table["n"] < FEW).any() else []
+    lines = "".join(f"- {note}\n" for note in [*legend, *notes])
+    return markdown_table([*columns, "n", "accuracy % [95 %]", "efficacy %", *extra], rows) + (f"\n{lines}" if lines else "")
 
 
-def write_figure(table: pd.DataFrame, path: Path, x: str, series: str, title: str, xlabel: str, columns: Sequence[str]) -> str:
+def write_figure(
+    table: pd.DataFrame,
+    path: Path,
+    x: str,
+    series: str,
+    title: str,
+    xlabel: str,
+    columns: Sequence[str],
+    notes: Sequence[str] = (),
+) -> str:
     """``draw_lines`` as PNG and SVG, and the same numbers as Markdown beside them, which is returned."""
-    text = to_markdown(table, [*columns, "dataset", "split"])
+    text = to_markdown(table, [*columns, "dataset", "split"], notes)
     write_text_atomically(path.with_suffix(".md"), text)
     save(draw_lines(table, x, series, title, xlabel), path)
     return text
@@ -107,10 +129,24 @@ def save(figure: Figure, path: Path) -> None:
         save_figure(figure, path.with_suffix(suffix))
 
 
+def require_styles(names: Sequence[str]) -> None:
+    """Refuse more series than a reader can tell apart.
+
+    Raises:
+        ConfigError: naming how many there are.
+    """
+    if len(names) > len(STYLES):
+        raise ConfigError(
+            f"a picture has at most {len(STYLES)} lines that are told apart in grey, got {len(names)}: {', '.join(names)}; "
+            "sweep some of the models or modules into another --output"
+        )
+
+
 def draw_lines(table: pd.DataFrame, x: str, series: str, title: str, xlabel: str) -> Figure:
     """Accuracy against ``x``, a line a value of ``series``, a panel a data set, with 95 % intervals.
 
-    The best variant of a series is filled, and a star at its place is what it reached on the test split.
+    The best variant of a series is filled, and a star at its place is what it reached on the test split. There is a style for each
+    series that ``require_styles`` lets through.
     """
     panels = list(dict.fromkeys(table["panel"]))
     names = list(dict.fromkeys(table[series]))
@@ -119,7 +155,7 @@ def draw_lines(table: pd.DataFrame, x: str, series: str, title: str, xlabel: str
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for number, name in enumerate(names):
             own = table[(table["panel"] == panel) & (table[series] == name)]
-            _draw_series(axis, own.assign(x=own[x] + step * (number - (len(names) - 1) / 2)), name, *STYLES[number % len(STYLES)])
+            _draw_series(axis, own.assign(x=own[x] + step * (number - (len(names) - 1) / 2)), name, *STYLES[number])
         axis.set(xlabel=xlabel, ylim=(0, 100), title=panel)
         asked = sorted(table[x].unique())
         are_few = pd.api.types.is_integer_dtype(table[x]) and len(asked) <= MOST_TICKS
@@ -129,18 +165,18 @@ def draw_lines(table: pd.DataFrame, x: str, series: str, title: str, xlabel: str
     return figure
 
 
-def _draw_series(axis: Any, own: pd.DataFrame, name: str, line: Any, marker: str) -> None:
+def _draw_series(axis: Any, own: pd.DataFrame, name: str, line: Any, marker: str, shade: str) -> None:
     asked, test, best = own[~own["reported"]], own[own["reported"]], own[own["chosen"] & ~own["reported"]]
-    _draw_dots(axis, asked, fmt=marker, linestyle=line, markersize=4, linewidth=1, label=name)
-    axis.plot(best["x"], 100 * best["accuracy"], marker, color="black", markersize=6, zorder=3)
+    _draw_dots(axis, asked, fmt=marker, color=shade, linestyle=line, markersize=4, linewidth=1, label=name)
+    axis.plot(best["x"], 100 * best["accuracy"], marker, color=shade, markersize=6, zorder=3)
     if len(test):
-        _draw_dots(axis, test, fmt="*", markersize=9, label="the best (filled) on test")
+        _draw_dots(axis, test, fmt="*", color=shade, markersize=9, label="the best (filled) on test")
 
 
 def _draw_dots(axis: Any, rows: pd.DataFrame, **style: Any) -> None:
     low, high = (rows["accuracy"] - rows["low"]).clip(0), (rows["high"] - rows["accuracy"]).clip(0)
     errors = [100 * low, 100 * high]
-    axis.errorbar(rows["x"], 100 * rows["accuracy"], yerr=errors, color="black", markerfacecolor="white", capsize=2, **style)
+    axis.errorbar(rows["x"], 100 * rows["accuracy"], yerr=errors, markerfacecolor="white", capsize=2, **style)
 
 
 def draw_dots(table: pd.DataFrame, group: str, is_filled: str, labels: tuple[str, str], published: str, title: str) -> Figure:

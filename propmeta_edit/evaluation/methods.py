@@ -13,11 +13,14 @@ from typing import Any
 
 import torch
 
+from propmeta_edit.edits.compute import choose_at_once
 from propmeta_edit.evaluation.runner import CaseOutcome
 from propmeta_edit.finetune.inner_loop import InnerLoopSettings
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.weights import apply_snapshot
+from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.generation import generate_greedily
+from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import Case, EditRequest
 from propmeta_edit.text.encoding import padded_on
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
@@ -124,7 +127,8 @@ class Editing:
 
 @dataclass
 class FineTuning:
-    """FT and MetaFT: the inner loop on the case's facts; several cases side by side, each with weights of its own.
+    """FT and MetaFT: the inner loop on the case's facts; several cases side by side, each with weights of its own, as far as half
+    of the free memory goes.
 
     Args:
         one: the same edit as EasyEdit calls it, for a single case, which is timed.
@@ -142,6 +146,11 @@ class FineTuning:
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         if len(cases) == 1:
             return self.one.evaluate_many(cases)
+        parameters = select_parameters(self.model, self.layers, self.modules)
+        fitting = choose_at_once(parameters, free_memory(self.model.device))  # a CPU would run out of memory for everybody
+        if len(cases) > fitting:
+            parts = [cases[start : start + fitting] for start in range(0, len(cases), fitting)]
+            return [outcome for part in parts for outcome in self.evaluate_many(part)]
         groups: dict[int, list[Case]] = {}  # with rewordings from the data, cases of as many edits can have more or fewer requests
         for case in cases:
             groups.setdefault(len(self._requests_of(case)), []).append(case)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
@@ -19,17 +20,25 @@ from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.evaluation.methods import Editing, FineTuning
-from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
-from propmeta_edit.evaluation.runner import DataSet, MethodSpec
+from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile, select_rows
+from propmeta_edit.evaluation.runner import DataSet, MethodSpec, choose_cases
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.metatrain.config import ROUNDING, MetaTrainConfig
 from propmeta_edit.metatrain.run import kept_state, read_kept_state
 from propmeta_edit.models.artefacts import find_model_folder
 from propmeta_edit.models.layers import num_parameters, resolve_layers, select_parameters
-from propmeta_edit.models.loading import DTYPES, read_model_config
+from propmeta_edit.models.loading import DTYPES, read_checkpoint_card, read_model_config
 from propmeta_edit.recipes.comparison import hash_of_model, read_training_time
-from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, measure_seconds_a_task, resolve, train_to_folder, training_bytes
+from propmeta_edit.recipes.meta_training import (
+    EDITS_AT_ONCE,
+    hash_of_tasks,
+    load_tasks,
+    measure_seconds_a_task,
+    resolve,
+    train_to_folder,
+    training_bytes,
+)
 from propmeta_edit.recipes.settings import edit_settings_of
 
 
@@ -55,12 +64,15 @@ def make_point_spec(point: Point, folder: Path) -> MethodSpec:
 
     Raises:
         ConfigError: a number of tasks for which the run keeps no checkpoint.
+        DataError: the checkpoint that is there was made of other data, another base, or with other settings.
     """
     config = resolve(point.config)
     model, weights = config.model, None
     if point.is_meta_trained:
         checkpoint = folder / "checkpoints" / name_of_run(config)
-        if not checkpoint.is_dir():
+        if checkpoint.is_dir():
+            _require_same_origin(config, checkpoint)
+        else:
             train_to_folder(config, checkpoint)
         model = str(checkpoint)
         if point.num_tasks is not None:
@@ -81,9 +93,18 @@ def make_point_spec(point: Point, folder: Path) -> MethodSpec:
         dtype=config.dtype,
         device=config.device,
         cases_at_once=EDITS_AT_ONCE,
-        precomputation=read_training_time(model) if point.is_meta_trained else {},
+        precomputation=_training_time_until(point.num_tasks, model) if point.is_meta_trained else {},
         settings={**meta_training, **identity},
     )
+
+
+def _training_time_until(num_tasks: int | None, model: str) -> dict[str, float]:
+    """Seconds of a meta-training, or of its first tasks: their share of the whole, since a run keeps no times on the way."""
+    seconds = read_training_time(model)
+    if num_tasks is None:
+        return seconds
+    share = num_tasks / read_checkpoint_card(model)["num_tasks"]
+    return {what: round(share * value, 1) for what, value in seconds.items()}
 
 
 def _build(hparams: MetaFTHyperParams, weights: Path | None) -> FineTuning:
@@ -99,8 +120,61 @@ def name_of_run(config: MetaTrainConfig) -> str:
     layers = config.layers if isinstance(config.layers, str) else "-".join(str(layer) for layer in config.layers or [])
     model = re.sub(r"[^\w.-]+", "-", config.model.strip("/"))[-40:]
     tasks = config.num_tasks or "all"
-    decisive = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker", *ROUNDING)}
-    return f"{model}_layer-{layers or 'default'}_{config.modules}_{tasks}-tasks_{sha256_of_json(decisive)[:8]}"
+    return f"{model}_layer-{layers or 'default'}_{config.modules}_{tasks}-tasks_{sha256_of_json(_decisive(config))[:8]}"
+
+
+def _decisive(config: MetaTrainConfig) -> dict[str, Any]:
+    """The settings on which a run's result depends."""
+    return {key: value for key, value in asdict(config).items() if key not in ("device", "tracker", *ROUNDING)}
+
+
+def require_runs_fit(points: Sequence[Point], folder: Path) -> None:
+    """Refuse checkpoints that are there but were made of something else, before hours are spent on the others.
+
+    A folder's name knows the paths of data and base; what is in them may have changed since.
+
+    Raises:
+        DataError: naming what differs.
+    """
+    for name, config in _runs_of(points).items():
+        if (folder / "checkpoints" / name).is_dir():
+            _require_same_origin(resolve(config), folder / "checkpoints" / name)
+
+
+def _require_same_origin(config: MetaTrainConfig, checkpoint: Path) -> None:
+    """Whether a checkpoint's card says what a run would write into it today; what an older card does not say is not compared."""
+    card = read_checkpoint_card(checkpoint)
+    before = {**card["settings"], **{name: card[name] for name in ("tasks_sha256", "base_sha256") if name in card}}
+    now = {**_decisive(config), "tasks_sha256": read_tasks(config)[1], "base_sha256": _hash_of_base(config.model)}
+    other = [
+        f"{name} {before[name]!r}, now {value!r}"
+        for name, value in now.items()
+        if name in before and before[name] != value and (name, value) != ("base_sha256", None)
+    ]
+    if other:
+        raise DataError(
+            f"was meta-trained from something else ({'; '.join(other)}; tasks: of {config.data}, base: {config.model}); choose "
+            "another --output, or delete this folder and the rows of it",
+            checkpoint,
+        )
+
+
+def _hash_of_base(model: str) -> str | None:
+    """None for a base whose weights are not on this machine, which a plan does without."""
+    folder = find_model_folder(model)
+    return hash_of_model(model) if folder is not None and any(folder.glob("*.safetensors")) else None
+
+
+def read_tasks(config: MetaTrainConfig) -> tuple[int, str]:
+    """How many tasks a run learns from, and their hash; read once for all runs that differ in the model and its trained tensors."""
+    same = replace(config, model="", layers=None, modules="attention+mlp", device="cpu", dtype="float32")
+    return _read_tasks(json.dumps(asdict(same), sort_keys=True))
+
+
+@cache
+def _read_tasks(settings: str) -> tuple[int, str]:
+    tasks, _ = load_tasks(MetaTrainConfig(**json.loads(settings)))
+    return len(tasks), hash_of_tasks(tasks)
 
 
 def check_points(points: Sequence[Point]) -> None:
@@ -160,10 +234,13 @@ def _run_of(point: Point) -> str:
     return name_of_run(resolve(point.config)) if point.is_meta_trained else point.label
 
 
+def _runs_of(points: Sequence[Point]) -> dict[str, MetaTrainConfig]:
+    return {_run_of(point): point.config for point in points if point.is_meta_trained}
+
+
 def runs_left(points: Sequence[Point], folder: Path) -> dict[str, MetaTrainConfig]:
     """The meta-training runs of a sweep that are not there yet, by name."""
-    runs = {_run_of(point): point.config for point in points if point.is_meta_trained}
-    return {name: config for name, config in runs.items() if not (folder / "checkpoints" / name).is_dir()}
+    return {name: config for name, config in _runs_of(points).items() if not (folder / "checkpoints" / name).is_dir()}
 
 
 def measure_runs(runs: Mapping[str, MetaTrainConfig]) -> dict[str, float]:
@@ -193,7 +270,7 @@ def estimate_sweep(points: Sequence[Point], folder: Path, seconds_of: Mapping[st
     minutes = {name: seconds_of[name] * tasks_of[name] / 60 for name in left if name in seconds_of}
     sizes = {name: checkpoint_bytes(config, tasks_of[name]) / 2**30 for name, config in left.items()}
     memory = {name: run_bytes(config, tasks_of[name]) / 2**30 for name, config in left.items()}
-    lines = [f"{name}: there" for name in dict.fromkeys(_run_of(p) for p in points if p.is_meta_trained) if name not in left]
+    lines = [f"{name}: there" for name in _runs_of(points) if name not in left]
     for name in left:
         time = (
             f"about {minutes[name]:.0f} min" if name in minutes else "time not known, since its model is not here: --seconds-a-task"
@@ -228,12 +305,43 @@ def run_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
     return model + training_bytes(trained, config, num_tasks)
 
 
-def estimate_asking(points: Sequence[Point], datasets: Sequence[DataSet], rows: Sequence[Row], limit: int) -> str:
-    """How many cases are left to ask, and how long that takes by the rows on disk."""
-    labels, names = {point.label for point in points}, {data.name for data in datasets}
-    own = [row for row in rows if row.method in labels and row.dataset in names]
-    left = max(0, len(points) * sum(min(limit, len(data.cases)) for data in datasets) - len(own))
-    seconds = [row.seconds for row in own if row.seconds is not None]
+def choose_best(labels: Sequence[str], dataset: str, rows: Sequence[Row]) -> tuple[str | None, str]:
+    """The variant that is right most often on the cases that all of them were asked (a tie goes to the first), and a note.
+
+    None where one was not asked yet, where they share no case, or where a case failed: it counts as wrong, which says nothing about
+    the variant. The note is for the reader of a table; "" where there is nothing to say.
+    """
+    own = {label: select_rows(rows, label, dataset) for label in labels}
+    if not all(own.values()):
+        return None, ""
+    failed = {label: number for label, some in own.items() if (number := sum(row.error is not None for row in some))}
+    if failed:
+        counts = ", ".join(f"{number} of {label}" for label, number in failed.items())
+        return (
+            None,
+            f"nothing is chosen, since cases failed ({counts}); mend the cause and give the same command with --retry-failed",
+        )
+    shared = set.intersection(*({row.case_id for row in some} for some in own.values()))
+    if not shared:
+        return None, "nothing is chosen, since no case was asked of all variants"
+    right = {label: sum(row.correct for row in some if row.case_id in shared) for label, some in own.items()}
+    is_partly = any(len(some) > len(shared) for some in own.values())
+    return max(
+        right, key=lambda label: right[label]
+    ), f"chosen by the n = {len(shared)} cases that all were asked" if is_partly else ""
+
+
+def estimate_asking(wanted: Sequence[tuple[str, DataSet]], rows: Sequence[Row], limit: int, seed: int) -> str:
+    """How many cases are left to ask, and how long that takes by the rows on disk.
+
+    Args:
+        wanted: the variants' labels, each with a data set that it is asked; "" for one that is still to be chosen.
+    """
+    chosen = {data.name: choose_cases(data.cases, limit, seed) for _, data in wanted}
+    keys = [(label, data.name, case.case_id) for label, data in wanted for case in chosen[data.name]]
+    known = {row.key: row for row in rows}
+    left = sum(key not in known for key in keys)
+    seconds = [row.seconds for key in keys if (row := known.get(key)) is not None and row.seconds is not None]
     time = (
         f"about {left * fmean(seconds) / 60:.0f} min by the {len(seconds)} rows on disk"
         if seconds

@@ -21,9 +21,11 @@ import torch
 from safetensors.torch import load_file
 
 from propmeta_edit.data.world import generate_world
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import CaseOutcome, run_here
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.recipes import data_sets, meta_training, sweeps
+from propmeta_edit.recipes import comparison, data_sets, meta_training, sweeps
 from propmeta_edit.recipes.sweeps import Point, name_of_run, share_of
 
 SPLITS = {
@@ -51,7 +53,14 @@ def place(tmp_path, tokenizer, monkeypatch):
         "dtype: float32\n"
     )
     monkeypatch.setattr(sweep_parts, "hparams_file", lambda method, name: yaml)
+    forget_what_was_hashed()
     return tmp_path
+
+
+def forget_what_was_hashed():
+    """As in another process."""
+    comparison.hash_of_model.cache_clear()
+    sweeps._read_tasks.cache_clear()
 
 
 def arguments(place, *more):
@@ -81,7 +90,7 @@ def test_figure2_goes_through_layers_and_continues(place):
     assert run_figure2.main(run) == 0
     assert {p: p.stat().st_mtime_ns for p in folders} == folders and (place / "out" / "rows.jsonl").read_text() == rows
     assert is_png(place / "out" / "figure2.png") and "<svg" in (place / "out" / "figure2.svg").read_text()
-    assert "| tiny mlp | 0 | valid-ood | validation | 2 |" in (place / "out" / "figure2.md").read_text()
+    assert "| tiny mlp | 0 | valid-ood | validation | 2† |" in (place / "out" / "figure2.md").read_text()
 
 
 def test_figure3_is_made_of_the_checkpoints_of_one_run(place):
@@ -94,6 +103,16 @@ def test_figure3_is_made_of_the_checkpoints_of_one_run(place):
     assert [text.count(f"| tiny | {n} |") for n in (0, 2, 4)] == [2, 2, 2] and is_png(place / "out" / "figure3.png")
     rows = [json.loads(line) for line in (place / "out" / "rows.jsonl").read_text().splitlines()]
     assert len({row["hparams_sha256"] for row in rows}) == 3, "states of one run are told apart"
+
+
+def test_a_state_on_the_way_took_its_share_of_the_meta_training(place):
+    assert run_figure3.main(arguments(place, "--every", "2")) == 0
+    [card] = (place / "out" / "checkpoints").glob("*/metaft.json")
+    card.write_text(json.dumps({**json.loads(card.read_text()), "seconds": 100.0}))
+    (place / "out" / "rows.jsonl").unlink()
+    assert run_figure3.main(arguments(place, "--every", "2")) == 0
+    seconds = {row["method"]: row["precomputation"].get("meta-training") for row in rows_of(place)}
+    assert seconds == {"tiny after 0": None, "tiny after 2": 50.0, "tiny after 4": 100.0}
 
 
 def test_figure3_needs_checkpoints_where_its_points_are(place, capsys):
@@ -187,6 +206,109 @@ def test_rows_of_other_settings_are_refused_before_the_meta_training(place, caps
     assert checkpoints(place) == before
 
 
+def test_a_checkpoint_of_other_data_or_another_base_is_refused(place, tokenizer, capsys):
+    train, run = place / "world" / "train_data_id.jsonl", arguments(place, *ONE)
+    assert run_figure2.main(run) == 0
+    (place / "out" / "rows.jsonl").unlink()
+    whole = train.read_text()
+    train.write_text("\n".join(reversed(whole.splitlines())) + "\n")
+    forget_what_was_hashed()
+    for more in ((), ("--plan", "--seconds-a-task", "1")):
+        assert run_figure2.main([*run, *more]) == 2
+        printed = capsys.readouterr().err
+        assert checkpoints(place)[0] in printed and "was meta-trained from something else (tasks_sha256 '" in printed
+        assert "base_sha256" not in printed and "choose another --output, or delete this folder and the rows of it" in printed
+    train.write_text(whole)
+    tiny.save_model_folder(place / "base", tokenizer, seed=1)
+    forget_what_was_hashed()
+    assert run_figure2.main(run) == 2
+    printed = capsys.readouterr().err
+    assert "base_sha256 '" in printed and "tasks_sha256" not in printed and not (place / "out" / "rows.jsonl").exists()
+
+
+def test_a_checkpoint_under_another_name_is_refused(place, capsys):
+    run = arguments(place, *ONE)
+    assert run_figure2.main(run) == 0
+    [name] = checkpoints(place)
+    card = place / "out" / "checkpoints" / name / "metaft.json"
+    values = json.loads(card.read_text())
+    values["settings"]["outer_lr"] = 0.5
+    card.write_text(json.dumps(values))
+    assert run_figure2.main(run) == 2
+    assert "outer_lr 0.5, now 0.01" in capsys.readouterr().err
+
+
+def test_what_is_compared_is_hashed_once(place, monkeypatch):
+    run = arguments(place, "--layers", "0,1", "--module-choices", "mlp")
+    assert run_figure2.main(run) == 0
+    forget_what_was_hashed()
+    read, hashed = [], []
+    load, hash_one = sweeps.load_tasks, comparison.model_sha256
+    monkeypatch.setattr(sweeps, "load_tasks", lambda config: read.append(config) or load(config))
+    monkeypatch.setattr(comparison, "model_sha256", lambda folder: hashed.append(folder) or hash_one(folder))
+    assert run_figure2.main(run) == 0
+    assert len(read) == 1 and len(hashed) == len(set(hashed)) == 3, "the base and two checkpoints"
+
+
+def row_of(method, case_id, correct=False, error=None):
+    shas = {"model_sha256": method, "data_sha256": "d", "hparams_sha256": "h", "seed": 0}
+    return Row(method=method, dataset="valid-ood", case_id=str(case_id), model=method, correct=correct, error=error, **shas)
+
+
+def test_the_best_is_chosen_on_the_cases_that_all_were_asked():
+    """One whose time ran out after two cases is right on both; another is too, and is wrong later."""
+    rows = [row_of("few", n, n != 1) for n in range(2)] + [row_of("many", n, n < 2) for n in range(8)]
+    assert sweeps.choose_best(["few", "many"], "valid-ood", rows) == ("many", "chosen by the n = 2 cases that all were asked")
+    whole = [row_of(name, n, name == "b") for name in ("a", "b", "c") for n in range(2)]
+    assert sweeps.choose_best(["a", "b", "c"], "valid-ood", whole) == ("b", "")
+    assert sweeps.choose_best(["a", "c"], "valid-ood", whole) == ("a", ""), "a tie goes to the first"
+    assert sweeps.choose_best(["a", "not asked"], "valid-ood", whole) == (None, "")
+    apart = [row_of("a", 0), row_of("b", 1)]
+    assert sweeps.choose_best(["a", "b"], "valid-ood", apart)[1] == "nothing is chosen, since no case was asked of all variants"
+
+
+class Failing:
+    """Finds no memory for the edit of layer 0, and answers nothing right elsewhere."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def evaluate_many(self, cases):
+        if self.layer == 0:
+            raise RuntimeError("no such luck")
+        return Guesser(self.layer).evaluate_many(cases)
+
+
+def test_failed_cases_are_shown_decide_nothing_and_run_again(place, monkeypatch, capsys):
+    monkeypatch.setattr(sweeps, "_build", lambda hparams, weights: Failing(hparams.layers[0]))
+    run = arguments(place, "--layers", "0,1", "--module-choices", "mlp")
+    assert run_figure2.main(run) == 1
+    assert "--retry-failed runs them again" in capsys.readouterr().err
+    text = (place / "out" / "figure2.md").read_text()
+    assert "| efficacy % | errors |" in text and "best" not in text and "| 0.0 | 2 |" in text
+    note = (
+        "- tiny mlp on valid-ood: nothing is chosen, since cases failed (2 of tiny layer 0 mlp); mend the cause and give the same"
+    )
+    assert note in text and {row["dataset"] for row in rows_of(place)} == {"valid-ood"}
+    monkeypatch.setattr(sweeps, "_build", lambda hparams, weights: Guesser(hparams.layers[0]))
+    assert run_figure2.main(run) == 1, "not run again by themselves"
+    assert run_figure2.main([*run, "--plan", "--retry-failed"]) == 0
+    assert "4 cases are left to ask" in capsys.readouterr().out, "those, and the best on the test split"
+    assert run_figure2.main([*run, "--retry-failed"]) == 0
+    assert "2 cases that failed run again" in capsys.readouterr().err
+    text = (place / "out" / "figure2.md").read_text()
+    assert "errors" not in text and "| cre-ood | test (chosen on validation) | 2† |" in text and "- †: fewer than 30 cases." in text
+
+
+def test_cases_that_a_part_asked_again_replace_those_that_failed(place, monkeypatch):
+    monkeypatch.setattr(sweeps, "_build", lambda hparams, weights: Failing(hparams.layers[0]))
+    part, run = arguments(place, *ONE, "--part", "1/1"), arguments(place, *ONE)
+    assert [run_figure2.main(part), run_figure2.main(run)] == [1, 1]
+    monkeypatch.setattr(sweeps, "_build", lambda hparams, weights: Guesser(hparams.layers[0]))
+    assert [run_figure2.main([*part, "--retry-failed"]), run_figure2.main(run)] == [0, 0]
+    assert {row["error"] for row in rows_of(place)} == {None}
+
+
 def test_cases_that_fail_give_exit_code_1(place, monkeypatch, capsys):
     class Broken:
         def evaluate_many(self, cases):
@@ -195,7 +317,7 @@ def test_cases_that_fail_give_exit_code_1(place, monkeypatch, capsys):
     monkeypatch.setattr(sweeps, "_build", lambda hparams, weights: Broken())
     assert run_figure3.main(arguments(place, "--every", "4", "--datasets", "valid-ood")) == 1
     assert "4 cases failed and count as wrong" in capsys.readouterr().err
-    assert "| tiny | 4 | valid-ood | validation | 2 | 0.0 [0.0, 65.8] |" in (place / "out" / "figure3.md").read_text()
+    assert "| tiny | 4 | valid-ood | validation | 2† | 0.0 [0.0, 65.8] |" in (place / "out" / "figure3.md").read_text()
 
 
 def test_a_sweep_that_is_stopped_has_shown_what_it_had(place, monkeypatch):
@@ -223,8 +345,8 @@ def test_the_best_on_validation_is_reported_on_test(place, monkeypatch):
     assert {row["method"] for row in rows if row["dataset"] == "cre-ood"} == {"tiny layer 1 mlp", "tiny layer 1 attention"}
     text = (place / "out" / "figure2.md").read_text()
     for modules in ("mlp", "attention"):
-        assert f"| tiny {modules} | 1 | valid-ood | validation | 2 | 100.0 [34.2, 100.0] | 0.0 | best |" in text
-        assert f"| tiny {modules} | 1 | cre-ood | test (chosen on validation) | 2 | 100.0 [34.2, 100.0] | 0.0 | best |" in text
+        assert f"| tiny {modules} | 1 | valid-ood | validation | 2† | 100.0 [34.2, 100.0] | 0.0 | best |" in text
+        assert f"| tiny {modules} | 1 | cre-ood | test (chosen on validation) | 2† | 100.0 [34.2, 100.0] | 0.0 | best |" in text
     assert text.count("best") == 4
     summary = pd.read_csv(place / "out" / "summary-figure2.csv")
     assert summary["chosen"].sum() == 4 and set(summary["split"]) == {"validation", "test (chosen on validation)"}
@@ -253,7 +375,7 @@ def test_a_file_is_labelled_by_its_name(place):
     path = place / "world" / "test_data_ood.jsonl"
     assert run_figure3.main(arguments(place, "--every", "4", "--datasets", f"cre-ood={path}")) == 0
     text = (place / "out" / "figure3.md").read_text()
-    assert "| tiny | 4 | cre-ood | test | 2 |" in text
+    assert "| tiny | 4 | cre-ood | test | 2† |" in text
 
 
 def test_table1_pairs_its_rows_and_draws_them(place):
@@ -341,11 +463,29 @@ def test_a_plan_measures_and_says_what_is_needed(place, capsys):
     assert run_figure2.main(arguments(place, "--layers", "0,1", "--module-choices", "mlp", "--plan")) == 0
     printed = capsys.readouterr().out
     assert printed.count("4 tasks, about 0 min, 0.0 GiB, 0.0 GiB of memory at least") == 2 and "GiB of disk are free" in printed
-    assert "4 cases are left to ask: time known after some rows" in printed and not checkpoints(place)
+    assert "6 cases are left to ask: time known after some rows" in printed, "two of them on the test split"
+    assert not checkpoints(place)
     assert run_figure2.main(arguments(place, *ONE)) == 0
     assert run_figure2.main(arguments(place, "--layers", "0,1", "--module-choices", "mlp", "--plan")) == 0
     printed = capsys.readouterr().out
-    assert ": there" in printed and "2 cases are left to ask: about 0 min by the 2 rows on disk" in printed
+    assert ": there" in printed and "4 cases are left to ask: about 0 min by the 2 rows on disk" in printed
+    assert run_figure2.main(arguments(place, *ONE, "--plan")) == 0
+    assert "\n0 cases are left to ask" in capsys.readouterr().out
+
+
+def test_a_plan_counts_the_rows_of_parts_and_writes_nothing(place, capsys):
+    run = arguments(place, "--layers", "0,1", "--module-choices", "mlp", "--seconds-a-task", "1")
+    assert run_figure2.main([*run, "--part", "1/2"]) == 0
+    file = place / "out" / "rows-part-1-of-2.jsonl"
+    file.write_text(file.read_text() + "{")  # another machine is writing this line
+    before = {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run_figure2.main([*run, "--plan"]) == 0
+    assert "4 cases are left to ask: about 0 min by the 2 rows on disk" in capsys.readouterr().out
+    assert [run_figure2.main([*run, "--part", part, "--plan"]) for part in ("1/2", "2/2")] == [0, 0]
+    printed = capsys.readouterr().out
+    assert "\n0 cases are left to ask" in printed and "\n2 cases are left to ask" in printed
+    assert {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()} == before
 
 
 def test_a_plan_knows_the_memory_of_a_run(monkeypatch):
@@ -408,6 +548,21 @@ def test_nothing_of_a_picture_is_cut_off_or_hidden(num_panels):
     assert all(not legend.get_window_extent().overlaps(axis.get_window_extent()) for axis in figure.axes)
     places = {container.lines[0].get_xdata()[0] for container in figure.axes[0].containers}
     assert len(places) == 6, "error bars of series at one layer do not coincide"
+
+
+def test_twelve_series_are_told_apart_in_grey_and_more_are_refused(place, capsys):
+    table = make_lines(1).query("not reported and series == 'third'").assign(chosen=False)
+    table = pd.concat([table.assign(series=f"s{number}") for number in range(12)], ignore_index=True)
+    [axis] = sweep_tables.draw_lines(table, "layer", "series", "one layer at a time", "layer").axes
+    lines = [container.lines[0] for container in axis.containers]
+    assert len({line.get_marker() for line in lines}) == 12
+    assert len({(str(line._unscaled_dash_pattern), line.get_color()) for line in lines}) == 12
+    sweep_tables.require_styles([f"s{number}" for number in range(12)])
+    with pytest.raises(ConfigError, match="at most 12 lines that are told apart in grey, got 13: s0"):
+        sweep_tables.require_styles([f"s{number}" for number in range(13)])
+    models = ",".join(f"m{number}" for number in range(5))
+    assert run_figure2.main(arguments(place, "--models", models, "--layers", "0")) == 2
+    assert "got 15: m0 attention" in capsys.readouterr().err and not checkpoints(place)
 
 
 def test_dots_of_table1_are_told_apart():

@@ -8,6 +8,8 @@ import torch
 
 from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
 from propmeta_edit.evaluation.methods import LONG_EDIT, Editing, FineTuning
+from propmeta_edit.finetune.many_edits import many_edits
+from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import Case, EditRequest, Question
 
 CASES = [Case(f"c{i}", (EditRequest(f"Ann {i} lives in", "Peru"),), Question("Where?", ("Lima",))) for i in range(3)]
@@ -46,3 +48,26 @@ def test_cases_of_more_and_of_fewer_requests_are_edited_in_groups(tokenizer):
     for case, outcome in zip(CASES, together, strict=True):
         [alone] = tuning.evaluate_many([case])
         assert (outcome.generated, outcome.fact_generated) == (alone.generated, alone.fact_generated)
+
+
+def test_as_many_cases_side_by_side_as_the_memory_allows(tokenizer, monkeypatch):
+    """A CPU that runs out of memory takes everybody's programs down, so nothing is tried first."""
+    model = tiny.make_model("llama", dtype=torch.float32)
+    hparams = MetaFTHyperParams("tiny", device="cpu", layers=[1], lr=1e-2, num_steps=2)
+    one = Editing(model, tokenizer, apply_metaft_to_model, hparams)
+    tuning = FineTuning(model, tokenizer, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules)
+    expected = tuning.evaluate_many(CASES)
+    sizes = []
+
+    def note(model, tokenizer, requests, *rest, **options):
+        sizes.append(len(requests))
+        return many_edits(model, tokenizer, requests, *rest, **options)
+
+    monkeypatch.setattr("propmeta_edit.evaluation.methods.many_edits", note)
+    size = 5 * sum(p.nbytes for p in select_parameters(model, [1]).values())
+    for free, at_once in ((2 * 3 * size, [3]), (2 * 2 * size, [2]), (0, [])):
+        sizes.clear()
+        monkeypatch.setattr("propmeta_edit.evaluation.methods.free_memory", lambda device, free=free: free)
+        found = tuning.evaluate_many(CASES)
+        assert sizes == at_once, "a case that is left by itself is edited as EasyEdit calls it"
+        assert [outcome.generated for outcome in found] == [outcome.generated for outcome in expected]
