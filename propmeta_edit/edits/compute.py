@@ -95,7 +95,8 @@ def edit_many(
 
     Raises:
         ConfigError: an ``at_once`` below 1.
-        RequestError, ModelError: as ``compute_edit``; the number of the request is named.
+        RequestError: as ``compute_edit``; the number of the request is named.
+        ModelError: as ``compute_edit``; an edit that diverged ends the call.
     """
     if at_once is not None and (not isinstance(at_once, int) or at_once < 1):
         raise ConfigError(f"at_once must be a whole number of edits, 1 or more, or None for as many as fit, got {at_once!r}")
