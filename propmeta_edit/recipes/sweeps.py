@@ -317,18 +317,15 @@ def choose_best(labels: Sequence[str], dataset: str, rows: Sequence[Row]) -> tup
     failed = {label: number for label, some in own.items() if (number := sum(row.error is not None for row in some))}
     if failed:
         counts = ", ".join(f"{number} of {label}" for label, number in failed.items())
-        return (
-            None,
-            f"nothing is chosen, since cases failed ({counts}); mend the cause and give the same command with --retry-failed",
-        )
+        note = f"nothing is chosen, since cases failed ({counts}); mend the cause and give the same command with --retry-failed"
+        return None, note
     shared = set.intersection(*({row.case_id for row in some} for some in own.values()))
     if not shared:
         return None, "nothing is chosen, since no case was asked of all variants"
     right = {label: sum(row.correct for row in some if row.case_id in shared) for label, some in own.items()}
     is_partly = any(len(some) > len(shared) for some in own.values())
-    return max(
-        right, key=lambda label: right[label]
-    ), f"chosen by the n = {len(shared)} cases that all were asked" if is_partly else ""
+    note = f"chosen by the n = {len(shared)} cases that all were asked" if is_partly else ""
+    return max(right, key=right.__getitem__), note
 
 
 def estimate_asking(wanted: Sequence[tuple[str, DataSet]], rows: Sequence[Row], limit: int, seed: int) -> str:
