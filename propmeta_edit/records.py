@@ -79,12 +79,12 @@ def request_fields(request: Mapping[str, Any]) -> tuple[str, str, str | None]:
         RequestError: a prompt with a place for a subject, and no subject.
     """
     prompt, subject, target = request.get("prompt"), request.get("subject"), request.get("target_new")
-    if isinstance(prompt, str) and "{}" in prompt and subject is None:
-        raise RequestError(
-            f"the prompt {prompt!r} has a place for a subject, and the request gives none; add subject, or fill it in"
-        )
-    if isinstance(prompt, str) and "{}" in prompt and isinstance(subject, str):
-        prompt = prompt.replace("{}", subject, 1)
+    if isinstance(prompt, str) and "{}" in prompt:
+        if subject is None:
+            raise RequestError(
+                f"the prompt {prompt!r} has a place for a subject, and the request gives none; add subject, or fill it in"
+            )
+        prompt = prompt.replace("{}", subject, 1) if isinstance(subject, str) else prompt
     if isinstance(target, Mapping):
         target = target.get("str")
     return prompt, target, subject  # type: ignore[return-value]

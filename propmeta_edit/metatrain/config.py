@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from propmeta_edit.errors import ConfigError
@@ -112,6 +112,11 @@ class MetaTrainConfig:
     def rounding(self) -> dict[str, Any]:
         """Those of ``ROUNDING``: a run may be continued with others."""
         return {name: getattr(self, name) for name in ROUNDING}
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The settings on which a run's result depends: all but where it runs, who is told, and ``ROUNDING``."""
+        return {name: value for name, value in asdict(self).items() if name not in ("device", "tracker", *ROUNDING)}
 
     @property
     def inner(self) -> InnerLoopSettings:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.files import save_figure, sha256_of_json, write_text_atomically
-from propmeta_edit.metatrain.config import ROUNDING, MetaTrainConfig
+from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.trainer import meta_train
 from propmeta_edit.models.artefacts import resolve_model_folder
@@ -90,9 +90,9 @@ def _identify(config: MetaTrainConfig) -> dict[str, Any]:
     """What a search is about, but for the candidate: its settings, its model, and all tasks and validation cases of its data."""
     tasks, validation = load_tasks(replace(config, num_tasks=None))
     # How far a candidate has got, when it is saved and where it is computed do not decide its results up to there.
-    left_out = ("layers", "modules", "num_tasks", "save_every", "validate_every", "device", "tracker", *ROUNDING)
+    left_out = ("layers", "modules", "num_tasks", "save_every", "validate_every")
     return {
-        **{key: value for key, value in asdict(config).items() if key not in left_out},
+        **{key: value for key, value in config.decisive.items() if key not in left_out},
         "base_sha256": model_sha256(resolve_model_folder(config.model)),
         "tasks_sha256": hash_of_tasks(tasks),
         "validation_sha256": sha256_of_json({name: [asdict(case) for case in cases] for name, cases in validation.items()}),

@@ -28,7 +28,7 @@ from propmeta_edit.finetune.compiled import compiled_if
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.weights import apply_snapshot, only_trainable, snapshot
 from propmeta_edit.metatrain.checkpoint import save_checkpoint
-from propmeta_edit.metatrain.config import ROUNDING, MetaTrainConfig
+from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
 from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.task_texts import encode_step, tasks_side_by_side
@@ -106,9 +106,9 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     config = resolve(config, processes)
     tasks, validation = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
-    kept = {key: value for key, value in asdict(config).items() if key not in ("device", "tracker", *ROUNDING)}
     sums = {"base_sha256": model_sha256(base_folder), "tasks_sha256": hash_of_tasks(tasks)}
-    run = TrainingRun(training, {**kept, **sums, "processes": processes.count}, config.rounding, is_writer=processes.is_main)
+    identity = {**config.decisive, **sums, "processes": processes.count}
+    run = TrainingRun(training, identity, config.rounding, is_writer=processes.is_main)
     processes.wait()
     with logged_to(training / "log.txt" if processes.is_main else None), stopped_by_sigterm() as should_stop:
         report = make_report(config, training) if config.tracker and processes.is_main else None

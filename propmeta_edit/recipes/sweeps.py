@@ -24,7 +24,7 @@ from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile, select_rows
 from propmeta_edit.evaluation.runner import DataSet, MethodSpec, choose_cases
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.metatrain.config import ROUNDING, MetaTrainConfig
+from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import kept_state, read_kept_state
 from propmeta_edit.models.artefacts import find_model_folder
 from propmeta_edit.models.layers import num_parameters, resolve_layers, select_parameters
@@ -120,12 +120,7 @@ def name_of_run(config: MetaTrainConfig) -> str:
     layers = config.layers if isinstance(config.layers, str) else "-".join(str(layer) for layer in config.layers or [])
     model = re.sub(r"[^\w.-]+", "-", config.model.strip("/"))[-40:]
     tasks = config.num_tasks or "all"
-    return f"{model}_layer-{layers or 'default'}_{config.modules}_{tasks}-tasks_{sha256_of_json(_decisive(config))[:8]}"
-
-
-def _decisive(config: MetaTrainConfig) -> dict[str, Any]:
-    """The settings on which a run's result depends."""
-    return {key: value for key, value in asdict(config).items() if key not in ("device", "tracker", *ROUNDING)}
+    return f"{model}_layer-{layers or 'default'}_{config.modules}_{tasks}-tasks_{sha256_of_json(config.decisive)[:8]}"
 
 
 def require_runs_fit(points: Sequence[Point], folder: Path) -> None:
@@ -145,7 +140,7 @@ def _require_same_origin(config: MetaTrainConfig, checkpoint: Path) -> None:
     """Whether a checkpoint's card says what a run would write into it today; what an older card does not say is not compared."""
     card = read_checkpoint_card(checkpoint)
     before = {**card["settings"], **{name: card[name] for name in ("tasks_sha256", "base_sha256") if name in card}}
-    now = {**_decisive(config), "tasks_sha256": read_tasks(config)[1], "base_sha256": _hash_of_base(config.model)}
+    now = {**config.decisive, "tasks_sha256": read_tasks(config)[1], "base_sha256": _hash_of_base(config.model)}
     other = [
         f"{name} {before[name]!r}, now {value!r}"
         for name, value in now.items()
