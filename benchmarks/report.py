@@ -27,7 +27,7 @@ from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.comparisons import describe_examples
 from propmeta_edit.evaluation.rows import read_rows
 from propmeta_edit.evaluation.tables import SETTINGS_FILE, frame_to_markdown
-from propmeta_edit.files import write_text_atomically
+from propmeta_edit.files import shortest_names, write_text_atomically
 
 SUMMARIES = ("table.json", "summary*.json")  # of a comparison, of sweeps
 CHAINS = "dependent"  # the table of run_dependent.py; each chain has a file of its own beside it
@@ -111,18 +111,6 @@ def choose_folders(folders: Sequence[Path], output: Path) -> list[Path]:
     if not chosen:
         raise DataError("nothing is left to report on; name folders of results, and choose another --output than they are")
     return chosen
-
-
-def name_folders(folders: Sequence[Path]) -> dict[Path, str]:
-    """Each folder's name, with as many of its parents' before it as tell it from the others."""
-    names = {}
-    for folder in folders:
-        others = [other.parts for other in folders if other != folder]
-        parts, length = folder.parts, 1
-        while any(other[-length:] == parts[-length:] for other in others):
-            length += 1
-        names[folder] = Path(*parts[-length:]).as_posix()
-    return names
 
 
 def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
@@ -258,8 +246,9 @@ def remove_pictures(folder: Path) -> None:
 
 def run(options: argparse.Namespace) -> None:
     to_html = MarkdownIt("commonmark", {"html": False}).enable("table")  # a model's answers must stay text
-    names = name_folders(choose_folders(options.folders, options.output))
-    found = {title: read_folder(folder) for folder, title in names.items()}  # all of it before anything is written
+    folders = choose_folders(options.folders, options.output)
+    titles = shortest_names(folders)
+    found = {title: read_folder(folder) for title, folder in zip(titles, folders, strict=True)}  # all before anything is written
     remove_pictures(options.output)
     parts, markdown = [], [f"# {options.title}", ""]
     for number, (title, (text, pictures)) in enumerate(found.items()):

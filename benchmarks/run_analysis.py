@@ -32,7 +32,7 @@ from propmeta_edit.analysis.gains import CaseResult, collect_results, compute_pr
 from propmeta_edit.cli import run_or_exit
 from propmeta_edit.config import read_yaml
 from propmeta_edit.errors import DataError
-from propmeta_edit.evaluation.rows import Row, RowFile, select_rows
+from propmeta_edit.evaluation.rows import Row, read_rows, select_rows
 from propmeta_edit.evaluation.tables import keep_settings, require_comparable
 from propmeta_edit.files import sha256_of_json, write_text_atomically
 from propmeta_edit.models.devices import resolve_device
@@ -101,26 +101,23 @@ def describe_plan(options: argparse.Namespace, arms: dict[str, Arm]) -> str:
         minutes = len(stages) * options.weight_cases * SECONDS["weights"] / 60
         lines.append(f"weights: {options.weight_cases} facts at {', '.join(s.label for s in stages)}; about {minutes:.0f} min")
     if "gains" in options.parts:
-        lines.append(f"gains: {len(read_rows(options.rows))} rows, and one forward pass for each of the unedited model's")
+        lines.append(f"gains: {len(join_rows(options.rows))} rows, and one forward pass for each of the unedited model's")
     return "\n".join([*lines, "Nothing was started."])
 
 
-def read_rows(paths: list[str]) -> list[Row]:
+def join_rows(paths: list[str]) -> list[Row]:
     """The rows of several files; of a case that is in two, the first file's.
 
     Raises:
+        FileNotFoundError: a file that is not there.
         DataError: they do not belong together.
     """
-    rows = [row for path in paths for row in RowFile(require_file(path)).rows]
+    missing = [path for path in paths if not Path(path).is_file()]
+    if missing:
+        raise FileNotFoundError(f"--rows: no file {missing[0]}; give the rows.jsonl of a run of run_table2.py")
+    rows = [row for path in paths for row in read_rows(path)]
     require_comparable(rows)
     return list({row.key: row for row in reversed(rows)}.values())[::-1]
-
-
-def require_file(path: str) -> Path:
-    """The path of a file that is there; a RowFile would begin a new one."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"--rows: no file {path}; give the rows.jsonl of a run of run_table2.py")
-    return Path(path)
 
 
 def collect_gains(options: argparse.Namespace, arm: Arm) -> dict[str, list[CaseResult]]:
@@ -129,7 +126,7 @@ def collect_gains(options: argparse.Namespace, arm: Arm) -> dict[str, list[CaseR
     Raises:
         DataError: the rows are not of the arm's model.
     """
-    rows = read_rows(options.rows)
+    rows = join_rows(options.rows)
     model_sha256 = hash_of_model(str(arm.hparams.model_name))
     done = FinishedPieces(Path(options.output) / "priors.jsonl", {"model_sha256": model_sha256})
     found = {}

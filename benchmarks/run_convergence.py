@@ -21,10 +21,12 @@ from propmeta_edit.baselines.null_space import compute_projection
 from propmeta_edit.baselines.second_moments import SecondMoments, collect_second_moments
 from propmeta_edit.cli import run_or_exit
 from propmeta_edit.data.corpora import read_texts
+from propmeta_edit.evaluation.tables import keep_settings
 from propmeta_edit.files import save_figure, write_text_atomically
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import load_model
+from propmeta_edit.recipes.comparison import collect_versions
 from propmeta_edit.recipes.statistics import SAMPLED, sample_corpus
 
 NUM_KEYS = 8  # of an imagined edit of several facts
@@ -111,6 +113,8 @@ def run(options: argparse.Namespace) -> None:
     output = Path(options.output)
     write_text_atomically(output / "convergence.csv", table.to_csv(index=False))
     draw(table, output / "convergence.png")
+    asked = {key: value for key, value in vars(options).items() if key != "output"}
+    keep_settings({"convergence": {**asked, "device": device, "versions": collect_versions([])}}, output)
     print(table.round(4).to_string(index=False))
 
 

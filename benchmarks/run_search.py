@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="fast", choices=[*sorted(DTYPES), "fast"])
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)  # settings may stand after options as well
 
 
 def read_grid(items: Sequence[str]) -> dict[str, list[Any]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,18 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     """Write ``text`` as UTF-8, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def shortest_names(folders: Sequence[Path]) -> list[str]:
+    """Each folder's name, with as many of its parents' before it as tell it from the others, which must be other folders."""
+    names = []
+    for folder in folders:
+        others = [other.parts for other in folders if other != folder]
+        parts, length = folder.parts, 1
+        while any(other[-length:] == parts[-length:] for other in others):
+            length += 1
+        names.append(Path(*parts[-length:]).as_posix())
+    return names
 
 
 def cut_torn_line(path: Path) -> None:

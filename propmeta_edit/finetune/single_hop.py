@@ -7,22 +7,28 @@ token, so that the model learns to stop.
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.losses import compute_answer_loss
+from propmeta_edit.finetune.saved_state import load_state, save_state
 from propmeta_edit.models.devices import has_native_bf16
 from propmeta_edit.records import Question
 from propmeta_edit.text.encoding import EncodedText, collate, encode_answer
 from propmeta_edit.text.prompts import format_question
 
 POOL = 8  # batches
+SAVE_EVERY = 25  # steps; a minute on two cores
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,14 @@ class SingleHopSettings:
     seed: int = 0
 
 
-def train_single_hop_adapter(model: Any, tokenizer: Any, questions: Sequence[Question], settings: SingleHopSettings) -> Any:
+def train_single_hop_adapter(
+    model: Any, tokenizer: Any, questions: Sequence[Question], settings: SingleHopSettings, states: Path | None = None
+) -> Any:
     """Learn every question's first answer as a LoRA.
 
     Args:
         model: left as it is, but for its frozen weights being bf16 afterwards where the device has bf16 in hardware.
+        states: folder of the state while the training goes on; one that was stopped there is continued, to the same bits.
 
     Returns:
         The PEFT model around ``model``; ``models.compact.save_adapter`` writes what was learnt.
@@ -59,28 +68,42 @@ def train_single_hop_adapter(model: Any, tokenizer: Any, questions: Sequence[Que
     torch.manual_seed(settings.seed)  # of the LoRA's random half
     config = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules="all-linear")
     peft_model = get_peft_model(model.to(torch.bfloat16) if use_bf16 else model, config).eval()
-    parameters = [p for p in peft_model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0, fused=True)
-    num_steps = settings.num_epochs * -(-len(texts) // settings.batch_size)
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / settings.warmup_steps) * (1 - step / num_steps)
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    parameters = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     order = random.Random(settings.seed)
-    with tqdm(total=num_steps, desc="single-hop fine-tuning", unit="step") as bar:
-        for _ in range(settings.num_epochs):
-            for batch in make_batches(texts, settings.batch_size, order):
-                with torch.autocast(model.device.type, torch.bfloat16, enabled=use_bf16):
-                    loss = compute_answer_loss(model, collate(tokenizer, batch).to(model.device))
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-                bar.update()
+    batches = [batch for _ in range(settings.num_epochs) for batch in make_batches(texts, settings.batch_size, order)]
+    identity = sha256_of_json([asdict(settings), texts])
+    done = 0 if states is None else _load(states, parameters, optimizer, identity)
+    with tqdm(total=len(batches), initial=done, desc="single-hop fine-tuning", unit="step") as bar:
+        for step in range(done, len(batches)):
+            rate = min(1.0, (step + 1) / settings.warmup_steps) * (1 - step / len(batches))
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=use_bf16):
+                loss = compute_answer_loss(model, collate(tokenizer, batches[step]).to(model.device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            if states is not None and (step + 1) % SAVE_EVERY == 0:
+                save_state(states, parameters, optimizer, json.dumps({"identity": identity, "steps": step + 1}))
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+            bar.update()
     return peft_model
+
+
+def _load(states: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, identity: str) -> int:
+    """Continue from the state that is there, and say after how many steps it is.
+
+    Raises:
+        ConfigError: it is of another training.
+    """
+    text = load_state(states, parameters, optimizer)
+    if text is None:
+        return 0
+    state = json.loads(text)
+    if state["identity"] != identity:
+        raise ConfigError(f"{states} holds the state of a training with other settings or facts; remove that folder")
+    return int(state["steps"])
 
 
 def _encode_with_end(tokenizer: Any, question: Question) -> EncodedText:

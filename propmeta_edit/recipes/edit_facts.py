@@ -16,6 +16,7 @@ from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import EditedModel
 from propmeta_edit.errors import ConfigError, DataError, ModelError, RequestError
+from propmeta_edit.files import shortest_names
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
@@ -185,11 +186,9 @@ def require_new_folder(folder: Path) -> None:
 def name_columns(folders: Sequence[Path]) -> list[str]:
     """What the answers stand under: ``unedited``, then the folders' names, as many parts of each as tell them apart."""
     whole = [folder.resolve() for folder in folders]
-    for depth in range(1, max(len(folder.parts) for folder in whole) + 1):
-        names = ["unedited", *("/".join(folder.parts[-depth:]) for folder in whole)]
-        if len(set(names)) == len(names):
-            return names
-    raise ConfigError(f"one edit is given twice: {', '.join(map(str, folders))}")
+    if len(set(whole)) < len(whole):
+        raise ConfigError(f"one edit is given twice: {', '.join(map(str, folders))}")
+    return shortest_names([Path("unedited"), *whole])
 
 
 def format_answers(answers: Sequence[Answers], names: Sequence[str]) -> str:

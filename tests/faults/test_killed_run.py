@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.files import sha256_of_file
+from propmeta_edit.finetune.saved_state import PREVIOUS_STATE, STATE
 from propmeta_edit.metatrain import trainer
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.metatrain.run import PREVIOUS_STATE, STATE, TrainingRun
+from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.trainer import meta_train
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.recipes.meta_training import train_to_folder

@@ -114,6 +114,8 @@ def test_convergence_writes_a_table_and_a_picture(base, tmp_path):
     table = pd.read_csv(tmp_path / "out" / "convergence.csv")
     assert sorted(set(table["texts"])) == [4, 8, 16] and len(table) == 6
     assert (tmp_path / "out" / "convergence.png").read_bytes()[:4] == b"\x89PNG"
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())["convergence"]["settings"]
+    assert [settings[name] for name in ("layers", "num_texts", "threshold")] == ["0,1", 16, 0.5] and "torch" in settings["versions"]
 
 
 @pytest.fixture
@@ -180,6 +182,8 @@ def test_edits_that_do_not_fit_side_by_side_are_recorded(base, tmp_path, quick_e
     assert {row["steps"] for row in result["rows"]} == {5, 10, 20}, "it goes on after what does not fit"
     assert (result["single_vs_easyedit_ft"], result["batched_vs_easyedit_ft"], result["batched_at_once"]) == (2.0, 4.0, 2)
     assert "| out of memory |" in (tmp_path / "speed.md").read_text()
+    settings = json.loads((tmp_path / "settings.json").read_text())["edit"]["settings"]
+    assert (settings["at_once"], settings["repeats"], settings["dtype"]) == ([1, 2, 4], 1, "float32")
 
 
 @pytest.mark.parametrize(("absent", "gone"), [("float32", ["EasyEdit FT"]), ("bfloat16", ["single", "batched"])])

@@ -219,6 +219,10 @@ def test_gains_are_read_from_rows(place, capsys):
     assert list(settings) == ["gains, FT"] and settings["gains, FT"]["settings"]["rows"] == [str(path)]
     kept = (place / "out" / "priors.jsonl").read_text()
     assert run_analysis.main(run) == 0 and (place / "out" / "priors.jsonl").read_text() == kept
+    with open(path, "a") as file:
+        file.write('{"another process": "is writing')
+    written = path.read_bytes()
+    assert run_analysis.main(run) == 0 and path.read_bytes() == written, "what is read is left as it is"
     others = {
         "strange.jsonl": (make_row("unedited", 0, False), "the unedited rows of cre are of m, not of "),
         "mixed.jsonl": (make_row("ROME", 0, False, seed=1), "were run with different seeds"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
 
-from propmeta_edit.errors import ModelError
+from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.finetune import single_hop
 from propmeta_edit.finetune.single_hop import SingleHopSettings, make_batches, train_single_hop_adapter
 from propmeta_edit.models.compact import ADAPTER, apply_difference, merge_adapter, save_adapter, save_difference
 from propmeta_edit.models.generation import generate_greedily
@@ -57,6 +59,34 @@ def test_it_learns_to_answer_and_to_stop_and_merges_to_the_same_bits(tokenizer, 
     for name, value in wide.items():
         a, b = (factors[f"base_model.model.{name.replace('.weight', f'.lora_{x}.weight')}"].double() for x in "AB")
         torch.testing.assert_close(merged[0][name].double(), value + b @ a, rtol=1e-6, atol=1e-7)
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(tokenizer, tmp_path, monkeypatch):
+    """Stopped in the second epoch; another training's state is refused rather than taken up or lost."""
+    questions = [Question(f"What is the capital of land {i}?", (answer,)) for i, answer in enumerate(("Lima", "Paris", "Oslo"))]
+    settings = SingleHopSettings(learning_rate=0.03, num_epochs=3, batch_size=1, rank=4, warmup_steps=4)
+    monkeypatch.setattr(single_hop, "SAVE_EVERY", 2)
+    compute, calls = single_hop.compute_answer_loss, []
+
+    def train(states=None, settings=settings):
+        model = train_single_hop_adapter(tiny.make_model("llama", dtype=torch.float32), tokenizer, questions, settings, states)
+        return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    def stop_in_the_sixth(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return compute(*arguments)
+
+    whole = train()
+    monkeypatch.setattr(single_hop, "compute_answer_loss", stop_in_the_sixth)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    resumed = train(tmp_path)
+    assert len(calls) == 6 + 5, "steps 5 to 9 alone"
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(ConfigError, match="other settings or facts; remove that folder"):
+        train(tmp_path, replace(settings, learning_rate=0.1))
 
 
 def test_factors_of_another_model_are_refused(tokenizer, tmp_path):
