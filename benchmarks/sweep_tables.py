@@ -27,6 +27,7 @@ PANEL_WIDTH = 3.3  # inches: a column of a paper
 LETTERS_AN_INCH = 14  # of a title at nine points, at most
 MOST_TICKS = 7
 APART = 0.02  # of the x axis between two series at the same place
+ON_TEST = "the best (filled) on test"
 
 
 def make_table(rows: Sequence[Row], labels: Sequence[str], splits: Sequence[Split]) -> pd.DataFrame | None:
@@ -170,7 +171,7 @@ def _draw_series(axis: Any, own: pd.DataFrame, name: str, line: Any, marker: str
     _draw_dots(axis, asked, fmt=marker, color=shade, linestyle=line, markersize=4, linewidth=1, label=name)
     axis.plot(best["x"], 100 * best["accuracy"], marker, color=shade, markersize=6, zorder=3)
     if len(test):
-        _draw_dots(axis, test, fmt="*", color=shade, markersize=9, label="the best (filled) on test")
+        _draw_dots(axis, test, fmt="*", color=shade, markersize=9, label=ON_TEST)
 
 
 def _draw_dots(axis: Any, rows: pd.DataFrame, **style: Any) -> None:
@@ -214,8 +215,10 @@ def _finish(figure: Figure, title: str) -> None:
     width = figure.get_figwidth()
     figure.suptitle(textwrap.fill(title, int(LETTERS_AN_INCH * width)), fontsize=9)
     entries = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    columns = max(1, int(LETTERS_AN_INCH * width) // (max(map(len, entries)) + 8))  # eight for the line before the words
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
+    labels = sorted(entries, key=lambda label: label == ON_TEST)  # it is about all the lines, so it comes after them
+    columns = max(1, int(LETTERS_AN_INCH * width) // (max(map(len, labels)) + 8))  # eight for the line before the words
+    handles = [entries[label] for label in labels]
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
 
 
 def _describe_splits(table: pd.DataFrame) -> str:

@@ -50,7 +50,7 @@ def test_grid_of_settings():
 
 
 def test_search_runs_every_combination_on_validation_and_ranks_them(base, tmp_path, capsys):
-    arguments = ["FT", "layers=[0],[1]", "lr=0.01", "--model", str(base), "--hparams", "smollm2-135m", "--limit", "2"]
+    arguments = ["FT", "layers=[0],[1]", "--model", str(base), "lr=0.01", "--hparams", "smollm2-135m", "--limit", "2"]
     arguments += ["--device", "cpu", "--dtype", "float32", "--output", str(tmp_path / "search")]
     assert run_search.main(arguments) == 0
     table = (tmp_path / "search" / "search.md").read_text()
@@ -67,7 +67,7 @@ def test_search_runs_every_combination_on_validation_and_ranks_them(base, tmp_pa
     assert (kept["layers"], kept["limit"], kept["seed"], kept["datasets"]) == ([1], 2, 0, "valid-id,valid-ood")
     assert kept["model_name"] == str(base) and kept["model_sha256"] == rows[0]["model_sha256"]
     assert kept["versions"] == rows[0]["versions"]
-    assert run_search.main([*arguments[:1], "layers=", *arguments[3:]]) == 2
+    assert run_search.main([*arguments[:1], "layers=", *arguments[2:]]) == 2
 
 
 def test_ranking_puts_the_best_mean_first():
