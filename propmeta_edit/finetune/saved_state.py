@@ -41,7 +41,11 @@ def save_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: 
 
 
 def load_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> str | None:
-    """Put the last good state into ``parameters`` and ``optimizer``; returns its text, None where there is no state."""
+    """Put the last good state into ``parameters`` and ``optimizer``; returns its text, None where there is no state.
+
+    Raises:
+        ModelError: tensors of other shapes; nothing has been changed then.
+    """
     for file in (folder / STATE, folder / PREVIOUS_STATE):
         if not file.is_file():
             continue
@@ -53,6 +57,9 @@ def load_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: 
         except (SafetensorError, ValueError, KeyError) as error:
             LOG.warning("%s is damaged (%s); trying the state before it", file, error)
             continue
+        other = [name for name, value in values.items() if value.shape != parameters[name].shape]
+        if other:
+            raise ModelError(f"{file} is of another training, in which {other[0]} has another shape; remove {folder}")
         apply_snapshot(parameters, values)
         moments = {
             number: {key: tensors[f"{key}.{name}"] for key in _KEPT_OF_ADAMW}

@@ -87,6 +87,8 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tokenizer, tmp_path, monkey
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     with pytest.raises(ConfigError, match="other settings or facts; remove that folder"):
         train(tmp_path, replace(settings, learning_rate=0.1))
+    with pytest.raises(ModelError, match=r"is of another training, in which .*lora_A.* has another shape; remove "):
+        train(tmp_path, replace(settings, rank=8))
 
 
 def test_factors_of_another_model_are_refused(tokenizer, tmp_path):
