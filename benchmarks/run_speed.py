@@ -25,7 +25,7 @@ import torch
 from option_types import whole_number, whole_numbers
 
 from propmeta_edit.cli import run_or_exit
-from propmeta_edit.evaluation.tables import frame_to_markdown, keep_settings
+from propmeta_edit.evaluation.tables import SETTINGS_FILE, frame_to_markdown, keep_settings
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import DTYPES
@@ -124,9 +124,10 @@ def run(options: argparse.Namespace) -> None:
     name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
     about = {"what": options.what, "device": name, "torch": torch.__version__}
     output = Path(options.output)
-    asked = {key: value for key, value in vars(options).items() if key not in ("what", "output")}
-    keep_settings({options.what: {**asked, "device": name, "dtype": dtype, "versions": collect_versions([])}}, output)
     result = keep(measure(options, names, device, dtype), lambda rows: {**about, **summarise(rows)}, output)
+    asked = {key: value for key, value in vars(options).items() if key not in ("what", "output")}
+    (output / SETTINGS_FILE).unlink(missing_ok=True)  # of other numbers, which are not there any more either
+    keep_settings({options.what: {**asked, "device": name, "dtype": dtype, "versions": collect_versions([])}}, output)
     if options.what == "meta":
         result["growth"] = speed_meta.check_growth(names[-1], device, dtype, options.number)
         write_json(result, output)

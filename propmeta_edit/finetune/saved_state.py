@@ -44,22 +44,21 @@ def load_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: 
     """Put the last good state into ``parameters`` and ``optimizer``; returns its text, None where there is no state.
 
     Raises:
-        ModelError: tensors of other shapes; nothing has been changed then.
+        ModelError: a state of other tensors; nothing has been changed then.
     """
     for file in (folder / STATE, folder / PREVIOUS_STATE):
         if not file.is_file():
             continue
         try:
             tensors, text = read_tensors_with_text(file)
-            values = {name: tensors[f"theta.{name}"] for name in parameters}
-            if not text:
-                raise ValueError("it does not say how far it is")
-        except (SafetensorError, ValueError, KeyError) as error:
+        except (SafetensorError, ValueError) as error:
             LOG.warning("%s is damaged (%s); trying the state before it", file, error)
             continue
-        other = [name for name, value in values.items() if value.shape != parameters[name].shape]
-        if other:
-            raise ModelError(f"{file} is of another training, in which {other[0]} has another shape; remove {folder}")
+        values = {name: tensors[f"theta.{name}"] for name in parameters if f"theta.{name}" in tensors}
+        for name, parameter in parameters.items():
+            if name not in values or values[name].shape != parameter.shape:
+                wrong = f"{name} is missing or of another shape"
+                raise ModelError(f"{file} is of a training of other tensors ({wrong}); remove {folder}")
         apply_snapshot(parameters, values)
         moments = {
             number: {key: tensors[f"{key}.{name}"] for key in _KEPT_OF_ADAMW}
@@ -82,8 +81,11 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         _save_tensors({name: value.detach().contiguous() for name, value in tensors.items()}, file, "")
 
 
-def read_tensors_with_text(file: Path) -> tuple[dict[str, torch.Tensor], str]:
+def read_tensors_with_text(file: Path, is_unsigned_accepted: bool = False) -> tuple[dict[str, torch.Tensor], str]:
     """What ``save_state`` or ``write_tensors`` wrote.
+
+    Args:
+        is_unsigned_accepted: whether a file without a checksum will do, as earlier versions wrote those of ``write_tensors``.
 
     Raises:
         OSError, SafetensorError: no such file, or one that is cut off.
@@ -92,7 +94,8 @@ def read_tensors_with_text(file: Path) -> tuple[dict[str, torch.Tensor], str]:
     with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
         tensors, metadata = {key: reader.get_tensor(key) for key in reader.keys()}, reader.metadata() or {}  # noqa: SIM118
     text = metadata.get("progress", "")
-    if metadata.get("sha256") not in (None, _checksum(tensors, text)):  # files of earlier versions have none
+    signature = metadata.get("sha256")
+    if signature != _checksum(tensors, text) and not (signature is None and is_unsigned_accepted):
         raise ValueError("its checksum does not fit its contents")
     return tensors, text
 

@@ -56,7 +56,8 @@ def train_single_hop_adapter(
 
     Args:
         model: left as it is, but for its frozen weights being bf16 afterwards where the device has bf16 in hardware.
-        states: folder of the state while the training goes on; one that was stopped there is continued, to the same bits.
+        states: folder of the state while the training goes on; one that was stopped there is continued, on the same kind of machine
+            to the same bits.
 
     Returns:
         The PEFT model around ``model``; ``models.compact.save_adapter`` writes what was learnt.
@@ -72,7 +73,7 @@ def train_single_hop_adapter(
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     order = random.Random(settings.seed)
     batches = [batch for _ in range(settings.num_epochs) for batch in make_batches(texts, settings.batch_size, order)]
-    identity = sha256_of_json([asdict(settings), texts])
+    identity = sha256_of_json([asdict(settings), texts, use_bf16])
     done = 0 if states is None else _load(states, parameters, optimizer, identity)
     with tqdm(total=len(batches), initial=done, desc="single-hop fine-tuning", unit="step") as bar:
         for step in range(done, len(batches)):
@@ -101,8 +102,8 @@ def _load(states: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch
     if text is None:
         return 0
     state = json.loads(text)
-    if state["identity"] != identity:
-        raise ConfigError(f"{states} holds the state of a training with other settings or facts; remove that folder")
+    if state.get("identity") != identity:
+        raise ConfigError(f"{states} holds the state of a training with other settings, facts or precision; remove that folder")
     return int(state["steps"])
 
 

@@ -107,7 +107,10 @@ class TrainingRun:
         text = load_state(self.folder, parameters, optimizer)
         if text is None:
             return Progress()
-        progress = Progress.from_json(text)
+        try:
+            progress = Progress.from_json(text)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"the state in {self.folder} is of another version ({error!r}); remove that folder") from error
         LOG.info("continuing after %d tasks", len(progress.losses))
         if self._rounded_otherwise:
             LOG.warning("rounding differs from here on, with %s", "; ".join(self._rounded_otherwise))
@@ -136,7 +139,7 @@ def read_kept_state(file: Path) -> dict[str, torch.Tensor]:
         ModelError: the file cannot be read, or its contents are not those that were written.
     """
     try:
-        return read_tensors_with_text(file)[0]
+        return read_tensors_with_text(file, is_unsigned_accepted=True)[0]
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot read {file}: {error}") from error
     except ValueError as error:

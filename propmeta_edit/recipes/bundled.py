@@ -162,10 +162,10 @@ def teach_single_facts(load: Callable[[], tuple[Any, Any]], folder: Path, states
     Returns:
         (model with the LoRA merged in, tokenizer, what a card says of the teaching)
     """
+    model, tokenizer = load()  # first, as its error says how to install the model
     settings = SingleHopSettings()
     questions = single_hop_questions(paraphrases=True)
     sample = questions[:: max(1, len(questions) // 300)]
-    model, tokenizer = load()
     prepare_tokenizer(tokenizer)
     before = compute_single_hop_accuracy(model, tokenizer, sample)
     save_adapter(train_single_hop_adapter(model.to(resolve_device()), tokenizer, questions, settings, states), folder)

