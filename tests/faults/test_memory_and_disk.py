@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ModelError
+from propmeta_edit.finetune import saved_state
 from propmeta_edit.finetune.weights import snapshot
-from propmeta_edit.metatrain import run as run_module
 from propmeta_edit.metatrain import trainer
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import TrainingRun
@@ -130,12 +130,12 @@ def test_a_disk_that_fills_up_costs_the_tasks_since_the_last_save_alone(tokenize
         saved.append(file)
         save(tensors, file, metadata)
 
-    save = run_module.save_file
+    save = saved_state.save_file
     with (
         monkeypatch.context() as patch,
         pytest.raises(ModelError, match=r"No space left on device.*what was saved before is still there"),
     ):
-        patch.setattr(run_module, "save_file", save_once)
+        patch.setattr(saved_state, "save_file", save_once)
         trainer.meta_train(tiny.make_model("llama"), tokenizer, TASKS, CONFIG, TrainingRun(tmp_path, {}))
     assert sorted(p.name for p in tmp_path.iterdir() if "state" in p.name) == ["state.safetensors"]
     model = tiny.make_model("llama")
