@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and hashes of files and values."""
+"""Files written whole or not at all, hashes of files and values, and names that tell folders apart."""
 
 from __future__ import annotations
 

@@ -103,7 +103,11 @@ class TrainingRun:
         save_state(self.folder, parameters, optimizer, progress.to_json())
 
     def load(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress:
-        """Put the last good state into ``parameters`` and ``optimizer``; a fresh start where there is none."""
+        """Put the last good state into ``parameters`` and ``optimizer``; a fresh start where there is none.
+
+        Raises:
+            ModelError: a state of other tensors, or of another version.
+        """
         text = load_state(self.folder, parameters, optimizer)
         if text is None:
             return Progress()
