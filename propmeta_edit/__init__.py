@@ -33,6 +33,7 @@ _EXPORTS = {
     "edit_many": "propmeta_edit.edits.compute",
     "generate_with_edits": "propmeta_edit.edits.views",
     "load_model": "propmeta_edit.models.loading",
+    "main": "propmeta_edit.cli",
     "merge_edits": "propmeta_edit.edits.edit",
     "meta_train": "propmeta_edit.metatrain.trainer",
 }

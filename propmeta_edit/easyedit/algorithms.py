@@ -7,7 +7,7 @@ import importlib
 import io
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.layers import weights_of
 from propmeta_edit.models.loading import read_model_config
+from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import padded_on
 
 LOG = logging.getLogger(__name__)
@@ -78,6 +79,53 @@ def find_algorithm(name: str) -> Any:
     if name not in ALG_DICT:
         raise EasyEditError(f"the {find_form().kind} form of EasyEdit has no {name}; it has {', '.join(ALG_DICT)}")
     return partial(_call, name, ALG_DICT[name])
+
+
+def easyedit_request(edit: EditRequest) -> dict[str, Any]:
+    """An edit as EasyEdit's algorithms take it."""
+    request: dict[str, Any] = {
+        "prompt": edit.prompt,
+        "target_new": edit.target_new,
+        "ground_truth": None,
+        "portability": {},
+        "locality": {},
+    }
+    request |= {"augmentation": [list(pair) for pair in edit.augmentation]} if edit.augmentation else {}
+    request |= {"rephrasings": list(edit.rephrasings)} if edit.rephrasings else {}
+    return request if edit.subject is None else {**request, "subject": edit.subject}
+
+
+@dataclass(frozen=True)
+class EditWith:
+    """An algorithm with EasyEdit's calling convention as a function from edit requests to the values of before.
+
+    Args:
+        apply: ``apply(model, tok, requests, hparams, copy=, return_orig_weights=, keep_original_weight=)``, which edits in place.
+        one_by_one: give it one request after another, for algorithms that take a single one (ROME).
+        padding_side: of the tokenizer while editing; most of EasyEdit's count positions from the left.
+    """
+
+    model: Any
+    tokenizer: Any
+    apply: Callable[..., tuple[Any, Mapping[str, torch.Tensor]]]
+    hparams: Any
+    one_by_one: bool = False
+    padding_side: str = "right"
+
+    def __call__(self, requests: Sequence[EditRequest]) -> Mapping[str, torch.Tensor]:
+        """Write the requests; if one fails, those before it are taken back."""
+        given = [easyedit_request(request) for request in requests]
+        original: dict[str, torch.Tensor] = {}
+        arguments = {"copy": False, "return_orig_weights": True, "keep_original_weight": True}
+        try:
+            with padded_on(self.tokenizer, self.padding_side):
+                for group in [[request] for request in given] if self.one_by_one else [given]:
+                    _, before = self.apply(self.model, self.tokenizer, group, self.hparams, **arguments)
+                    original = {**before, **original}
+        except BaseException:
+            apply_snapshot(dict(self.model.named_parameters()), original)
+            raise
+        return original
 
 
 def _call(name: str, apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:

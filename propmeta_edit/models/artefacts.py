@@ -86,7 +86,7 @@ def build_whole(folder: Path, build: Callable[[Path], None]) -> None:
 
 def _locks_folder() -> Path:
     """In the cache folder, which processes of several machines may share; where that cannot be written to, for temporary files."""
-    for home in (cache_home(), Path(tempfile.gettempdir()) / "propmeta_edit"):
+    for home in (cache_home(), Path(tempfile.gettempdir()) / "propmeta-edit"):
         locks = home / "locks"
         with suppress(OSError):
             locks.mkdir(parents=True, exist_ok=True)

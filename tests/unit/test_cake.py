@@ -24,9 +24,9 @@ from propmeta_edit.baselines.cake import (
 )
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake
 from propmeta_edit.easyedit import cake as cake_of_easyedit
+from propmeta_edit.easyedit.algorithms import easyedit_request
 from propmeta_edit.easyedit.cake import CaKEHyperParams, apply_cake_to_model
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.evaluation.methods import easyedit_request
 from propmeta_edit.records import EditRequest
 
 EDIT = EditRequest("Ann Lee is a citizen of", "Peru", "Ann Lee")

@@ -37,7 +37,7 @@ def edit(
     for _ in range(settings.num_inner_steps):
         for request in requests:
             optimizer.zero_grad()
-            text_loss(model, tokenizer, request.prompt, request.target_new).backward()
+            torch.autograd.backward(text_loss(model, tokenizer, request.prompt, request.target_new))
             optimizer.step()
     optimizer.zero_grad()
 
@@ -97,6 +97,6 @@ def outer_step(
 ) -> None:
     """The mean of the tasks' gradients to the outer optimiser."""
     for number, parameter in enumerate(parameters.values()):
-        parameter.grad = sum(own[number] for own in gradients) / len(gradients)
+        parameter.grad = torch.stack([own[number] for own in gradients]).sum(dim=0) / len(gradients)
     optimizer.step()
     optimizer.zero_grad()

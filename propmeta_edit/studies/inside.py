@@ -36,8 +36,8 @@ from propmeta_edit.finetune.weights import apply_snapshot, restored_on_exit, sna
 from propmeta_edit.metatrain.run import find_kept_states
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
-from propmeta_edit.recipes.comparison import hash_of_model
 from propmeta_edit.records import Case
+from propmeta_edit.studies.runs import hash_of_model
 
 ARMS = ("FT", "FT-as-MetaFT", "MetaFT")
 AT_ONCE = 4  # edits computed side by side
