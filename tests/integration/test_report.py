@@ -122,7 +122,7 @@ def test_a_report_is_no_part_of_the_next_one(tmp_path, capsys):
     make_speed(tmp_path / "results" / "speed")
     output = tmp_path / "results" / "report"
     first = ["--output", str(output), str(tmp_path / "results" / "speed"), str(tmp_path / "results" / "table2")]
-    assert report.main(first) == 0
+    assert main(["report", *first]) == 0
     page, pictures = (output / "report.html").read_text(), sorted(output.glob("*.png"))
     assert [path.name for path in pictures] == ["1-accuracy-cre-id.png"]
     (output / "7-mine.png").write_bytes(b"of somebody else")

@@ -41,7 +41,7 @@ def hub(tmp_path, monkeypatch, tokenizer):
 
 
 def describe(tmp_path, model, names, rows=(), minutes=None):
-    bench = Bench(model, "smollm2-135m", "cpu", "float32", folder=tmp_path)
+    bench = Bench(model, "tiny", "cpu", "float32", folder=tmp_path)
     asked = [Asked(name, METHODS[name], data) for name in names for data in DATA]
     said = describe_plan(asked, bench, rows, limit=None, limits={}, minutes_per_row=minutes)
     return {line.split()[0]: line for line in said.splitlines() if line}
