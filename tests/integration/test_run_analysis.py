@@ -147,7 +147,8 @@ def test_a_run_from_another_base_is_refused(place, capsys):
 
 def make_row(method, number, correct, generated=" Lima.", relation="capital", **more):
     tags = {"relation": relation, "entity_type": "Country", "entity_name": "the Peru"}
-    values = {"model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c", "seed": 0, **more}
+    shas = {"model_sha256": "a", "base_sha256": "a", "data_sha256": "b", "hparams_sha256": "c"}
+    values = {"model": "m", "seed": 0, **shas, **more}
     question = f"What is the capital of the country that Ann Lee {number} lives in?"
     return Row(
         method, "cre", str(number), correct=correct, generated=generated, question=question, answers=("Lima",), tags=tags, **values

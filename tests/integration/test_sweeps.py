@@ -251,7 +251,7 @@ def test_what_is_compared_is_hashed_once(place, monkeypatch):
 
 
 def row_of(method, case_id, correct=False, error=None):
-    shas = {"model_sha256": method, "data_sha256": "d", "hparams_sha256": "h", "seed": 0}
+    shas = {"model_sha256": method, "base_sha256": "b", "data_sha256": "d", "hparams_sha256": "h", "seed": 0}
     return Row(method=method, dataset="valid-ood", case_id=str(case_id), model=method, correct=correct, error=error, **shas)
 
 
