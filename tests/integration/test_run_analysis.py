@@ -24,6 +24,7 @@ from propmeta_edit.analysis.gains import (
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import Row, RowFile
+from propmeta_edit.finetune.saved_state import write_tensors
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import data_sets
 from propmeta_edit.recipes.analysis import list_stages, make_arms, study_weights
@@ -66,7 +67,7 @@ def keep_state(place, number, shift):
     weights = load_file(place / "base" / "model.safetensors")
     folder = place / "run" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: weights[name] + shift for name in NAMES}, folder / f"tasks-{number:06d}.safetensors")
+    write_tensors(folder / f"tasks-{number:06d}.safetensors", {name: weights[name] + shift for name in NAMES})
     return str(place / "run")
 
 
