@@ -59,7 +59,7 @@ class Progress:
     @classmethod
     def from_json(cls, text: str) -> Progress:
         values = json.loads(text)
-        return cls([TaskLosses(**row) for row in values["losses"]], values["validation"], values.get("seconds", 0.0))
+        return cls([TaskLosses(**row) for row in values["losses"]], values["validation"], values["seconds"])
 
 
 class TrainingRun:
