@@ -443,6 +443,6 @@ def _require(kind: type, config: Mapping[str, Any], name: str) -> Any:
 
 
 def _read_request(row: Mapping[str, Any]) -> EditRequest:
-    """A saved request; those of older edits have no ``rephrasings``."""
+    """A saved request, its lists as the tuples they were."""
     pairs = tuple((text, completion) for text, completion in row["augmentation"])
-    return EditRequest(**{**row, "augmentation": pairs, "rephrasings": tuple(row.get("rephrasings", ()))})
+    return EditRequest(**{**row, "augmentation": pairs, "rephrasings": tuple(row["rephrasings"])})

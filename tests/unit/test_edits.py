@@ -220,15 +220,10 @@ def test_loaded_edits_are_the_saved_ones(model, edits, saved):
         assert same(values_of(model), both)
 
 
-def test_requests_are_kept_whole_and_those_of_older_edits_are_read(edits, tmp_path):
+def test_requests_are_kept_whole(edits, tmp_path):
     request = EditRequest("Ann lives in", "Peru", "Ann", (("Ann's home:", "Peru."),), ("Ann's home is in",))
     replace(edits[0], requests=(request,)).save(tmp_path / "edit")
     assert Edit.load(tmp_path / "edit").requests == (request,)
-    file = tmp_path / "edit" / CONFIG
-    config = json.loads(file.read_text())
-    del config["requests"][0]["rephrasings"]
-    file.write_text(json.dumps(config))
-    assert Edit.load(tmp_path / "edit").requests == (replace(request, rephrasings=()),)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no config", "no weights", "no edit"])
@@ -257,7 +252,7 @@ def test_damaged_files(saved, damage):
         ("settings", "ten steps"),
         ("base_sha256", 5),
         ("base_model", 5),
-        ("requests", [{"prompt": "", "target_new": "Peru", "augmentation": []}]),
+        ("requests", [{"prompt": "", "target_new": "Peru", "augmentation": [], "rephrasings": []}]),
     ],
 )
 def test_a_config_with_something_else_in_it_names_its_folder(saved, name, value):
