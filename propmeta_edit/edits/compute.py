@@ -66,7 +66,7 @@ def compute_edit(
     weights = {name: parameters[name].data for name in original}
     put_in_place(parameters, original)
     about = (str(hparams.model_name), "MetaFT", describe_settings(hparams))
-    return Edit(tuple(requests), weights, original, *about, transposed=find_transposed(model, weights), base=take_base(model))
+    return Edit(tuple(requests), weights, original, take_base(model), *about, transposed=find_transposed(model, weights))
 
 
 def edit_many(
@@ -105,17 +105,14 @@ def edit_many(
     parameters = select_parameters(model, hparams.layers, hparams.modules)
     require_full_precision(parameters)
     before = {name: parameter.data for name, parameter in parameters.items()}
-    state: dict[str, Any] = {
-        "transposed": find_transposed(model, before),
-        "base": take_base(model),
-        "fingerprints": take_fingerprints(before),
-    }
+    base = take_base(model)
+    state: dict[str, Any] = {"transposed": find_transposed(model, before), "fingerprints": take_fingerprints(before)}
     about = (str(hparams.model_name), "MetaFT", describe_settings(hparams))
     at_once = at_once or choose_at_once(before, free_memory(model.device))
     for start in range(0, len(several), at_once):
         some = several[start : start + at_once]
         weights = _write_each(model, tokenizer, parameters, some, hparams, model.device if keep_on_device else torch.device("cpu"))
-        edits += [Edit(tuple(own), values, before, *about, **state) for own, values in zip(some, weights, strict=True)]
+        edits += [Edit(tuple(own), values, before, base, *about, **state) for own, values in zip(some, weights, strict=True)]
     return edits
 
 

@@ -251,6 +251,7 @@ def test_damaged_files(saved, damage):
         ("settings", None),
         ("settings", "ten steps"),
         ("base_sha256", 5),
+        ("base", None),
         ("base_model", 5),
         ("requests", [{"prompt": "", "target_new": "Peru", "augmentation": [], "rephrasings": []}]),
     ],
@@ -347,14 +348,6 @@ def test_an_edit_pinned_to_another_model_belongs_there(model, edits, saved, rela
         assert all(torch.equal(foreign.get_parameter(name), value) for name, value in edits[0].weights.items())
     with pytest.raises(ModelError, match=r"is torch\.bfloat16 in this model and torch\.float64 in the edit"):
         edits[0].pin_to(other.bfloat16())
-
-
-def test_folders_of_before_bases_were_known_are_read(edits, saved, relative):
-    config = json.loads((saved / CONFIG).read_text())
-    del config["base"]
-    (saved / CONFIG).write_text(json.dumps(config))
-    with Edit.load(saved).applied(relative[0]):
-        pass
 
 
 def test_folders_that_cannot_be_written(edits, saved, tmp_path):
