@@ -95,7 +95,6 @@ def test_out_of_memory_in_validation_says_so(tokenizer, monkeypatch):
     [
         ({}, 2, 3 + 4 * 2),
         ({"tasks_at_once": 1}, 1, 3 + 4 + 1),
-        ({"order": "second"}, 1, 3 + 4 + 1),
         ({"tasks_per_step": 1}, 1, 3 + 4),
     ],
 )

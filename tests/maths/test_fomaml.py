@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from exact_maml import compute_exact_task_gradients
 from transformers import LlamaConfig
 
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
@@ -20,7 +21,6 @@ from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain import trainer
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.metatrain.exact_maml import compute_exact_task_gradients
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
 from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.task_texts import encode_step
@@ -200,8 +200,8 @@ def test_exact_maml_carries_the_factor_on_a_quadratic(monkeypatch):
     def plain_sgd(values, gradients, first, second, step, settings):
         return [v - settings.inner_lr * g for v, g in zip(values, gradients, strict=True)], first, second
 
-    monkeypatch.setattr("propmeta_edit.metatrain.exact_maml._adamw", plain_sgd)
-    monkeypatch.setattr("propmeta_edit.metatrain.exact_maml.compute_answer_loss", lambda m, batch, reduction: loss(m, batch, a))
+    monkeypatch.setattr("exact_maml._adamw", plain_sgd)
+    monkeypatch.setattr("exact_maml.compute_answer_loss", lambda m, batch, reduction: loss(m, batch, a))
     settings = InnerLoopSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
     parameters = {"model.layers.0.0.weight": model.w}
     task = compute_exact_task_gradients(model, parameters, [target], lambda m: loss(m, related, b), settings)
@@ -251,13 +251,16 @@ def test_exact_maml_is_the_derivative_of_the_whole_inner_loop(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_second_order_step_runs_and_leaves_theta_alone(name, tokenizer):
+def test_exact_maml_runs_and_leaves_theta_alone(name, tokenizer):
+    """Two tasks one after another, as an outer step of second order would take them."""
     model = tiny.make_model(name)
     parameters = select_parameters(model, [1])
     before = snapshot(parameters)
-    config = MetaTrainConfig(model="tiny", layers=[1], order="second", inner_lr=0.01, num_inner_steps=2, num_tasks=1)
-    tasks = [MetaTask("a", REQUEST, QUESTION), MetaTask("b", EditRequest("Ann Lee lives in", "Peru"), QUESTION)]
-    found = compute_step_gradients(model, parameters, encode_step(tokenizer, tasks, config), config)
+    settings = InnerLoopSettings(inner_lr=0.01, num_inner_steps=2)
+    related = answer_loss(encode_questions(tokenizer, [QUESTION]))
+    targets = [encode_requests(tokenizer, [[request]]) for request in (REQUEST, EditRequest("Ann Lee lives in", "Peru"))]
+    first, second = (compute_exact_task_gradients(model, parameters, target, related, settings) for target in targets)
+    found = first.take_in(second)
     assert len(found.related_losses) == 2 and all(torch.isfinite(g).all() for g in found.gradients)
     assert all(torch.equal(p, before[n]) for n, p in parameters.items())
 
@@ -366,13 +369,12 @@ def test_half_precision_is_refused(tokenizer):
         meta_train(model, tokenizer, [MetaTask("t", REQUEST, QUESTION)], config)
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
-def test_a_step_in_parts_holds_one_sum_of_gradients(tokenizer, monkeypatch, order):
+def test_a_step_in_parts_holds_one_sum_of_gradients(tokenizer, monkeypatch):
     """However many parts there are; their sum is the gradient of all at once."""
     model = tiny.make_model("llama")
     parameters = select_parameters(model, [1])
     tasks = [MetaTask(name, EditRequest("Ann Lee lives in", name), QUESTION) for name in ("Peru", "Greece", "France", "Lima")]
-    config = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.01, num_inner_steps=2, tasks_per_step=4, order=order)
+    config = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.01, num_inner_steps=2, tasks_per_step=4)
     compute, made, alive = trainer._compute_gradients, [], []
 
     def watch(*arguments):
@@ -387,8 +389,8 @@ def test_a_step_in_parts_holds_one_sum_of_gradients(tokenizer, monkeypatch, orde
     assert alive == [0, 1, 1, 1]
     singly = [compute(model, parameters, part, config) for part in parts]
     expected = [sum(column) for column in zip(*(task.gradients for task in singly), strict=True)]
-    [whole] = encode_step(tokenizer, tasks, replace(config, order="first"))
-    together = expected if order == "second" else compute(model, parameters, whole, config).gradients
+    [whole] = encode_step(tokenizer, tasks, config)
+    together = compute(model, parameters, whole, config).gradients
     for own, one_by_one, at_once in zip(in_parts.gradients, expected, together, strict=True):
         assert own.is_contiguous()
         torch.testing.assert_close(own, one_by_one, rtol=1e-12, atol=1e-12)

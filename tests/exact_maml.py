@@ -1,6 +1,8 @@
-"""Exact (second-order) MAML, for small models: the outer gradient taken through the inner loop, to measure what Eq. 4 leaves out.
+"""Exact (second-order) MAML as the tests' oracle: the outer gradient taken through the inner loop, so that it is known what Eq. 4
+leaves out.
 
-It keeps the graph of all K steps, so memory grows with K times the model's activations, and it runs one task at a time.
+It keeps the graph of all K steps, so memory grows with K times the model's activations, and it runs one task at a time. What a
+training with it was worth is in docs/search.md.
 """
 
 from __future__ import annotations
