@@ -137,14 +137,14 @@ def require_runs_fit(points: Sequence[Point], folder: Path) -> None:
 
 
 def _require_same_origin(config: MetaTrainConfig, checkpoint: Path) -> None:
-    """Whether a checkpoint's card says what a run would write into it today; what an older card does not say is not compared."""
+    """Whether a checkpoint's card says what a run would write into it today."""
     card = read_checkpoint_card(checkpoint)
-    before = {**card["settings"], **{name: card[name] for name in ("tasks_sha256", "base_sha256") if name in card}}
+    before = {**card["settings"], **{name: card.get(name) for name in ("tasks_sha256", "base_sha256")}}
     now = {**config.decisive, "tasks_sha256": read_tasks(config)[1], "base_sha256": _hash_of_base(config.model)}
     other = [
-        f"{name} {before[name]!r}, now {value!r}"
+        f"{name} {before.get(name)!r}, now {value!r}"
         for name, value in now.items()
-        if name in before and before[name] != value and (name, value) != ("base_sha256", None)
+        if before.get(name) != value and (name, value) != ("base_sha256", None)
     ]
     if other:
         raise DataError(
