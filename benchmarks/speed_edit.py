@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import speed_parts
@@ -16,7 +15,7 @@ from propmeta_edit.easyedit.algorithms import find_algorithm, make_hparams
 from propmeta_edit.edits.compute import edit_many
 from propmeta_edit.evaluation.methods import easyedit_request
 from propmeta_edit.evaluation.runner import batches_of
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.devices import free_unused
@@ -48,6 +47,10 @@ class Setting:
 
     def load(self) -> tuple[Any, Any]:
         return speed_parts.load(self.model_name, self.device, self.dtype, [self.layer], "attention+mlp")
+
+    @property
+    def edit(self) -> EditSettings:
+        return EditSettings([self.layer], inner_lr=RATE, num_inner_steps=self.num_steps)
 
     def requests(self, number: int) -> list[EditRequest]:
         before = "It is well known that " * (self.filler // 5)
@@ -86,25 +89,20 @@ def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> 
 
 def time_single(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
     """Seconds of one edit after another by the inner loop, putting back included."""
-    settings = InnerLoopSettings(inner_lr=RATE, num_inner_steps=setting.num_steps)
     parameters, requests = select_parameters(model, [setting.layer]), setting.requests(number)
     started = time.perf_counter()
     for request in requests:
-        put_in_place(parameters, write_facts(model, tokenizer, [request], settings, layers=[setting.layer]))
+        put_in_place(parameters, write_facts(model, tokenizer, [request], setting.edit))
     speed_parts.wait_for(model.device)
     return (time.perf_counter() - started) / number
 
 
 def time_batched(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
     """Seconds an edit with ``at_once`` of them side by side, which stay on the model's device."""
-    settings = InnerLoopSettings(inner_lr=RATE, num_inner_steps=setting.num_steps)
-    hparams = SimpleNamespace(
-        layers=[setting.layer], modules="attention+mlp", batch_size=1, model_name="", inner_loop_settings=lambda: settings
-    )
     requests = setting.requests(number)
     started = time.perf_counter()
     for some in batches_of(requests, setting.at_once):  # not all in one call: edits that nobody keeps need not be held
-        edit_many(model, tokenizer, some, hparams, setting.at_once, keep_on_device=True)
+        edit_many(model, tokenizer, some, setting.edit, setting.at_once, keep_on_device=True)
     speed_parts.wait_for(model.device)
     return (time.perf_counter() - started) / number
 

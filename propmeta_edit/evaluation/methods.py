@@ -15,7 +15,7 @@ import torch
 
 from propmeta_edit.edits.compute import choose_at_once
 from propmeta_edit.evaluation.runner import CaseOutcome
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.devices import free_memory
@@ -132,21 +132,18 @@ class FineTuning:
 
     Args:
         one: the same edit as EasyEdit calls it, for a single case, which is timed.
-        settings, layers, modules, batch_size: of the inner loop.
+        settings: of the same edit.
     """
 
     model: Any
     tokenizer: Any
     one: Editing
-    settings: InnerLoopSettings
-    layers: Sequence[int] | str | None
-    modules: str
-    batch_size: int = 1
+    settings: EditSettings
 
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         if len(cases) == 1:
             return self.one.evaluate_many(cases)
-        parameters = select_parameters(self.model, self.layers, self.modules)
+        parameters = select_parameters(self.model, self.settings.layers, self.settings.modules)
         fitting = choose_at_once(parameters, free_memory(self.model.device))  # a CPU would run out of memory for everybody
         if len(cases) > fitting:
             parts = [cases[start : start + fitting] for start in range(0, len(cases), fitting)]
@@ -163,15 +160,7 @@ class FineTuning:
     def evaluate_at_once(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         """All cases in one batch; they must have equally many requests."""
         before = _answer_neighbours(self.model, self.tokenizer, cases)
-        with many_edits(
-            self.model,
-            self.tokenizer,
-            [self._requests_of(case) for case in cases],
-            self.settings,
-            layers=self.layers,
-            modules=self.modules,
-            batch_size=self.batch_size,
-        ):
+        with many_edits(self.model, self.tokenizer, [self._requests_of(case) for case in cases], self.settings):
             return _ask(self.model, self.tokenizer, cases, before)
 
 

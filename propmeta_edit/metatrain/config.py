@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from propmeta_edit.config import derive_settings
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 
 PAIRINGS = ("matched", "shuffled")
 OUTER_TERMS = ("related", "in-context", "locality", "efficacy")
@@ -102,7 +103,7 @@ class MetaTrainConfig:
         unknown = sorted(set(self.outer_terms) - set(OUTER_TERMS))
         if unknown or not self.outer_terms:
             raise ConfigError(f"outer_terms must be weights of {', '.join(OUTER_TERMS)}, got {unknown or self.outer_terms}")
-        _ = self.inner  # refuses values the loop would refuse
+        _ = self.edit  # refuses values the loop would refuse
 
     @property
     def rounding(self) -> dict[str, Any]:
@@ -115,11 +116,6 @@ class MetaTrainConfig:
         return {name: value for name, value in asdict(self).items() if name not in ("device", "tracker", *ROUNDING)}
 
     @property
-    def inner(self) -> InnerLoopSettings:
-        """These settings as the inner loop takes them."""
-        return InnerLoopSettings(
-            inner_lr=self.inner_lr,
-            num_inner_steps=self.num_inner_steps,
-            weight_decay=self.weight_decay,
-            loss_reduction=self.loss_reduction,
-        )
+    def edit(self) -> EditSettings:
+        """What the inner loop is run with here, and an edit of the result with the same settings."""
+        return derive_settings(EditSettings, self)

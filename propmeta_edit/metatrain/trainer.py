@@ -205,7 +205,7 @@ def _compute_gradients(
 ) -> TaskGradients:
     encoded = encoded.to(model.device)
     outer_loss = make_outer_loss(model, encoded, config)
-    return compute_task_gradients(model, parameters, encoded.target, outer_loss, config.inner, len(encoded.tasks))
+    return compute_task_gradients(model, parameters, encoded.target, outer_loss, config.edit, len(encoded.tasks))
 
 
 def _validate(validate: Validate | None, progress: Progress) -> None:

@@ -19,7 +19,7 @@ from propmeta_edit.baselines.cake import make_rephrasings, origin_of_rephrasings
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, fill_layers, find_algorithm, make_contexts, make_hparams
 from propmeta_edit.easyedit.forms import find_form
-from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams, edit_settings_of
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.companions import with_text_origins, with_wrong_facts
@@ -29,7 +29,7 @@ from propmeta_edit.files import sha256_of_json
 from propmeta_edit.models.artefacts import find_model_folder, resolve_model_folder
 from propmeta_edit.models.devices import free_unused
 from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
-from propmeta_edit.recipes.settings import edit_settings_of, has_hparams, hparams_file
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.records import Case, EditRequest
 
@@ -265,7 +265,7 @@ def build_method(kind: RowKind, settings: dict[str, Any], model: str, setup: Set
         hparams = build_config(MetaFTHyperParams, values, f"the settings of {model}")
         loaded = _loaded(model, hparams.layers, setup, setup.dtype_of(kind))
         one = Editing(*loaded, apply_metaft_to_model, hparams, write=kind.write)
-        return FineTuning(*loaded, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules, hparams.batch_size)
+        return FineTuning(*loaded, one, hparams.edit)
     if kind.edit in BASELINES:
         hparams = make_hparams(kind.edit, {**settings, "model_name": model, "device": setup.device})
         loaded = _loaded(model, None, setup, setup.dtype_of(kind))

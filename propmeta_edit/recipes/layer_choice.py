@@ -116,7 +116,7 @@ def _score(config: MetaTrainConfig, identity: Mapping[str, Any], candidate: tupl
     with logged_to(own / "log.txt"), stopped_by_sigterm() as should_stop:
         model, tokenizer = load_model(config.model, device=config.device, dtype=config.dtype, layers=[layer], modules=modules)
         meta_train(model, tokenizer, tasks, replace(config, validate_every=None), run, should_stop=should_stop)
-        splits = compute_edited_accuracy(model, tokenizer, config, validation)
+        splits = compute_edited_accuracy(model, tokenizer, config.edit, validation)
     score = Score(layer, modules, num_tasks, sum(splits.values()) / len(splits), splits)
     write_text_atomically(result, json.dumps(asdict(score)) + "\n")
     return score

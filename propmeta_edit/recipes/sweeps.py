@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from propmeta_edit.config import build_config
-from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams, edit_settings_of
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.evaluation.methods import Editing, FineTuning
@@ -39,7 +39,6 @@ from propmeta_edit.recipes.meta_training import (
     train_to_folder,
     training_bytes,
 )
-from propmeta_edit.recipes.settings import edit_settings_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def make_point_spec(point: Point, folder: Path) -> MethodSpec:
                 raise ConfigError(f"{checkpoint} keeps no state after {point.num_tasks} tasks; checkpoint_every must divide it")
     values = {**edit_settings_of(asdict(config)), "model_name": model, "device": config.device, "dtype": config.dtype}
     hparams = build_config(MetaFTHyperParams, values, point.label)
-    identity = {**asdict(hparams.inner_loop_settings()), "layers": config.layers, "modules": config.modules, "dtype": config.dtype}
+    identity = {**hparams.edit.to_dict(), "dtype": config.dtype}
     identity["weights"] = None if weights is None else sha256_of_file(weights)
     meta_training = asdict(config) if point.is_meta_trained else {"model": config.model}
     return MethodSpec(
@@ -112,7 +111,7 @@ def _build(hparams: MetaFTHyperParams, weights: Path | None) -> FineTuning:
     if weights is not None:
         apply_snapshot(dict(model.named_parameters()), read_kept_state(weights))
     one = Editing(model, tokenizer, apply_metaft_to_model, hparams)
-    return FineTuning(model, tokenizer, one, hparams.inner_loop_settings(), hparams.layers, hparams.modules)
+    return FineTuning(model, tokenizer, one, hparams.edit)
 
 
 def name_of_run(config: MetaTrainConfig) -> str:

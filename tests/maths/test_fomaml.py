@@ -16,7 +16,8 @@ from transformers import LlamaConfig
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, ModelError
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain import trainer
@@ -60,7 +61,7 @@ def test_inner_loop_is_adamw_on_the_target_loss_step_by_step(setting):
     """The obvious loop (whole-model loss, AdamW by hand) reaches the same weights and sees the same losses."""
     model, parameters, target, _ = setting
     before, gradients, seen = snapshot(parameters), [], []
-    settings = InnerLoopSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.1)
+    settings = EditSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.1)
     with only_trainable(model, parameters):
         for _ in range(3):
             for name, p in parameters.items():
@@ -82,7 +83,7 @@ def test_inner_loop_is_adamw_on_the_target_loss_step_by_step(setting):
 
 def test_task_gradient_is_the_plain_gradient_at_the_adapted_weights(setting):
     model, parameters, target, related = setting
-    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=2)
+    settings = EditSettings(inner_lr=0.02, num_inner_steps=2)
     before = snapshot(parameters)
     with only_trainable(model, parameters):
         task = compute_task_gradients(model, parameters, target, answer_loss(related), settings)
@@ -101,7 +102,7 @@ def test_many_tasks_at_once_are_the_single_tasks(family, tokenizer):
     parameters = select_parameters(model, [0, 1])
     requests = [REQUEST, EditRequest("Ann Lee is a citizen of", "Peru"), EditRequest("The capital of France is", "Paris in Greece")]
     questions = [QUESTION, Question("What does Ann Lee speak?", ("Spanish",)), Question("Where?", ("Lima in Peru",))]
-    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=3)
+    settings = EditSettings(inner_lr=0.02, num_inner_steps=3)
     with only_trainable(model, parameters):
         single = [
             compute_task_gradients(
@@ -118,7 +119,7 @@ def test_many_tasks_at_once_are_the_single_tasks(family, tokenizer):
         torch.testing.assert_close(together.gradients[number], expected, rtol=1e-5, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("settings", [InnerLoopSettings(num_inner_steps=0), InnerLoopSettings(inner_lr=0.0, num_inner_steps=4)])
+@pytest.mark.parametrize("settings", [EditSettings(num_inner_steps=0), EditSettings(inner_lr=0.0, num_inner_steps=4)])
 def test_without_inner_learning_the_gradient_is_the_ordinary_one(setting, settings):
     model, parameters, target, related = setting
     with only_trainable(model, parameters):
@@ -178,7 +179,7 @@ def test_first_order_and_not_second_order_on_a_quadratic(monkeypatch):
 
     monkeypatch.setattr("propmeta_edit.finetune.inner_loop.compute_answer_loss", loss)
     monkeypatch.setattr(torch.optim, "AdamW", PlainSgd)
-    settings = InnerLoopSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
+    settings = EditSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
     parameters = {"model.layers.0.0.weight": model.w}
     related = partial(loss, batch=(b, relateds), num_edits=2)
     task = compute_task_gradients(model, parameters, [(a, targets)], related, settings, num_tasks=2)
@@ -202,7 +203,7 @@ def test_exact_maml_carries_the_factor_on_a_quadratic(monkeypatch):
 
     monkeypatch.setattr("exact_maml._adamw", plain_sgd)
     monkeypatch.setattr("exact_maml.compute_answer_loss", lambda m, batch, reduction: loss(m, batch, a))
-    settings = InnerLoopSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
+    settings = EditSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
     parameters = {"model.layers.0.0.weight": model.w}
     task = compute_exact_task_gradients(model, parameters, [target], lambda m: loss(m, related, b), settings)
     adapted = target + (1 - alpha * a) ** k * (3.0 - target)
@@ -219,7 +220,7 @@ def test_exact_maml_is_the_derivative_of_the_whole_inner_loop(tokenizer):
     model = tiny.make_model("gpt2")
     parameters = select_parameters(model, [1])
     target, related = encode_requests(tokenizer, [[REQUEST]]), encode_questions(tokenizer, [QUESTION])
-    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=3, eps=1e-2)
+    settings = EditSettings(inner_lr=0.02, num_inner_steps=3, eps=1e-2)
     exact = compute_exact_task_gradients(model, parameters, target, answer_loss(related), settings)
     with only_trainable(model, parameters):
         first_order = compute_task_gradients(model, parameters, target, answer_loss(related), settings)
@@ -256,7 +257,7 @@ def test_exact_maml_runs_and_leaves_theta_alone(name, tokenizer):
     model = tiny.make_model(name)
     parameters = select_parameters(model, [1])
     before = snapshot(parameters)
-    settings = InnerLoopSettings(inner_lr=0.01, num_inner_steps=2)
+    settings = EditSettings(inner_lr=0.01, num_inner_steps=2)
     related = answer_loss(encode_questions(tokenizer, [QUESTION]))
     targets = [encode_requests(tokenizer, [[request]]) for request in (REQUEST, EditRequest("Ann Lee lives in", "Peru"))]
     first, second = (compute_exact_task_gradients(model, parameters, target, related, settings) for target in targets)
@@ -336,7 +337,7 @@ def test_meta_training_and_editing_share_one_inner_loop(family, tokenizer, monke
         seen.update({name: value[0].T if value.dim() == 3 and family != "gpt2" else value[0] for name, value in adapted.items()})
         return losses
 
-    monkeypatch.setattr("propmeta_edit.metatrain.fomaml.apply_inner_loop", record)
+    monkeypatch.setattr("propmeta_edit.finetune.many_edits.apply_inner_loop", record)
     meta_train(model, tokenizer, [MetaTask("t", REQUEST, QUESTION)], config)
     assert all(torch.equal(p.data, before[name]) for name, p in parameters.items())
     hparams = MetaFTHyperParams(model_name="tiny", device="cpu", layers=[1], lr=0.01, num_steps=4)

@@ -20,7 +20,7 @@ from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, m
 from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.stacking import StackedWeights, stacked_weights
 from propmeta_edit.finetune.weights import snapshot
@@ -38,15 +38,7 @@ REQUESTS = [
 
 
 def hparams(layers=(1,), **values):
-    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=3)
-    return SimpleNamespace(
-        layers=list(layers),
-        modules="attention+mlp",
-        batch_size=1,
-        model_name="tiny",
-        inner_loop_settings=lambda: settings,
-        **values,
-    )
+    return SimpleNamespace(model_name="tiny", edit=EditSettings(list(layers), inner_lr=0.02, num_inner_steps=3), **values)
 
 
 @pytest.fixture
@@ -584,7 +576,7 @@ def test_what_many_at_once_refuse(model, tokenizer):
 )
 def test_an_edit_that_diverged_is_refused_and_leaves_no_trace(model, tokenizer, compute):
     before, settings = values_of(model), hparams()
-    settings.inner_loop_settings = lambda: InnerLoopSettings(inner_lr=1e300, num_inner_steps=3)
+    settings.edit = replace(settings.edit, inner_lr=1e300)
     with pytest.raises(ModelError, match=r"the edit diverged: .* after 3 steps at rate 1e\+300; lower the rate"):
         compute(model, tokenizer, settings)
     assert same(values_of(model), before)
