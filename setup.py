@@ -54,7 +54,6 @@ setup(
         "bundled": WORLD,
         "bench": BENCH,
         "ray": ["ray"],
-        "eval": ["lm-eval"],
         "gemma": GEMMA,
         "dev": ["ipykernel", "mypy", "nbclient", "pytest", "pytest-xdist", "ray", "ruff"],
         "docs": ["mkdocs"],

@@ -19,6 +19,7 @@ _EXPORTS = {
     "Case": "propmeta_edit.records",
     "Edit": "propmeta_edit.edits.edit",
     "EditRequest": "propmeta_edit.records",
+    "EditSettings": "propmeta_edit.finetune.edit_settings",
     "EditedModel": "propmeta_edit.edits.views",
     "MetaFTHyperParams": "propmeta_edit.easyedit.hparams",
     "MetaTask": "propmeta_edit.records",

@@ -176,7 +176,9 @@ def _readable(message: str) -> str:
     found = re.search(r"Errors:\n(?P<errors>(?:\s+- .*\n)+)\s*Given value type: .*\n\s*Given value: (?P<value>.*)", message)
     if found:  # of an option that takes one of several types
         wanted = [line.strip(" -") for line in found["errors"].splitlines() if "NoneType" not in line]
-        message = f"{message.partition(':')[0]}: {' or '.join(wanted)}" + ("" if "got " in wanted[0] else f", got {found['value']!r}")
+        message = f"{message.partition(':')[0]}: {' or '.join(wanted)}" + (
+            "" if "got " in wanted[0] else f", got {found['value']!r}"
+        )
     message = re.sub(r'Parser key "([\w.]+)":\s*', lambda match: f"--{match[1].replace('_', '-')}: ", message)
     return re.sub(r"\s+", " ", re.sub(r"Not of type \w+: |<class '(\w+)'>", r"\1", message)).strip()
 

@@ -62,5 +62,15 @@ def build_config(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         raise ConfigError(f"{source}: {error}") from error
 
 
+def derive_settings(cls: type[T], source: Any, renamed: Mapping[str, str] | None = None) -> T:
+    """A settings dataclass from those attributes of ``source`` that have its fields' names.
+
+    Args:
+        renamed: what ``source`` calls a field that has another name there; a field that it lacks keeps its default.
+    """
+    names = {field.name: (renamed or {}).get(field.name, field.name) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return cls(**{own: getattr(source, given) for own, given in names.items() if hasattr(source, given)})
+
+
 def _readable(message: str) -> str:
     return message.replace('"settings.', '"').replace("settings.", "").replace("\n", " ")

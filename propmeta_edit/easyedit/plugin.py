@@ -42,13 +42,5 @@ def apply_metaft_to_model(
     edits = as_requests(requests)
     if copy:
         model = deepcopy(model)
-    original = write_facts(
-        model,
-        tok,
-        edits,
-        hparams.inner_loop_settings(),
-        layers=hparams.layers,
-        modules=hparams.modules,
-        batch_size=hparams.batch_size,
-    )
+    original = write_facts(model, tok, edits, hparams.edit)
     return model, original if return_orig_weights else {}

@@ -50,25 +50,24 @@ class Edit:
         requests: the facts it wrote.
         weights: the edited tensors, by parameter name, as they are after the edit.
         before: the same tensors before it; None for an edit that was loaded, which knows their hash alone.
+        base: what every parameter held without any edit (``take_base``), so that two models that differ elsewhere are told apart.
         base_model: the name or path of the model it was made on, for people.
         method: ``MetaFT``, ``ROME``, ...
         settings: of the method, as plain values.
         hash_before: given only for a loaded edit.
         transposed: those weights that are [in, out] (GPT-2's projections), as a LoRA of them has to know.
-        base: what every parameter held without any edit (``take_base``), so that two models that differ elsewhere are told apart;
-            empty if it is not known, as in folders of before there was such a thing: then the edited tensors alone are compared.
         fingerprints: of ``before`` (``take_fingerprints``); taken here if not given; edits of one state share them.
     """
 
     requests: tuple[EditRequest, ...]
     weights: Mapping[str, torch.Tensor] = field(repr=False)
     before: Mapping[str, torch.Tensor] | None = field(repr=False)
+    base: Mapping[str, str] = field(repr=False)
     base_model: str = ""
     method: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     hash_before: str | None = None
     transposed: tuple[str, ...] = ()
-    base: Mapping[str, str] = field(default_factory=dict, repr=False)
     fingerprints: Mapping[str, str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -214,9 +213,9 @@ class Edit:
             weights = load_file(folder / WEIGHTS)
             requests = tuple(_read_request(row) for row in config["requests"])
             expected, transposed = config["sha256"], tuple(config["transposed"])
-            base, method, base_sha256 = (_require(str, config, name) for name in ("base_model", "method", "base_sha256"))
-            settings, rest = _require(dict, config, "settings"), dict(config.get("base", {}))
-            edit = cls(requests, weights, None, base, method, settings, base_sha256, transposed, rest)
+            base_model, method, base_sha256 = (_require(str, config, name) for name in ("base_model", "method", "base_sha256"))
+            settings, base = (_require(dict, config, name) for name in ("settings", "base"))
+            edit = cls(requests, weights, None, base, base_model, method, settings, base_sha256, transposed)
         except FileNotFoundError as error:
             raise ModelError(f"{folder} holds no whole edit, which is {WEIGHTS} and {CONFIG}: {error}") from error
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RequestError) as error:
@@ -297,7 +296,7 @@ class Edit:
 
     def _check_rest(self, found: Mapping[str, str]) -> None:
         """Compare all that the edit does not move."""
-        names = sorted((set(self.base) | set(found)) - set(self.weights)) if self.base else []
+        names = sorted((set(self.base) | set(found)) - set(self.weights))
         other = [name for name in names if self.base.get(name) != found.get(name)]
         if other:
             raise ModelError(
@@ -398,7 +397,7 @@ def edit_from_weights(
     apply_snapshot(parameters, {name: before[name] for name in moved})
     now = {name: parameters[name].data for name in moved}
     transposed = find_transposed(model, moved)
-    return Edit(written, weights, now, base_model, method, settings or {}, transposed=transposed, base=take_base(model))
+    return Edit(written, weights, now, take_base(model), base_model, method, settings or {}, transposed=transposed)
 
 
 def merge_edits(model: nn.Module, edits: Sequence[Edit]) -> Edit:
@@ -428,11 +427,11 @@ def merge_edits(model: nn.Module, edits: Sequence[Edit]) -> Edit:
         tuple(request for edit in edits for request in edit.requests),
         weights,
         before,
+        take_base(model),
         edits[0].base_model,
         "+".join(methods),
         settings[0] if all(own == settings[0] for own in settings) else {"merged": settings},
         transposed=find_transposed(model, weights),
-        base=take_base(model),
     )
 
 
@@ -443,6 +442,6 @@ def _require(kind: type, config: Mapping[str, Any], name: str) -> Any:
 
 
 def _read_request(row: Mapping[str, Any]) -> EditRequest:
-    """A saved request; those of older edits have no ``rephrasings``."""
+    """A saved request, its lists as the tuples they were."""
     pairs = tuple((text, completion) for text, completion in row["augmentation"])
-    return EditRequest(**{**row, "augmentation": pairs, "rephrasings": tuple(row.get("rephrasings", ()))})
+    return EditRequest(**{**row, "augmentation": pairs, "rephrasings": tuple(row["rephrasings"])})

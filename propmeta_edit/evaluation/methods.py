@@ -14,7 +14,7 @@ import torch
 
 from propmeta_edit.edits.compute import choose_at_once
 from propmeta_edit.evaluation.runner import CaseOutcome
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.single_edit import write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
@@ -105,25 +105,17 @@ class FineTuning:
 
     model: Any
     tokenizer: Any
-    settings: InnerLoopSettings
-    layers: Sequence[int] | str | None
-    modules: str
-    batch_size: int = 1
+    settings: EditSettings
     write: Callable[[EditRequest], list[EditRequest]] = as_it_is
 
     def __post_init__(self) -> None:
-        where = {"layers": self.layers, "modules": self.modules, "batch_size": self.batch_size}
-        self._alone = Editing(
-            self.model,
-            self.tokenizer,
-            lambda requests: write_facts(self.model, self.tokenizer, requests, self.settings, **where),
-            self.write,
-        )
+        loaded = self.model, self.tokenizer
+        self._alone = Editing(*loaded, lambda requests: write_facts(*loaded, requests, self.settings), self.write)
 
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         if len(cases) == 1:
             return self._alone.evaluate_many(cases)
-        parameters = select_parameters(self.model, self.layers, self.modules)
+        parameters = select_parameters(self.model, self.settings.layers, self.settings.modules)
         fitting = choose_at_once(parameters, free_memory(self.model.device))  # a CPU would run out of memory for everybody
         if len(cases) > fitting:
             parts = [cases[start : start + fitting] for start in range(0, len(cases), fitting)]
@@ -137,15 +129,7 @@ class FineTuning:
     def _evaluate_at_once(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         """All cases in one batch; they must have equally many requests."""
         before = _answer_neighbours(self.model, self.tokenizer, cases)
-        with many_edits(
-            self.model,
-            self.tokenizer,
-            [requests_of(case, self.write) for case in cases],
-            self.settings,
-            layers=self.layers,
-            modules=self.modules,
-            batch_size=self.batch_size,
-        ):
+        with many_edits(self.model, self.tokenizer, [requests_of(case, self.write) for case in cases], self.settings):
             return _ask(self.model, self.tokenizer, cases, before)
 
 

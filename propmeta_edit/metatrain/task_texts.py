@@ -58,8 +58,8 @@ def encode_step(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConf
 
 
 def tasks_side_by_side(config: MetaTrainConfig, num_tasks: int) -> int:
-    """How many of an outer step's ``num_tasks`` tasks are computed in one batch; the graph of second order holds one."""
-    return 1 if config.order == "second" else max(1, min(config.tasks_at_once or num_tasks, num_tasks))
+    """How many of an outer step's ``num_tasks`` tasks are computed in one batch."""
+    return max(1, min(config.tasks_at_once or num_tasks, num_tasks))
 
 
 def _encode(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> EncodedTasks:

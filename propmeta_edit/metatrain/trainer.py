@@ -22,7 +22,6 @@ from propmeta_edit.finetune.single_edit import require_full_precision
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.curve import draw_learning_curve
-from propmeta_edit.metatrain.exact_maml import compute_exact_task_gradients
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
 from propmeta_edit.metatrain.outer_losses import make_outer_loss
 from propmeta_edit.metatrain.processes import ALONE, Processes
@@ -206,9 +205,7 @@ def _compute_gradients(
 ) -> TaskGradients:
     encoded = encoded.to(model.device)
     outer_loss = make_outer_loss(model, encoded, config)
-    if config.order == "second":
-        return compute_exact_task_gradients(model, parameters, encoded.target, outer_loss, config.inner)
-    return compute_task_gradients(model, parameters, encoded.target, outer_loss, config.inner, len(encoded.tasks))
+    return compute_task_gradients(model, parameters, encoded.target, outer_loss, config.edit, len(encoded.tasks))
 
 
 def _validate(validate: Validate | None, progress: Progress) -> None:

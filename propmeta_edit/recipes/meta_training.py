@@ -25,6 +25,7 @@ from propmeta_edit.evaluation.runner import batches_of, choose_cases
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.compiled import compiled_if
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.weights import apply_snapshot, only_trainable, snapshot
 from propmeta_edit.metatrain.checkpoint import save_checkpoint
@@ -113,7 +114,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     with logged_to(training / "log.txt" if processes.is_main else None), stopped_by_sigterm() as should_stop:
         report = make_report(config, training) if config.tracker and processes.is_main else None
         model, tokenizer = _load_for_training(config, base_folder, processes)
-        validate = partial(compute_edited_accuracy, model, tokenizer, config, validation, processes)
+        validate = partial(compute_edited_accuracy, model, tokenizer, config.edit, validation, processes)
         progress = meta_train(model, tokenizer, tasks, config, run, validate, processes, should_stop, report)
     if not processes.is_main:
         return
@@ -275,18 +276,18 @@ def _seconds_a_task(seconds: Sequence[float]) -> float:
 def compute_edited_accuracy(
     model: Any,
     tokenizer: Any,
-    config: MetaTrainConfig,
+    settings: EditSettings,
     validation: Mapping[str, Sequence[Case]],
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Two-hop accuracy after one edit a case, by split, with the run's own layer and inner loop.
+    """Two-hop accuracy after one edit a case, a share in 0 to 1 by split.
 
     Every process computes all of it, as sharded blocks need all of them in every forward.
 
     Raises:
         ModelError: the edits do not fit in memory.
     """
-    parameters = select_parameters(model, config.layers, config.modules)
+    parameters = select_parameters(model, settings.layers, settings.modules)
     fitting = choose_at_once(parameters, free_memory(model.device))
     at_once = min(EDITS_AT_ONCE, *processes.join([fitting]))
     scores = {}
@@ -299,7 +300,7 @@ def compute_edited_accuracy(
                     f"in validation, with {len(some)} edits at once, the first of them that of case {some[0].case_id}; edit fewer "
                     "layers or modules, leave validation out (validate_every: null), or make room (dtype bfloat16, or shard)"
                 ),
-                many_edits(model, tokenizer, edits, config.inner, layers=config.layers, modules=config.modules),
+                many_edits(model, tokenizer, edits, settings),
             ):
                 prompts = [format_question(case.question.text) for case in some]
                 texts = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts))

@@ -31,7 +31,6 @@ from propmeta_edit.models.layers import key_module_name, resolve_layers
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world
 
-EARLIER_CARD = "corpus.json"  # one for all files of a folder: what earlier releases wrote
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
 OPENINGS = ("The", "In", "It", "A", "When", "This", "He", "She", "There", "For", "One", "As")
 MAX_NEW_TOKENS, MAX_LENGTH = 48, 256  # of a text the model writes; of a text that is read
@@ -109,11 +108,10 @@ def _read_seconds(files: Mapping[Path, str]) -> dict[str, float]:
     """``statistics``: the seconds of the runs that made these files (with their hashes), each run once; {} where no file says."""
     runs: dict[str, float] = {}
     for file, sha256 in files.items():
-        path = card_file(file) if card_file(file).is_file() else file.parent / EARLIER_CARD
-        if path.is_file():
-            card = json.loads(path.read_text(encoding="utf-8"))
-            if card.pop("file_sha256", None) in (None, sha256):
-                runs[sha256_of_json(card)] = float(card.get("seconds", 0.0))
+        if card_file(file).is_file():
+            card = json.loads(card_file(file).read_text(encoding="utf-8"))
+            if card.pop("file_sha256", None) == sha256:
+                runs[sha256_of_json(card)] = float(card["seconds"])
     return {"statistics": sum(runs.values())} if runs else {}
 
 

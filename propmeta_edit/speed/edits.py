@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ import torch
 from propmeta_edit.easyedit.algorithms import easyedit_request, find_algorithm, make_hparams
 from propmeta_edit.edits.compute import edit_many
 from propmeta_edit.evaluation.runner import batches_of
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.devices import free_unused, peak_memory, wait_for
@@ -47,6 +46,10 @@ class Setting:
 
     def load(self) -> tuple[Any, Any]:
         return parts.load(self.model_name, self.device, self.dtype, [self.layer], "attention+mlp")
+
+    @property
+    def edit(self) -> EditSettings:
+        return EditSettings([self.layer], inner_lr=RATE, num_inner_steps=self.num_steps)
 
     def requests(self, number: int) -> list[EditRequest]:
         before = "It is well known that " * (self.filler // 5)
@@ -85,25 +88,20 @@ def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> 
 
 def time_single(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
     """Seconds of one edit after another by the inner loop, putting back included."""
-    settings = InnerLoopSettings(inner_lr=RATE, num_inner_steps=setting.num_steps)
     parameters, requests = select_parameters(model, [setting.layer]), setting.requests(number)
     started = time.perf_counter()
     for request in requests:
-        put_in_place(parameters, write_facts(model, tokenizer, [request], settings, layers=[setting.layer]))
+        put_in_place(parameters, write_facts(model, tokenizer, [request], setting.edit))
     wait_for(model.device)
     return (time.perf_counter() - started) / number
 
 
 def time_batched(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
     """Seconds an edit with ``at_once`` of them side by side, which stay on the model's device."""
-    settings = InnerLoopSettings(inner_lr=RATE, num_inner_steps=setting.num_steps)
-    hparams = SimpleNamespace(
-        layers=[setting.layer], modules="attention+mlp", batch_size=1, model_name="", inner_loop_settings=lambda: settings
-    )
     requests = setting.requests(number)
     started = time.perf_counter()
     for some in batches_of(requests, setting.at_once):  # not all in one call: edits that nobody keeps need not be held
-        edit_many(model, tokenizer, some, hparams, setting.at_once, keep_on_device=True)
+        edit_many(model, tokenizer, some, setting.edit, setting.at_once, keep_on_device=True)
     wait_for(model.device)
     return (time.perf_counter() - started) / number
 

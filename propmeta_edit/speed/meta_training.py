@@ -70,7 +70,7 @@ class Side:
             encoded = encode_step(tokenizer, tasks, self.config)
             apply_outer_step(optimizer, parameters, compute_step_gradients(model, parameters, encoded, self.config))
             return
-        own = [_PLAIN_LOOPS[self.kind](model, tokenizer, parameters, task, self.config.inner)[0] for task in tasks]
+        own = [_PLAIN_LOOPS[self.kind](model, tokenizer, parameters, task, self.config.edit)[0] for task in tasks]
         reference.outer_step(optimizer, parameters, own)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.records import EditRequest, MetaTask
 from propmeta_edit.text.encoding import encode_answer
 from propmeta_edit.text.prompts import format_question
@@ -30,7 +30,7 @@ def text_loss(model: Any, tokenizer: Any, context: str, answer: str) -> torch.Te
 
 
 def edit(
-    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], requests: Sequence[EditRequest], settings: InnerLoopSettings
+    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], requests: Sequence[EditRequest], settings: EditSettings
 ) -> None:
     """K passes over the facts, in place."""
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.inner_lr, weight_decay=settings.weight_decay)
@@ -47,7 +47,7 @@ def task_gradients(
     tokenizer: Any,
     parameters: Mapping[str, nn.Parameter],
     task: MetaTask,
-    settings: InnerLoopSettings,
+    settings: EditSettings,
     template: str = "qa",
 ) -> tuple[list[torch.Tensor], float]:
     """First-order MAML's gradient of one task and its related loss; the parameters are put back."""
@@ -62,7 +62,7 @@ def task_gradients(
 
 
 def task_gradients_by_higher(
-    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], task: MetaTask, settings: InnerLoopSettings
+    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], task: MetaTask, settings: EditSettings
 ) -> tuple[list[torch.Tensor], float]:
     """The same by ``higher``, which has no AdamW: Adam, so the two agree where ``weight_decay`` is 0."""
     optimizer = torch.optim.Adam(parameters.values(), lr=settings.inner_lr)

@@ -7,7 +7,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,8 @@ def edit_and_ask(
         groups, size = ([requests], options.batch_size) if mode == "joint" else ([[r] for r in requests], hparams.batch_size)
 
         def write(groups: Sequence[Sequence[EditRequest]] = groups, size: int = size) -> None:
-            inner, where = hparams.inner_loop_settings(), {"layers": hparams.layers, "modules": hparams.modules}
             for group in tqdm(groups, desc=f"{method}, {mode}", unit="call", disable=None):
-                write_facts(model, tokenizer, group, inner, batch_size=size, **where)
+                write_facts(model, tokenizer, group, replace(hparams.edit, batch_size=size))
 
         started = time.perf_counter()
         added = peak_memory(write, torch.device(device))

@@ -21,7 +21,7 @@ from propmeta_edit.easyedit.algorithms import (
     make_hparams,
 )
 from propmeta_edit.easyedit.forms import find_form
-from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams, edit_settings_of
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.methods import Editing, FineTuning, InContext, Unedited, as_it_is
 from propmeta_edit.evaluation.runner import Method, MethodSpec
@@ -33,7 +33,7 @@ from propmeta_edit.models.artefacts import find_model_folder, resolve_model_fold
 from propmeta_edit.models.devices import free_unused
 from propmeta_edit.models.loading import load_model, read_checkpoint_card
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, resolve
-from propmeta_edit.recipes.settings import edit_settings_of, has_hparams, hparams_file
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.records import Case, EditRequest
 from propmeta_edit.studies.runs import ensure_run, folder_of_run, hash_of_model, state_after, train_until, training_seconds
@@ -170,7 +170,7 @@ def _prepare_trained(variant: Variant, training: MetaTrainConfig, bench: Bench) 
         weights = None if variant.num_tasks is None else state_after(Path(model), variant.num_tasks)
     values = {**edit_settings_of(asdict(config)), "model_name": start, "device": config.device, "dtype": config.dtype}
     hparams = build_config(MetaFTHyperParams, values, variant.name)
-    identity = {**asdict(hparams.inner_loop_settings()), "layers": config.layers, "modules": config.modules, "dtype": config.dtype}
+    identity = {**hparams.edit.to_dict(), "dtype": config.dtype}
     identity["weights"] = None if weights is None else sha256_of_file(weights)
     return MethodSpec(
         name=variant.name,
@@ -253,8 +253,7 @@ def _build_listed(variant: Variant, settings: Mapping[str, Any], bench: Bench) -
     if variant.edit == "MetaFT":
         hparams = build_config(MetaFTHyperParams, {**values, "dtype": bench.dtype}, f"the settings of {model}")
         loaded = _load_shared(model, hparams.layers, bench.device, bench.dtype)
-        where = (hparams.layers, hparams.modules, hparams.batch_size)
-        return FineTuning(*loaded, hparams.inner_loop_settings(), *where, write=variant.write)
+        return FineTuning(*loaded, hparams.edit, variant.write)
     loaded = _load_shared(model, None, bench.device, bench.dtype_of(variant))
     if variant.edit in BASELINES:
         hparams = make_hparams(variant.edit, values)
@@ -268,7 +267,7 @@ def _build_trained(hparams: MetaFTHyperParams, weights: Path | None) -> Method:
     model, tokenizer = hparams.load_model()
     if weights is not None:
         apply_snapshot(dict(model.named_parameters()), read_kept_state(weights))
-    return FineTuning(model, tokenizer, hparams.inner_loop_settings(), hparams.layers, hparams.modules)
+    return FineTuning(model, tokenizer, hparams.edit)
 
 
 _HELD: dict[tuple[str, str, str, str], tuple[Any, Any]] = {}  # at most one: the model that is in memory

@@ -496,17 +496,16 @@ def test_a_later_run_labels_its_own_files_alone(base, tmp_path):
     assert cards.keys() > first.keys() and cards["model.layers.0.mlp.down_proj_float32_mom2_2"] != next(iter(first.values()))
 
 
-def test_files_and_the_card_of_an_earlier_release_serve_as_they_are(base, tmp_path):
+def test_files_from_elsewhere_serve_as_they_are(base, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("Ann Lee was founded in Peru.\n\nThe answer is euro.")
     stats = tmp_path / "stats"
     files = make_statistics(str(base), [0, 1], str(texts), stats, num_texts=2, dataset="wiki", device="cpu", dtype="float32")
     for file in files:
         file.with_suffix(".json").unlink()
-    (files[0].parent / "corpus.json").write_text(json.dumps({"seconds": 61.2}))
     before = [file.read_bytes() for file in files]
     settings = {"stats_dir": str(stats), "layers": [0, 1], "mom2_dataset": "wiki", "mom2_n_samples": 2}
-    assert ensure_statistics(str(base), settings, "cpu").seconds == {"statistics": 61.2}
+    assert ensure_statistics(str(base), settings, "cpu").seconds == {}, "no card says what they took"
     assert [file.read_bytes() for file in files] == before
 
 

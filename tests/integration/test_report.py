@@ -13,7 +13,14 @@ from propmeta_edit.evaluation.runner import MethodSpec
 from propmeta_edit.evaluation.tables import summarise, write_settings, write_tables
 from propmeta_edit.studies import report
 
-COMMON = {"model": "m", "model_sha256": "a" * 64, "data_sha256": "b" * 64, "hparams_sha256": "c" * 64, "seed": 0}
+COMMON = {
+    "model": "m",
+    "model_sha256": "a" * 64,
+    "base_sha256": "a" * 64,
+    "data_sha256": "b" * 64,
+    "hparams_sha256": "c" * 64,
+    "seed": 0,
+}
 
 
 def make_results(folder):

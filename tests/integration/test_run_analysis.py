@@ -24,6 +24,7 @@ from propmeta_edit.cli import main
 from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import Row, RowFile
+from propmeta_edit.finetune.saved_state import write_tensors
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import data_sets
 from propmeta_edit.recipes.data_sets import load_dataset
@@ -67,7 +68,7 @@ def keep_state(place, number, shift):
     weights = load_file(place / "base" / "model.safetensors")
     folder = place / "run" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: weights[name] + shift for name in NAMES}, folder / f"tasks-{number:06d}.safetensors")
+    write_tensors(folder / f"tasks-{number:06d}.safetensors", {name: weights[name] + shift for name in NAMES})
     return str(place / "run")
 
 
@@ -148,7 +149,8 @@ def test_a_run_from_another_base_is_refused(place, capsys):
 
 def make_row(method, number, correct, generated=" Lima.", relation="capital", **more):
     tags = {"relation": relation, "entity_type": "Country", "entity_name": "the Peru"}
-    values = {"model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c", "seed": 0, **more}
+    shas = {"model_sha256": "a", "base_sha256": "a", "data_sha256": "b", "hparams_sha256": "c"}
+    values = {"model": "m", "seed": 0, **shas, **more}
     question = f"What is the capital of the country that Ann Lee {number} lives in?"
     return Row(
         method, "cre", str(number), correct=correct, generated=generated, question=question, answers=("Lima",), tags=tags, **values

@@ -151,11 +151,12 @@ def checkpoints(place):
 
 
 def test_runs_are_named_as_before_and_alike_on_every_device():
-    """Checkpoints and rows of sweeps that ran with an older version are found again, and parts made elsewhere fit together."""
+    """A stopped sweep finds its checkpoints and rows again, and parts made elsewhere fit together; a setting of meta-training that
+    comes or goes changes the names."""
     config = MetaTrainConfig("smollm2-135m", layers=[8], num_tasks=1600, device="cpu")
     assert (
         name_of_run(config)
-        == "smollm2-135m_layer-8_attention+mlp_1600-tasks_7ca092bc"
+        == "smollm2-135m_layer-8_attention+mlp_1600-tasks_ced368b1"
         == name_of_run(replace(config, device="cuda:1"))
     )
     assert name_of_run(replace(config, dtype="bfloat16")) != name_of_run(config)
@@ -256,7 +257,7 @@ def test_what_is_compared_is_hashed_once(place, monkeypatch):
 
 
 def row_of(method, case_id, correct=False, error=None):
-    shas = {"model_sha256": method, "data_sha256": "d", "hparams_sha256": "h", "seed": 0}
+    shas = {"model_sha256": method, "base_sha256": "b", "data_sha256": "d", "hparams_sha256": "h", "seed": 0}
     return Row(method=method, dataset="valid-ood", case_id=str(case_id), model=method, correct=correct, error=error, **shas)
 
 

@@ -6,7 +6,8 @@ import pytest
 import tiny
 import torch
 
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import apply_outer_step
@@ -26,7 +27,7 @@ TASKS = [
 
 def test_an_edit_of_several_facts(family, tokenizer):
     requests = [task.target for task in TASKS]
-    settings = InnerLoopSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.1)
+    settings = EditSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.1)
     plain, engine = tiny.make_model(family), tiny.make_model(family)
     expected, parameters = select_parameters(plain, [1]), select_parameters(engine, [1])
     with only_trainable(plain, expected):
@@ -39,7 +40,7 @@ def test_an_edit_of_several_facts(family, tokenizer):
 
 def test_one_task_by_higher(family, tokenizer):
     """Other people's code for the same gradient; its Adam has no decoupled weight decay."""
-    settings = InnerLoopSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.0)
+    settings = EditSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.0)
     model = tiny.make_model(family)
     parameters = select_parameters(model, [1])
     with only_trainable(model, parameters):
@@ -63,7 +64,7 @@ def test_two_outer_steps(family, tokenizer, at_once):
     before = snapshot(parameters)
     for _ in range(2):
         with only_trainable(plain, expected):
-            own = [reference.task_gradients(plain, tokenizer, expected, task, config.inner) for task in TASKS]
+            own = [reference.task_gradients(plain, tokenizer, expected, task, config.edit) for task in TASKS]
         reference.outer_step(first, expected, [gradients for gradients, _ in own])
         with only_trainable(engine, parameters):
             gradients = compute_step_gradients(engine, parameters, encode_step(tokenizer, TASKS, config), config)

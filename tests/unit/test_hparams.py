@@ -35,7 +35,7 @@ def test_numbers_as_text_are_numbers_and_the_suffix_is_optional(tmp_path):
     write(tmp_path, 'model_name: x\ndevice: cpu\nlr: 5e-4\nnum_steps: "7"\nlayers: [1]\n')
     hparams = MetaFTHyperParams.from_hparams(str(tmp_path / "hparams"))
     assert (hparams.lr, hparams.num_steps, hparams.layers) == (5e-4, 7, [1])
-    assert hparams.inner_loop_settings().inner_lr == 5e-4 and hparams.inner_loop_settings().num_inner_steps == 7
+    assert hparams.edit.inner_lr == 5e-4 and hparams.edit.num_inner_steps == 7
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_metaft_settings_agree_with_meta_training():
         own = HPARAMS / EDITED_AS.get(path.stem, f"MetaFT/{path.stem}.yaml")
         edit = MetaFTHyperParams.from_hparams(own if own.exists() else HPARAMS / "MetaFT" / "smollm2-135m.yaml")
         steps = train.num_inner_steps or edit.num_steps  # the K = 0 control has no inner loop in training
-        assert edit.inner_loop_settings() == replace(train.inner, num_inner_steps=steps), path
+        assert edit.edit == replace(train.edit, num_inner_steps=steps), path
         assert edit.layers == train.layers and edit.modules == train.modules
 
 

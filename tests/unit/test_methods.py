@@ -44,7 +44,7 @@ def test_cases_of_more_and_of_fewer_requests_are_edited_in_groups(tokenizer):
     def write(edit):
         return [edit] * (2 if edit.prompt.startswith("Ann 1") else 1)
 
-    tuning = FineTuning(model, tokenizer, hparams.inner_loop_settings(), hparams.layers, hparams.modules, write=write)
+    tuning = FineTuning(model, tokenizer, hparams.edit, write)
     together = tuning.evaluate_many(CASES)
     for case, outcome in zip(CASES, together, strict=True):
         [alone] = tuning.evaluate_many([case])
@@ -55,13 +55,13 @@ def test_as_many_cases_side_by_side_as_the_memory_allows(tokenizer, monkeypatch)
     """A CPU that runs out of memory takes everybody's programs down, so nothing is tried first."""
     model = tiny.make_model("llama", dtype=torch.float32)
     hparams = MetaFTHyperParams("tiny", device="cpu", layers=[1], lr=1e-2, num_steps=2)
-    tuning = FineTuning(model, tokenizer, hparams.inner_loop_settings(), hparams.layers, hparams.modules)
+    tuning = FineTuning(model, tokenizer, hparams.edit)
     expected = tuning.evaluate_many(CASES)
     sizes = []
 
-    def note(model, tokenizer, requests, *rest, **options):
+    def note(model, tokenizer, requests, settings):
         sizes.append(len(requests))
-        return many_edits(model, tokenizer, requests, *rest, **options)
+        return many_edits(model, tokenizer, requests, settings)
 
     monkeypatch.setattr("propmeta_edit.evaluation.methods.many_edits", note)
     size = 5 * sum(p.nbytes for p in select_parameters(model, [1]).values())

@@ -48,7 +48,7 @@ def describe(tmp_path, model, names, rows=(), minutes=None):
 
 
 def make_row(number, seconds):
-    return Row("FT", "d", f"c{number}", "m", "h", "sha", "p", 0, seconds=seconds)
+    return Row("FT", "d", f"c{number}", "m", "h", "sha", "p", 0, "h", seconds=seconds)
 
 
 def test_a_model_in_the_hubs_cache_is_there(hub, tmp_path):
