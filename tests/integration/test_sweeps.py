@@ -20,7 +20,6 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import CaseOutcome, run_here
@@ -28,23 +27,17 @@ from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.recipes import comparison, data_sets, meta_training, sweeps
 from propmeta_edit.recipes.sweeps import Point, name_of_run, share_of
 
-SPLITS = {
-    "train": "train_data_id",
-    "valid-id": "valid_data_id",
-    "valid-ood": "valid_data_ood",
-    "test-id": "test_data_id",
-    "test-ood": "test_data_ood",
-}
+FILES = ("train_data_id", "valid_data_id", "valid_data_ood", "test_data_id", "test_data_ood")
 
 
 @pytest.fixture
 def place(tmp_path, tokenizer, monkeypatch):
     """A tiny model with settings, and a small world."""
     tiny.save_model_folder(tmp_path / "base", tokenizer)
-    world = generate_world(0, {"train": 8, **dict.fromkeys(list(SPLITS)[1:], 3)})
     (tmp_path / "world").mkdir()
-    for split, name in SPLITS.items():
-        tiny.write_records(tmp_path / "world" / f"{name}.jsonl", world[split])
+    for name in FILES:
+        count = 8 if name == "train_data_id" else 3
+        tiny.write_records(tmp_path / "world" / f"{name}.jsonl", tiny.world_records(name, count))
     for module in (data_sets, meta_training):
         monkeypatch.setattr(module, "ensure_world", lambda: tmp_path / "world")
     yaml = tmp_path / "tiny.yaml"
@@ -403,7 +396,7 @@ def test_published_numbers_stand_beside_the_papers_own_model_and_files_alone(pla
 
 
 def test_models_that_train_on_a_file_need_files_for_tests_and_hold_validation_out(place, capsys):
-    data = tiny.write_records(place / "train.jsonl", generate_world(1, {"train": 300})["train"])
+    data = tiny.write_records(place / "train.jsonl", tiny.world_records("train_data_id", 300, skip=1000))
     on_file = arguments(place, "--data", str(data))
     assert run_figure2.main([*on_file, *ONE, "--test"]) == 2
     assert "name the file: cre-ood=test_data_ood.jsonl" in capsys.readouterr().err and not checkpoints(place)

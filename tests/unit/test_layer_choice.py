@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from propmeta_edit.cli import main
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.trainer import Stopped
@@ -25,7 +24,7 @@ ACCURACIES = {0: 0.2, 1: 0.5}
 @pytest.fixture
 def config(tmp_path, tokenizer):
     base = tiny.save_model_folder(tmp_path / "base", tokenizer)
-    data = str(tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 40})["train"]))
+    data = str(tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 40)))
     return MetaTrainConfig(
         model=str(base), data=data, inner_lr=0.01, num_inner_steps=1, tasks_per_step=2, device="cpu", validation_cases=4
     )
@@ -79,7 +78,7 @@ def same_folder_other_model(config, tmp_path, tokenizer):
 
 
 def other_data(config, tmp_path, tokenizer):
-    tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 60})["train"])
+    tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 60))
     return {}
 
 
