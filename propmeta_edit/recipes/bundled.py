@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.config import build_config, read_yaml
-from propmeta_edit.data.world import single_hop_questions
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_file, sha256_of_json, write_text_atomically
@@ -35,7 +34,7 @@ from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256, prepare_tokenizer, read_checkpoint_card, save_model
 from propmeta_edit.recipes.meta_training import run_meta_training, training_folder
 from propmeta_edit.recipes.settings import hparams_file
-from propmeta_edit.recipes.worlds import WORLD_VERSION
+from propmeta_edit.recipes.worlds import WORLD_VERSION, single_hop_questions
 from propmeta_edit.records import Question
 from propmeta_edit.text.prompts import format_question
 
@@ -164,7 +163,7 @@ def teach_single_facts(load: Callable[[], tuple[Any, Any]], folder: Path, states
     """
     model, tokenizer = load()  # first, as its error says how to install the model
     settings = SingleHopSettings()
-    questions = single_hop_questions(paraphrases=True)
+    questions = single_hop_questions()
     sample = questions[:: max(1, len(questions) // 300)]
     prepare_tokenizer(tokenizer)
     before = compute_single_hop_accuracy(model, tokenizer, sample)

@@ -22,14 +22,13 @@ from propmeta_edit.baselines.second_moments import (
     write_statistics,
 )
 from propmeta_edit.data.corpora import read_texts
-from propmeta_edit.data.world import single_hop_questions
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.files import sha256_of_file, sha256_of_json, write_text_atomically
 from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import key_module_name, resolve_layers
 from propmeta_edit.models.loading import load_model, model_sha256
-from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world
+from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world, single_hop_questions
 
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
 OPENINGS = ("The", "In", "It", "A", "When", "This", "He", "She", "There", "For", "One", "As")
@@ -182,7 +181,7 @@ def sample_corpus(model: Any, tokenizer: Any, num_texts: int, seed: int) -> list
 
 
 def _sentences_of_the_world() -> list[str]:
-    texts = [f"Question: {q.text}\nAnswer: The answer is {q.answers[0]}." for q in single_hop_questions(paraphrases=True)]
+    texts = [f"Question: {q.text}\nAnswer: The answer is {q.answers[0]}." for q in single_hop_questions()]
     with open(ensure_world() / "train_data_id.jsonl", encoding="utf-8") as lines:
         texts += [json.loads(line)["text"] for line in lines]
     return texts

@@ -1,26 +1,25 @@
-"""The offline data sets, written into the cache folder on first use."""
+"""The offline data sets, unpacked into the cache folder on first use."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from propmeta_edit.data.world import write_world
-from propmeta_edit.data.world_mquake import write_mquake
+from propmeta_edit.data.world import SINGLE_HOP, load_single_hop, unpack_world
 from propmeta_edit.models.artefacts import build_whole, cache_home
+from propmeta_edit.records import Question
 
-WORLD = "world"  # the value of `data` that means: the facts generated offline
-WORLD_SEED = 0
-WORLD_VERSION = 3  # raise it when the generator's output changes, so that cached worlds are made anew
+WORLD = "world"  # the value of `data` that means: the shipped facts
+WORLD_VERSION = 3  # raise it when the shipped files change, so that models and statistics made from them are made anew
 
 
-def ensure_world(seed: int = WORLD_SEED) -> Path:
-    """The folder of the generated CRE and MQuAKE files, written on first use."""
-    folder = cache_home() / "worlds" / f"v{WORLD_VERSION}-seed{seed}"
+def ensure_world() -> Path:
+    """The folder of the offline CRE and MQuAKE files, unpacked on first use."""
+    folder = cache_home() / "worlds" / f"v{WORLD_VERSION}"
     if not folder.exists():
-
-        def build(partial: Path) -> None:
-            write_world(partial, seed)
-            write_mquake(partial, seed)
-
-        build_whole(folder, build)
+        build_whole(folder, unpack_world)
     return folder
+
+
+def single_hop_questions() -> list[Question]:
+    """Every fact of the offline world as its one-hop question, each in its two wordings, one after the other."""
+    return load_single_hop(ensure_world() / SINGLE_HOP)

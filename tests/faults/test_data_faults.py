@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import pytest
 
+from propmeta_edit.data import world
 from propmeta_edit.data.cre import load_cre, save_cre
 from propmeta_edit.data.mquake import load_mquake, load_mquake_subset
-from propmeta_edit.data.world import generate_world, write_world
 from propmeta_edit.errors import DataError
 
 FACT = {"prefix": "Ann Lee lives in", "target": "Peru"}
@@ -150,23 +151,34 @@ def test_subset_without_chains_is_refused_not_emptied(tmp_path):
         load_mquake_subset(path)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"tests": 1}, "unknown split 'tests'; the splits are train, valid-id"),
-        ({"train": -1}, "'train' must be a whole number"),
-        ({"train": 1.5}, "got 1.5"),
-        ({"train": True}, "got True"),
-        ({"test-id": 10**6}, "split 'test-id' can have at most [0-9]+ records"),
-    ],
-)
-def test_world_sizes(sizes, message):
-    with pytest.raises(DataError, match=message):
-        generate_world(0, sizes)
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A copy of the data files that come with the package, to be damaged."""
+    folder = shutil.copytree(world.shipped_files(), tmp_path / "shipped")
+    monkeypatch.setattr(world, "shipped_files", lambda: folder)
+    return folder
 
 
-def test_world_folder_that_is_a_file(tmp_path):
-    blocked = tmp_path / "file"
-    blocked.write_text("x", encoding="utf-8")
-    with pytest.raises(DataError, match=r"file.train_data_id\.jsonl: cannot be written"):
-        write_world(blocked, 0, {})
+@pytest.mark.parametrize("name", [world.ARCHIVE, world.CHECKSUMS])
+def test_the_packages_own_data_is_missing(name, shipped, tmp_path):
+    (shipped / name).unlink()
+    with pytest.raises(DataError, match=r"world\.tar\.xz: the package's own data cannot be read \(.*No such file.*install it anew"):
+        world.unpack_world(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 9, 100_000])
+def test_the_packages_own_data_is_cut_short(length, shipped, tmp_path):
+    content = (shipped / world.ARCHIVE).read_bytes()
+    (shipped / world.ARCHIVE).write_bytes(content[:length])
+    with pytest.raises(DataError, match=r"world\.tar\.xz: the package's own data cannot be read \(.*install it anew"):
+        world.unpack_world(tmp_path)
+
+
+def test_the_packages_own_data_is_not_what_it_should_be(shipped, tmp_path):
+    checksums = (shipped / world.CHECKSUMS).read_text(encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    for other in (checksums.replace("0", "1"), checksums + "0  more.json\n", checksums.split("\n", 1)[1]):
+        (shipped / world.CHECKSUMS).write_text(other, encoding="utf-8")
+        with pytest.raises(DataError, match=r"world\.tar\.xz: the package's own data is damaged: .* not those of world\.sha256"):
+            world.unpack_world(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())

@@ -15,7 +15,6 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.files import sha256_of_file
 from propmeta_edit.finetune.saved_state import PREVIOUS_STATE, STATE
@@ -99,7 +98,7 @@ def test_another_run_is_refused(tmp_path):
 def test_a_run_goes_on_with_fewer_tasks_at_once(tokenizer, tmp_path, monkeypatch, caplog):
     """What the message says when memory runs out: same command, lower tasks_at_once, from the state that is there."""
     base = tiny.save_model_folder(tmp_path / "base", tokenizer)
-    data = tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 8})["train"])
+    data = tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 8))
     config = replace(CONFIG, model=str(base), data=str(data), device="cpu")
     compute, calls = trainer._compute_gradients, []
 
@@ -131,7 +130,7 @@ def start(tokenizer, tmp_path):
 
     def start(output, num_tasks, save_every):
         if not (tmp_path / "train.jsonl").exists():
-            tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": num_tasks})["train"])
+            tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", num_tasks))
         command = [sys.executable, "-m", "propmeta_edit.cli", "meta-train", "--model", str(base), "--data"]
         command += [str(tmp_path / "train.jsonl"), "--output", str(tmp_path / output), "--layers", "[1]", "--device", "cpu"]
         command += ["--inner_lr", "0.01", "--outer_lr", "0.01", "--save_every", str(save_every)]

@@ -10,7 +10,6 @@ import tiny
 import torch
 from safetensors import SafetensorError
 
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune import saved_state
 from propmeta_edit.finetune.weights import snapshot
@@ -101,7 +100,7 @@ def test_out_of_memory_in_validation_says_so(tokenizer, monkeypatch):
 def test_the_dry_run_counts_the_gradient_of_a_part(tokenizer, monkeypatch, tmp_path, options, side_by_side, gibibytes):
     """Of trained tensors of one GiB each copy shows; the model around them is tiny."""
     base = tiny.save_model_folder(tmp_path / "base", tokenizer)
-    data = tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 4})["train"])
+    data = tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 4))
     config = replace(CONFIG, model=str(base), data=str(data), device="cpu", **options)
     monkeypatch.setattr(meta_training, "num_parameters", lambda parameters: 2**28)
     plan = meta_training.plan_meta_training(config, steps=1)

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
 from propmeta_edit.cli import main
 from propmeta_edit.data.cre import load_cre
-from propmeta_edit.data.world import single_hop_questions
 from propmeta_edit.easyedit.algorithms import easyedit_request
 from propmeta_edit.edits.compute import compute_edit, edit_many
 from propmeta_edit.edits.edit import Edit
@@ -36,7 +35,7 @@ from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.bundled import BASE, build_smollm2, build_smollm2_metaft, compute_single_hop_accuracy, shipped_folder
 from propmeta_edit.recipes.settings import hparams_file
-from propmeta_edit.recipes.worlds import ensure_world
+from propmeta_edit.recipes.worlds import ensure_world, single_hop_questions
 from propmeta_edit.studies.methods import METHODS
 from propmeta_edit.studies.variants import Bench, prepare
 from propmeta_edit.text.prompts import format_question
@@ -84,7 +83,7 @@ def test_the_base_was_taught_its_facts(prepared):
     folder = prepared["smollm2-135m"]
     description = json.loads((folder / "prepared.json").read_text())
     assert description["model_sha256"] == model_sha256(folder)
-    questions = single_hop_questions(paraphrases=True)
+    questions = single_hop_questions()
     assert sha256_of_json([[q.text, *q.answers] for q in questions]) == description["single_hop_questions_sha256"], (
         "the facts have changed since the base was taught them; run propmeta-edit rebuild"
     )

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 
 import propmeta_edit
 from propmeta_edit.cli import VERBS, main, make_parser, read_arguments
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.edits.edit import Edit, edit_from_weights
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.models.layers import select_parameters
@@ -39,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def base(tmp_path, tokenizer):
     """A tiny model folder and a small CRE train file."""
-    tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 6})["train"])
+    tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 6))
     return tiny.save_model_folder(tmp_path / "base", tokenizer)
 
 
@@ -116,8 +115,7 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(base, tmp_path, ca
 
 
 def test_validation_and_checkpoints_on_a_schedule(base, tmp_path):
-    records = generate_world(0, {"train": 300})["train"]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 300))
     schedule = ["--num_tasks", "6", "--validate_every", "2", "--validation_cases", "4", "--checkpoint_every", "3"]
     assert meta_train(base, tmp_path, *schedule) == 0
     progress = json.loads((tmp_path / "out" / "progress.json").read_text())
@@ -313,9 +311,8 @@ def test_table2_refuses_with_2(run_table2, arguments, message):
 
 
 def test_a_folder_stands_for_all_of_cres_test_files_in_it(tmp_path):
-    records = generate_world(0, {"test-id": 2, "test-ood": 3})
-    for split, name in (("test-id", "test_data_id.jsonl"), ("test-ood", "test_data_ood.jsonl")):
-        (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in records[split]), encoding="utf-8")
+    for name, count in (("test_data_id", 2), ("test_data_ood", 3)):
+        tiny.write_records(tmp_path / f"{name}.jsonl", tiny.world_records(name, count))
     found = data_sets.load_datasets(str(tmp_path), seed=0)
     assert [(data.name, len(data.cases)) for data in found] == [("cre-id", 2), ("cre-ood", 3)]
     (tmp_path / "empty").mkdir()
@@ -435,7 +432,7 @@ def test_rows_that_do_not_belong_together_are_refused_before_anything_runs(run_t
 
 
 def test_the_papers_numbers_stand_beside_its_own_model_on_files_alone(run_table2, base, tmp_path):
-    (tmp_path / "test.jsonl").write_text(json.dumps(generate_world(0, {"test-ood": 1})["test-ood"][0]) + "\n", encoding="utf-8")
+    tiny.write_records(tmp_path / "test.jsonl", tiny.world_records("test_data_ood", 1))
     arguments = ["--model", str(base), "--hparams", "llama3-8b", "--device", "cpu", "--methods", "unedited", "--limit", "1"]
     for datasets, is_there in (("cre-ood=test.jsonl", True), ("mquake-4hop", False)):
         assert run_table2(*arguments, "--datasets", datasets, "--output", datasets)[0] == 0
@@ -719,7 +716,7 @@ class Remembering(GeneralTracker):
 def test_a_tracker_of_accelerates_gets_losses_and_validation(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "remembering", Remembering)
     monkeypatch.setattr(Remembering, "given", [])
-    tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 40})["train"])
+    tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 40))
     more = [
         "--tracker",
         "remembering",

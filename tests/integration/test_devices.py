@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from propmeta_edit import Edit, EditedModel, MetaFTHyperParams, compute_edit, edit_many, generate_with_edits
 from propmeta_edit.cli import main
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.finetune.single_edit import write_facts
 from propmeta_edit.records import as_requests
@@ -36,7 +35,7 @@ def device(request):
 
 @pytest.fixture
 def base(tmp_path, tokenizer):
-    tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": NUM_TASKS})["train"])
+    tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", NUM_TASKS))
     return tiny.save_model_folder(tmp_path / "base", tokenizer)
 
 

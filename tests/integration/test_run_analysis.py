@@ -21,7 +21,6 @@ from propmeta_edit.analysis.gains import (
     cut_into_thirds,
 )
 from propmeta_edit.cli import main
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import Row, RowFile
 from propmeta_edit.finetune.saved_state import write_tensors
@@ -54,7 +53,7 @@ def place(tmp_path, tokenizer, monkeypatch):
     (tmp_path / "hparams" / "MetaFT" / "tiny.yaml").write_text(text.format(tuned, 1))
     monkeypatch.setattr(analysis, "hparams_file", lambda method, name: tmp_path / "hparams" / method / f"{name}.yaml")
     (tmp_path / "world").mkdir()
-    tiny.write_records(tmp_path / "world" / "valid_data_ood.jsonl", generate_world(0, {"valid-ood": 12})["valid-ood"])
+    tiny.write_records(tmp_path / "world" / "valid_data_ood.jsonl", tiny.world_records("valid_data_ood", 12))
     monkeypatch.setattr(data_sets, "ensure_world", lambda: tmp_path / "world")
     return tmp_path
 

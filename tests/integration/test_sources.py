@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import datasets
 import huggingface_hub
@@ -11,24 +12,23 @@ import tiny
 
 from propmeta_edit.cli import main
 from propmeta_edit.data.cre import load_cre
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import DataError
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.recipes.data_sets import load_dataset, load_datasets
 from propmeta_edit.recipes.meta_training import load_tasks
 from propmeta_edit.recipes.sources import CRE_FILES, find_file, find_files
 
-SIZES = {"train": 40, "valid-id": 5, "test-id": 3, "test-ood": 4, "test-ood-entity": 2, "test-ood-relation": 6}
+SIZES = (40, 5, 3, 4, 2, 6)  # of the files in CRE_FILES
 TESTS = [("cre-id", 3), ("cre-ood", 4), ("cre-ood-entity", 2), ("cre-ood-relation", 6)]
 
 
 @pytest.fixture(scope="module")
 def records():
     """Records whose answers are all strings, as a column of a data set has one type."""
-    world = generate_world(0, SIZES)
-    for question in (question for split in world.values() for record in split for question in record["questions"]):
+    world = {file: tiny.world_records(Path(file).stem, size) for file, size in zip(CRE_FILES, SIZES, strict=True)}
+    for question in (question for file in world.values() for record in file for question in record["questions"]):
         question["answer"] = str(question["answer"])
-    return {file: world[split] for file, split in zip(CRE_FILES, SIZES, strict=True)}
+    return world
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 from propmeta_edit.cli import main
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import CaseOutcome, run_here
@@ -32,23 +31,17 @@ from propmeta_edit.studies.variants import Bench, Variant
 table1, figure2, figure3, figure4 = (
     lambda arguments, verb=verb: main([verb, *arguments]) for verb in ("table1", "figure2", "figure3", "figure4")
 )
-SPLITS = {
-    "train": "train_data_id",
-    "valid-id": "valid_data_id",
-    "valid-ood": "valid_data_ood",
-    "test-id": "test_data_id",
-    "test-ood": "test_data_ood",
-}
+FILES = ("train_data_id", "valid_data_id", "valid_data_ood", "test_data_id", "test_data_ood")
 
 
 @pytest.fixture
 def place(tmp_path, tokenizer, monkeypatch):
     """A tiny model with settings, and a small world."""
     tiny.save_model_folder(tmp_path / "base", tokenizer)
-    world = generate_world(0, {"train": 8, **dict.fromkeys(list(SPLITS)[1:], 3)})
     (tmp_path / "world").mkdir()
-    for split, name in SPLITS.items():
-        tiny.write_records(tmp_path / "world" / f"{name}.jsonl", world[split])
+    for name in FILES:
+        count = 8 if name == "train_data_id" else 3
+        tiny.write_records(tmp_path / "world" / f"{name}.jsonl", tiny.world_records(name, count))
     for module in (data_sets, meta_training):
         monkeypatch.setattr(module, "ensure_world", lambda: tmp_path / "world")
     yaml = tmp_path / "tiny.yaml"
@@ -421,7 +414,7 @@ def test_published_numbers_stand_beside_the_papers_own_model_and_files_alone(pla
 
 
 def test_models_that_train_on_a_file_need_files_for_tests_and_hold_validation_out(place, capsys):
-    data = tiny.write_records(place / "train.jsonl", generate_world(1, {"train": 300})["train"])
+    data = tiny.write_records(place / "train.jsonl", tiny.world_records("train_data_id", 300, skip=1000))
     on_file = arguments(place, "--data", str(data))
     assert figure2([*on_file, *ONE, "--test"]) == 2
     assert "name the file: cre-ood=test_data_ood.jsonl" in capsys.readouterr().err and not checkpoints(place)

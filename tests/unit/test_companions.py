@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 
 from propmeta_edit.data.cre import load_cre
-from propmeta_edit.data.world import write_world
 from propmeta_edit.evaluation.companions import with_neighbours, with_text_origins, with_wrong_facts
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.records import Case, EditRequest, Question
@@ -13,7 +13,7 @@ from propmeta_edit.records import Case, EditRequest, Question
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    return load_cre(write_world(tmp_path_factory.mktemp("world"), 0, {"test-id": 120})["test-id"])
+    return load_cre(tiny.write_records(tmp_path_factory.mktemp("world") / "test.jsonl", tiny.world_records("test_data_id", 120)))
 
 
 def test_neighbours_are_about_other_subjects_and_objects(cases):

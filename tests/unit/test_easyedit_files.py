@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import tiny
 
 from propmeta_edit.cli import main
 from propmeta_edit.data.easyedit_files import load_easyedit_file
 from propmeta_edit.data.mquake import bundled_mquake_path
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import DataError
 from propmeta_edit.recipes.data_check import describe_file, find_format
 from propmeta_edit.recipes.data_sets import load_dataset
@@ -97,8 +97,7 @@ def test_records_without_a_new_object_are_left_out_and_broken_ones_named(tmp_pat
 
 
 def test_check_says_what_a_file_is(tmp_path, capsys):
-    path = tmp_path / "train.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in generate_world(0, {"train": 6})["train"]), encoding="utf-8")
+    path = tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 6))
     assert main(["data", "check", str(path)]) == 0
     said = capsys.readouterr().out
     assert "CRE, 6 records, " in said and "by entity_type" in said and "Answer: The answer is" in said and "second hop" in said
@@ -119,11 +118,9 @@ def test_check_knows_cakes_files_and_names_what_it_does_not_know(tmp_path, capsy
 
 
 def test_check_counts_questions_apart_from_records_by_hops_and_edits(tmp_path):
-    records = generate_world(0, {"train": 6})["train"]
+    records = tiny.world_records("train_data_id", 6)
     number = sum(len(record["questions"]) for record in records)
-    path = tmp_path / "train.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    said = describe_file(path)
+    said = describe_file(tiny.write_records(tmp_path / "train.jsonl", records))
     assert number > 6 and f"CRE, 6 records, {number} questions" in said
     assert f"by edits       1: {number}\n" in said and f"by hops        2: {number}\n" in said
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import tiny
 
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.holdout import hold_out_validation
-from propmeta_edit.data.world import write_world
 from propmeta_edit.errors import DataError
+
+
+def write_training_file(folder):
+    return tiny.write_records(folder / "train.jsonl", tiny.world_records("train_data_id", 400))
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    return load_cre(write_world(tmp_path_factory.mktemp("world"), 0, {"train": 400})["train"])
+    return load_cre(write_training_file(tmp_path_factory.mktemp("world")))
 
 
 def test_entities_and_relations_of_valid_ood_are_unseen_in_training(cases):
@@ -28,8 +32,7 @@ def test_entities_and_relations_of_valid_ood_are_unseen_in_training(cases):
 
 
 def test_a_record_with_several_questions_is_on_one_side(tmp_path):
-    path = write_world(tmp_path, 0, {"train": 400})["train"]
-    cases = load_cre(path, question_choice="all")
+    cases = load_cre(write_training_file(tmp_path), question_choice="all")
     train, validation = hold_out_validation(cases, 48, seed=0)
     asked = {case.edits[0].subject for split in validation.values() for case in split}
     assert len(cases) > 600 and len(train) > 200 and not asked & {case.edits[0].subject for case in train}

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from propmeta_edit.cli import main
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.evaluation.runner import CaseOutcome
 from propmeta_edit.metatrain.config import MetaTrainConfig
@@ -63,7 +62,7 @@ def names_of(folder):
 @pytest.fixture
 def config(tmp_path, tokenizer):
     base = tiny.save_model_folder(tmp_path / "base", tokenizer)
-    data = str(tiny.write_records(tmp_path / "train.jsonl", generate_world(0, {"train": 300})["train"]))
+    data = str(tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 300)))
     return MetaTrainConfig(
         model=str(base), data=data, inner_lr=0.01, num_inner_steps=1, tasks_per_step=2, device="cpu", validation_cases=4
     )
@@ -128,7 +127,7 @@ def same_folder_other_model(config, tmp_path, tokenizer):
 
 
 def other_data(config, tmp_path, tokenizer):
-    tiny.write_records(tmp_path / "train.jsonl", generate_world(1, {"train": 300})["train"])
+    tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 300, skip=1000))
     return {}
 
 

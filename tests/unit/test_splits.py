@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import tiny
 
-from propmeta_edit.data.world import generate_world
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.recipes import data_sets, meta_training
@@ -48,8 +47,8 @@ def train(tmp_path, monkeypatch):
     monkeypatch.setattr(data_sets, "ensure_world", lambda: tmp_path / "world")
     monkeypatch.setattr(meta_training, "ensure_world", lambda: tmp_path / "world")
     (tmp_path / "world").mkdir()
-    tiny.write_records(tmp_path / "world" / "valid_data_ood.jsonl", generate_world(0, {"valid-ood": 3})["valid-ood"])
-    return tiny.write_records(tmp_path / "train_data_id.jsonl", generate_world(1, {"train": 300})["train"])
+    tiny.write_records(tmp_path / "world" / "valid_data_ood.jsonl", tiny.world_records("valid_data_ood", 3))
+    return tiny.write_records(tmp_path / "train_data_id.jsonl", tiny.world_records("train_data_id", 300, skip=1000))
 
 
 def test_validation_is_held_out_of_a_training_file_and_training_sees_none_of_it(train):
@@ -74,7 +73,7 @@ def test_validation_that_a_folder_lacks_is_not_taken_from_the_offline_world(trai
     folder = tmp_path / "cre"
     folder.mkdir()
     shutil.copy(train, folder)
-    tiny.write_records(folder / "valid_data_id.jsonl", generate_world(2, {"valid-id": 3})["valid-id"])
+    tiny.write_records(folder / "valid_data_id.jsonl", tiny.world_records("valid_data_id", 3, skip=100))
     held = hold_out(MetaTrainConfig("m", data=str(folder)), ["valid-id", "valid-ood"])
     assert len(load_splits(["valid-id"], {"a": held}, 0)[0].data.cases) == 3
     with pytest.raises(

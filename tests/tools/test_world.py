@@ -8,7 +8,9 @@ import json
 import pytest
 
 from propmeta_edit.data.cre import load_cre
-from propmeta_edit.data.world import (
+from propmeta_edit.errors import DataError
+from tools.world.facts import answer_occurs, load_facts
+from tools.world.generate import (
     DEFAULT_SIZES,
     generate_world,
     single_hop_questions,
@@ -16,8 +18,7 @@ from propmeta_edit.data.world import (
     split_relations,
     write_world,
 )
-from propmeta_edit.data.world_facts import answer_occurs, load_facts
-from propmeta_edit.data.world_wording import ENTITY_TYPES
+from tools.world.wording import ENTITY_TYPES
 
 RECORD_KEYS = ["entity_type", "entity_names", "subject", "gender_type", "subject_type", "text", "facts", "questions"]
 FACT_KEYS = ["fact", "prefix", "paraphrase", "paraphrase_prefix", "target"]
@@ -229,3 +230,25 @@ def test_written_world_can_be_loaded(tmp_path):
     assert described["relations"]["test-ood"]["Country"] == ["language"]
     assert described["entities"]["test-ood"]["Country"] == split_entities(3)["test-ood"]["Country"]
     assert described["chance_levels"]["Country"]["currency"] == pytest.approx(17 / 123, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"tests": 1}, "unknown split 'tests'; the splits are train, valid-id"),
+        ({"train": -1}, "'train' must be a whole number"),
+        ({"train": 1.5}, "got 1.5"),
+        ({"train": True}, "got True"),
+        ({"test-id": 10**6}, "split 'test-id' can have at most [0-9]+ records"),
+    ],
+)
+def test_world_sizes(sizes, message):
+    with pytest.raises(DataError, match=message):
+        generate_world(0, sizes)
+
+
+def test_world_folder_that_is_a_file(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("x", encoding="utf-8")
+    with pytest.raises(DataError, match=r"file.train_data_id\.jsonl: cannot be written"):
+        write_world(blocked, 0, {})

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.data.cre import save_text
-from propmeta_edit.data.world_facts import load_facts
-from propmeta_edit.data.world_wording import ENTITY_TYPES, EntityType, Relation
+from tools.world.facts import load_facts
+from tools.world.wording import ENTITY_TYPES, EntityType, Relation
 
 # List: (hops, the sets of hops that may be edited, cases, file name).
 _LISTS = {

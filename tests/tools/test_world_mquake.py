@@ -9,11 +9,11 @@ from collections import Counter
 import pytest
 
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
-from propmeta_edit.data.world import single_hop_questions
-from propmeta_edit.data.world_facts import load_facts
-from propmeta_edit.data.world_mquake import generate_mquake, write_mquake
-from propmeta_edit.data.world_wording import ENTITY_TYPES
 from propmeta_edit.errors import DataError
+from tools.world.facts import load_facts
+from tools.world.generate import single_hop_questions
+from tools.world.mquake import generate_mquake, write_mquake
+from tools.world.wording import ENTITY_TYPES
 
 SEED = 7
 TYPES = {kind.noun: name for name, kind in ENTITY_TYPES.items()}
