@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import propmeta_edit.recipes  # lets the bundled models be called by name
 from propmeta_edit.easyedit import install, register_algorithm
 
 __version__ = "0.1.0"

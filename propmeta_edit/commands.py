@@ -10,8 +10,7 @@ from propmeta_edit.metatrain.checkpoint import expand_compact, export_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import ensure_artefact
 from propmeta_edit.options import WholeNumbers
-from propmeta_edit.recipes import edit_facts
-from propmeta_edit.recipes.bundled import BASE, METAFT
+from propmeta_edit.recipes import NAMES, edit_facts
 from propmeta_edit.recipes.bundled import rebuild as rebuild_files
 from propmeta_edit.recipes.data_check import describe_files
 from propmeta_edit.recipes.meta_training import train_to_folder
@@ -20,7 +19,7 @@ from propmeta_edit.records import EditRequest
 from propmeta_edit.studies.cost import describe_run
 
 
-def prepare(names: Sequence[str] = (BASE, METAFT)) -> None:
+def prepare(names: Sequence[str] = NAMES[:2]) -> None:
     """Build bundled models that are not there yet, in the cache folder (PROPMETA_HOME, or ~/.cache/propmeta_edit).
 
     Args:
