@@ -9,8 +9,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-import propmeta_edit.recipes  # lets the bundled models be called by name
 from propmeta_edit.easyedit import install, register_algorithm
+from propmeta_edit.recipes import register_bundled_models
 
 __version__ = "0.1.0"
 
@@ -60,4 +60,5 @@ def _when_called(name: str) -> Callable[..., Any]:
 register_algorithm("MetaFT", _when_called("apply_metaft_to_model"))
 register_algorithm("CaKE", _when_called("apply_cake_to_model"))
 register_algorithm("AlphaEdit", _when_called("apply_alphaedit_to_model"), only_where_missing=True)
+register_bundled_models()
 install()

@@ -25,6 +25,7 @@ from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.layers import weights_of
 from propmeta_edit.models.loading import read_model_config
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import padded_on
 
@@ -105,8 +106,8 @@ class EditWith:
         padding_side: of the tokenizer while editing; most of EasyEdit's count positions from the left.
     """
 
-    model: Any
-    tokenizer: Any
+    model: LanguageModel
+    tokenizer: Tokenizer
     apply: Callable[..., tuple[Any, Mapping[str, torch.Tensor]]]
     hparams: Any
     one_by_one: bool = False
@@ -128,7 +129,7 @@ class EditWith:
         return original
 
 
-def _call(name: str, apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+def _call(name: str, apply: Any, model: LanguageModel, tok: Tokenizer, requests: Any, hparams: Any, **kwargs: Any) -> Any:
     """An edit without EasyEdit's printing, which would tear a progress bar apart; one that fails leaves the model as it was."""
     if name == "AlphaEdit" and name in find_form().algorithms:
         apply = partial(apply_easyedits_own, apply)
@@ -145,7 +146,7 @@ def _call(name: str, apply: Any, model: Any, tok: Any, requests: Any, hparams: A
         raise
 
 
-def written_weights(model: Any, hparams: Any) -> dict[str, torch.nn.Parameter]:
+def written_weights(model: LanguageModel, hparams: Any) -> dict[str, torch.nn.Parameter]:
     """The parameters that an algorithm with these settings writes to, by name; {} for CaKE, which restores them itself."""
     if hasattr(hparams, "rewrite_module_tmp"):
         modules = tuple(f"{hparams.rewrite_module_tmp.format(layer)}." for layer in hparams.layers)
@@ -153,7 +154,7 @@ def written_weights(model: Any, hparams: Any) -> dict[str, torch.nn.Parameter]:
     return weights_of(model, getattr(hparams, "target_modules", ()))
 
 
-def remove_adapters(model: Any) -> None:
+def remove_adapters(model: LanguageModel) -> None:
     """Put the projections back in whose places a LoRA stands that was never merged or unloaded."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -165,7 +166,7 @@ def remove_adapters(model: Any) -> None:
 
 
 def _merge_lora(
-    apply: Any, original: dict[str, torch.Tensor], model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any
+    apply: Any, original: dict[str, torch.Tensor], model: Any, tok: Tokenizer, requests: Any, hparams: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """EasyEdit's LoRA gives an adapter around the model; merged, the weights of before put everything back as for the others."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
@@ -264,7 +265,7 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def make_contexts(name: str, model: Any, tokenizer: Any, hparams: Any, seed: int) -> None:
+def make_contexts(name: str, model: LanguageModel, tokenizer: Tokenizer, hparams: Any, seed: int) -> None:
     """Draw an algorithm's random openings for this model, seeded, so that no edit's time holds it.
 
     EasyEdit keeps them, and second moments, in module globals, not per model: one model would be edited with another's.

@@ -15,6 +15,7 @@ from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.single_edit import put_in_place, require_finite, write_facts
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest, as_requests
 
 _MOST_AT_ONCE = 64  # beyond this nothing gets faster
@@ -31,8 +32,8 @@ class HasEditSettings(Protocol):
 
 
 def compute_edit(
-    model: Any,
-    tokenizer: Any,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
     request: EditRequest | Mapping[str, Any] | Sequence[EditRequest | Mapping[str, Any]],
     hparams: HasEditSettings | EditSettings,
 ) -> Edit:
@@ -58,8 +59,8 @@ def compute_edit(
 
 
 def edit_many(
-    model: Any,
-    tokenizer: Any,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
     requests: Sequence[EditRequest | Mapping[str, Any]],
     hparams: HasEditSettings | EditSettings,
     at_once: int | None = None,
@@ -103,7 +104,7 @@ def edit_many(
     return edits
 
 
-def _settle(model: Any, hparams: HasEditSettings | EditSettings) -> tuple[EditSettings, tuple[str, str, dict[str, Any]]]:
+def _settle(model: LanguageModel, hparams: HasEditSettings | EditSettings) -> tuple[EditSettings, tuple[str, str, dict[str, Any]]]:
     """What the edit is made with, and what an ``Edit`` says of that: base model, method, settings as plain values."""
     if isinstance(hparams, EditSettings):
         settings, base_model = hparams, model.config._name_or_path
@@ -113,7 +114,11 @@ def _settle(model: Any, hparams: HasEditSettings | EditSettings) -> tuple[EditSe
 
 
 def _write_each(
-    model: Any, tokenizer: Any, several: Sequence[Sequence[EditRequest]], settings: EditSettings, device: torch.device
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    several: Sequence[Sequence[EditRequest]],
+    settings: EditSettings,
+    device: torch.device,
 ) -> list[dict[str, torch.Tensor]]:
     """What the edited tensors are after each of some independent edits, on ``device``; the copies in the model go on return."""
     with many_edits(model, tokenizer, several, settings) as adapted:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.devices import free_memory, wait_for
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import Case, EditRequest
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
 
@@ -40,8 +40,8 @@ def as_it_is(edit: EditRequest) -> list[EditRequest]:
 class Unedited:
     """The model as it is: what it already believes."""
 
-    model: Any
-    tokenizer: Any
+    model: LanguageModel
+    tokenizer: Tokenizer
 
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         return _ask(self.model, self.tokenizer, cases, before=None)
@@ -51,8 +51,8 @@ class Unedited:
 class InContext:
     """No edit; the facts stand before every question."""
 
-    model: Any
-    tokenizer: Any
+    model: LanguageModel
+    tokenizer: Tokenizer
 
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         before = _answer_neighbours(self.model, self.tokenizer, cases)
@@ -68,8 +68,8 @@ class Editing:
         write: the requests that stand for one fact, where it is written in several wordings.
     """
 
-    model: Any
-    tokenizer: Any
+    model: LanguageModel
+    tokenizer: Tokenizer
     edit: EditFunction
     write: Callable[[EditRequest], list[EditRequest]] = as_it_is
     _is_warm: bool = False
@@ -103,8 +103,8 @@ class FineTuning:
     """FT and MetaFT: the inner loop on the case's facts; a single case is timed, several are edited side by side, each with weights
     of its own, as far as half of the free memory goes."""
 
-    model: Any
-    tokenizer: Any
+    model: LanguageModel
+    tokenizer: Tokenizer
     settings: EditSettings
     write: Callable[[EditRequest], list[EditRequest]] = as_it_is
 
@@ -139,7 +139,7 @@ def requests_of(case: Case, write: Callable[[EditRequest], list[EditRequest]]) -
 
 
 def _ask(
-    model: Any, tokenizer: Any, cases: Sequence[Case], before: Sequence[str | None] | None, in_context: bool = False
+    model: LanguageModel, tokenizer: Tokenizer, cases: Sequence[Case], before: Sequence[str | None] | None, in_context: bool = False
 ) -> list[CaseOutcome]:
     """Every prompt of every case in one batch, those of a case side by side.
 
@@ -183,7 +183,7 @@ def _prompts_of(case: Case) -> dict[str, str]:
     return prompts | {name: format_question(question.text) for name, question in singles.items() if question is not None}
 
 
-def _answer_neighbours(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[str | None]:
+def _answer_neighbours(model: LanguageModel, tokenizer: Tokenizer, cases: Sequence[Case]) -> list[str | None]:
     """What the model says after each case's neighbour; None where there is none."""
     prompts = [format_question(case.neighbour.text) for case in cases if case.neighbour is not None]
     texts = iter(generate_greedily(model, tokenizer, prompts))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,13 +14,18 @@ from propmeta_edit.finetune.single_edit import require_full_precision
 from propmeta_edit.finetune.stacking import StackedWeights, stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import EncodedBatch, encode_requests
 
 
 @contextmanager
 def adapted_copies(
-    model: Any, parameters: Mapping[str, nn.Parameter], target: Sequence[EncodedBatch], settings: EditSettings, num_edits: int
+    model: LanguageModel,
+    parameters: Mapping[str, nn.Parameter],
+    target: Sequence[EncodedBatch],
+    settings: EditSettings,
+    num_edits: int,
 ) -> Iterator[tuple[StackedWeights, list[torch.Tensor]]]:
     """Inside, row block n of any batch meets the n-th of N copies of θ, which the inner loop has moved to its own θ_τ (Eq. 2).
 
@@ -43,7 +47,7 @@ def adapted_copies(
 
 @contextmanager
 def many_edits(
-    model: Any, tokenizer: Any, edits: Sequence[Sequence[EditRequest]], settings: EditSettings
+    model: LanguageModel, tokenizer: Tokenizer, edits: Sequence[Sequence[EditRequest]], settings: EditSettings
 ) -> Iterator[StackedWeights]:
     """Inside, row block n of any batch is answered with ``edits[n]`` written in (Eq. 2), and with no other edit.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,11 +12,14 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import encode_requests
 
 
-def write_facts(model: Any, tokenizer: Any, requests: Sequence[EditRequest], settings: EditSettings) -> dict[str, torch.Tensor]:
+def write_facts(
+    model: LanguageModel, tokenizer: Tokenizer, requests: Sequence[EditRequest], settings: EditSettings
+) -> dict[str, torch.Tensor]:
     """Write facts into the model by the inner loop (Eq. 2): all of them with one optimiser, K passes.
 
     Returns:

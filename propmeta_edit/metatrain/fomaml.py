@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from propmeta_edit.finetune.many_edits import adapted_copies
 from propmeta_edit.finetune.packed import packed_products
 from propmeta_edit.metatrain.outer_losses import OuterLoss
 from propmeta_edit.metatrain.processes import ALONE, Processes
+from propmeta_edit.models.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 
@@ -43,7 +43,7 @@ class TaskGradients:
 
 
 def compute_task_gradients(
-    model: Any,
+    model: LanguageModel,
     parameters: Mapping[str, nn.Parameter],
     target: Sequence[EncodedBatch],
     outer_loss: OuterLoss,

@@ -1,7 +1,4 @@
-"""How things are made from the rooms above: meta-trained checkpoints, the bundled models, data sets by name, second moments.
-
-Importing this lets the bundled models be called by name; what makes them is imported when one is made.
-"""
+"""How things are made from the rooms above: meta-trained checkpoints, the bundled models, data sets by name, second moments."""
 
 from __future__ import annotations
 
@@ -28,5 +25,7 @@ def _when_called(function: str, *arguments: Any) -> Any:
     return getattr(importlib.import_module("propmeta_edit.recipes.bundled"), function)(*arguments)
 
 
-for _name in NAMES:
-    register_builder(_name, partial(_when_called, "origin_of", _name), partial(_when_called, "build", _name))
+def register_bundled_models() -> None:
+    """Let the bundled models be called by name; what makes them is imported when one is made."""
+    for name in NAMES:
+        register_builder(name, partial(_when_called, "origin_of", name), partial(_when_called, "build", name))

@@ -28,6 +28,7 @@ from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import key_module_name, resolve_layers
 from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world, single_hop_questions
 
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
@@ -170,7 +171,7 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
     return Statistics(str(folder), sha256_of_json(list(hashes.values())), seconds)
 
 
-def sample_corpus(model: Any, tokenizer: Any, num_texts: int, seed: int) -> list[str]:
+def sample_corpus(model: LanguageModel, tokenizer: Tokenizer, num_texts: int, seed: int) -> list[str]:
     """Texts without any file: what the model itself writes, and sentences of the offline world, shuffled."""
     world = _sentences_of_the_world()
     from_model = sample_texts(model, tokenizer, round(SAMPLED_SHARE * num_texts), seed)
@@ -188,7 +189,12 @@ def _sentences_of_the_world() -> list[str]:
 
 
 def sample_texts(
-    model: Any, tokenizer: Any, num_texts: int, seed: int, max_new_tokens: int = MAX_NEW_TOKENS, batch_size: int = 64
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    num_texts: int,
+    seed: int,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = 64,
 ) -> list[str]:
     """Texts the model writes after common openings, drawn at temperature 1 with ``seed``."""
     texts: list[str] = []

@@ -18,6 +18,7 @@ from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.devices import free_unused, peak_memory, wait_for
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.speed import parts
 
@@ -57,7 +58,7 @@ class Setting:
         return [EditRequest(before + fact.prompt, fact.target_new, fact.subject) for fact in facts]
 
 
-def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
+def time_easyedit(model: LanguageModel, tokenizer: Tokenizer, setting: Setting, number: int) -> float:
     """Seconds an edit of EasyEdit's FT, on the same layer and steps (its template takes the layer's two norms as well)."""
     hparams = make_hparams(
         "FT",
@@ -86,7 +87,7 @@ def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> 
             parameter.grad = None
 
 
-def time_single(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
+def time_single(model: LanguageModel, tokenizer: Tokenizer, setting: Setting, number: int) -> float:
     """Seconds of one edit after another by the inner loop, putting back included."""
     parameters, requests = select_parameters(model, [setting.layer]), setting.requests(number)
     started = time.perf_counter()
@@ -96,7 +97,7 @@ def time_single(model: Any, tokenizer: Any, setting: Setting, number: int) -> fl
     return (time.perf_counter() - started) / number
 
 
-def time_batched(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
+def time_batched(model: LanguageModel, tokenizer: Tokenizer, setting: Setting, number: int) -> float:
     """Seconds an edit with ``at_once`` of them side by side, which stay on the model's device."""
     requests = setting.requests(number)
     started = time.perf_counter()
@@ -106,7 +107,7 @@ def time_batched(model: Any, tokenizer: Any, setting: Setting, number: int) -> f
     return (time.perf_counter() - started) / number
 
 
-def time_transfer(model: Any, setting: Setting) -> float:
+def time_transfer(model: LanguageModel, setting: Setting) -> float:
     """Seconds to copy the tensors of one edit to the CPU, as ``edit_many`` does by itself."""
     tensors = [parameter.detach() for parameter in select_parameters(model, [setting.layer]).values()]
     wait_for(model.device)
@@ -142,7 +143,9 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> dict[str, float
     }
 
 
-def estimate_floor(model: Any, tokenizer: Any, setting: Setting, machine: Mapping[str, float], number: int) -> dict[str, float]:
+def estimate_floor(
+    model: LanguageModel, tokenizer: Tokenizer, setting: Setting, machine: Mapping[str, float], number: int
+) -> dict[str, float]:
     """The least seconds an edit can take here: the larger of its traffic at full bandwidth and its arithmetic at full rate.
 
     Traffic: below the edited layer every weight once; from it upwards every weight twice a step (forward and back); of the

@@ -18,6 +18,7 @@ from propmeta_edit.metatrain.task_texts import encode_step
 from propmeta_edit.metatrain.trainer import compute_step_gradients, order_tasks
 from propmeta_edit.models.devices import free_unused, peak_memory, wait_for
 from propmeta_edit.models.layers import MODULE_CHOICES, select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import MetaTask
 from propmeta_edit.speed import parts, reference
 
@@ -41,7 +42,7 @@ class Side:
     def load(self) -> tuple[Any, Any]:
         return parts.load(self.model_name, self.device, self.config.dtype, self.config.layers or [], self.config.modules)
 
-    def run(self, model: Any, tokenizer: Any, tasks: Sequence[MetaTask]) -> float:
+    def run(self, model: LanguageModel, tokenizer: Tokenizer, tasks: Sequence[MetaTask]) -> float:
         """Seconds a task, outer steps included."""
         parameters = select_parameters(model, self.config.layers, self.config.modules)
         optimizer = torch.optim.AdamW(parameters.values(), lr=self.config.outer_lr, fused=self.kind == ENGINE)
@@ -59,8 +60,8 @@ class Side:
 
     def _step(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
         parameters: Mapping[str, nn.Parameter],
         optimizer: torch.optim.Optimizer,
         tasks: Sequence[MetaTask],

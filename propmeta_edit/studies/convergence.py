@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -17,6 +16,7 @@ from propmeta_edit.files import save_figure, write_text_atomically
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import load_model
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.options import WholeNumbers, require_at_least
 from propmeta_edit.recipes.statistics import SAMPLED, sample_corpus
 from propmeta_edit.studies.engine import collect_versions
@@ -51,7 +51,9 @@ def compare_moments(
     }
 
 
-def gather(model: Any, tokenizer: Any, texts: list[str], layers: list[int], counts: list[int]) -> list[SecondMoments]:
+def gather(
+    model: LanguageModel, tokenizer: Tokenizer, texts: list[str], layers: list[int], counts: list[int]
+) -> list[SecondMoments]:
     """Moments of the first so many texts, for each of ``counts`` in rising order; every text is read once."""
     found: list[SecondMoments] = []
     total: SecondMoments | None = None

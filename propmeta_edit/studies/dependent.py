@@ -28,6 +28,7 @@ from propmeta_edit.models.artefacts import find_model_folder
 from propmeta_edit.models.devices import peak_memory, resolve_device, resolve_dtype, wait_for
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.options import Names, WholeNumbers, require_among, require_at_least
 from propmeta_edit.recipes.data_sets import load_dataset
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
@@ -83,7 +84,7 @@ def read_cases(items: Sequence[str], seed: int) -> list[Case]:
 
 
 def ask(
-    model: Any, tokenizer: Any, written: Sequence[Case], kept: Sequence[Question], number: int, seed: int
+    model: LanguageModel, tokenizer: Tokenizer, written: Sequence[Case], kept: Sequence[Question], number: int, seed: int
 ) -> dict[str, list[bool]]:
     """Of the written facts: themselves and their consequences; and single facts that no edit is about."""
     some = random.Random(seed).sample(list(written), min(number, len(written)))
