@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -62,14 +63,18 @@ def build_config(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         raise ConfigError(f"{source}: {error}") from error
 
 
-def derive_settings(cls: type[T], source: Any, renamed: Mapping[str, str] | None = None) -> T:
-    """A settings dataclass from those attributes of ``source`` that have its fields' names.
+def derive_settings(cls: type[T], source: Any, renamed: Mapping[str, str] = MappingProxyType({})) -> T:
+    """A settings dataclass from those attributes of ``source`` that have its fields' names; the other fields keep their defaults.
 
     Args:
-        renamed: what ``source`` calls a field that has another name there; a field that it lacks keeps its default.
+        renamed: by field, the attribute of ``source`` where it has another name.
+
+    Raises:
+        ConfigError: a value that the dataclass refuses.
     """
-    names = {field.name: (renamed or {}).get(field.name, field.name) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    return cls(**{own: getattr(source, given) for own, given in names.items() if hasattr(source, given)})
+    same = [field.name for field in dataclasses.fields(cls) if field.name not in renamed]  # type: ignore[arg-type]
+    names = {**{name: name for name in same if hasattr(source, name)}, **renamed}
+    return cls(**{name: getattr(source, given) for name, given in names.items()})
 
 
 def _readable(message: str) -> str:

@@ -571,6 +571,19 @@ def test_what_many_at_once_refuse(model, tokenizer):
     assert edit_many(model, tokenizer, [], hparams()) == []
 
 
+def test_settings_alone_make_the_edit_of_hyperparameters_that_hold_them(model, edits, tokenizer):
+    model.config._name_or_path = "models/here"
+    for found in (
+        compute_edit(model, tokenizer, REQUESTS[0], hparams().edit),
+        *edit_many(model, tokenizer, REQUESTS, hparams().edit),
+    ):
+        expected = next(edit for edit in edits if edit.requests == found.requests)
+        assert (found.base_model, found.method, found.settings) == ("models/here", "MetaFT", expected.settings)
+        assert expected.base_model == "tiny" and found.weights.keys() == expected.weights.keys()
+        for name, value in expected.weights.items():
+            torch.testing.assert_close(found.weights[name], value, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     "compute", [lambda *a: compute_edit(*a[:2], REQUESTS[0], a[2]), lambda *a: edit_many(*a[:2], REQUESTS, a[2])]
 )
