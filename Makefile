@@ -50,12 +50,12 @@ table2-full: setup
 
 # The same with the controls, 300 cases a data set and paired tests: some hours on two cores, resumable.
 evidence: setup
-	@$(BIN)/python benchmarks/run_table2.py --methods all --limit 300 --minutes-per-row 60 --datasets cre-id,cre-ood,mquake-standin \
+	@$(BIN)/python benchmarks/run_table2.py --methods all --limit 300 --minutes-per-row 60 --datasets world-id,world-ood,world-mquake \
 	  --output results/evidence
 
 # A small real run, a few cases; without ROME and CaKE, whose edits take a minute and more here.
 table2-smoke: setup
-	@$(BIN)/python benchmarks/run_table2.py --methods unedited,in-context,FT,MEMIT,AlphaEdit,MetaFT --datasets cre-id --limit 2 \
+	@$(BIN)/python benchmarks/run_table2.py --methods unedited,in-context,FT,MEMIT,AlphaEdit,MetaFT --datasets world-id --limit 2 \
 	  --minutes-per-row 0.5 --output results/smoke
 
 test: setup

@@ -49,9 +49,9 @@ class Row:
     cloze_correct: bool | None = None
     fact_generated: tuple[str, ...] = ()
     efficacy: bool = False
-    second_hop_correct: bool | None = None
-    other_fact_correct: bool | None = None
-    neighbour_unchanged: bool | None = None
+    locality_second_hop: bool | None = None
+    locality_other_fact: bool | None = None
+    locality_neighbourhood: bool | None = None
     seconds_per_edit: float | None = None
     seconds: float | None = None
     cases_at_once: int | None = None

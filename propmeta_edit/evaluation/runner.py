@@ -15,37 +15,14 @@ from typing import Any, Protocol, TypeVar
 from tqdm import tqdm
 
 from propmeta_edit.errors import DataError
+from propmeta_edit.evaluation.measures import CaseOutcome, judge, judge_failed
 from propmeta_edit.evaluation.rows import Row, RowFile, select_rows
-from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
 from propmeta_edit.models.devices import is_out_of_memory
-from propmeta_edit.records import Case, Question
+from propmeta_edit.records import Case
 
 LOG = logging.getLogger(__name__)
 Item = TypeVar("Item")
 TIMED_CASES = 10  # of a method and data set, run one by one, so that there is a time per edit
-
-
-@dataclass(frozen=True)
-class CaseOutcome:
-    """What a method's model said after the edits of a case.
-
-    Attributes:
-        generated: ten greedy tokens after the question.
-        cloze_generated: after the cloze, if the case has one.
-        fact_generated: after each edit's own prompt.
-        seconds_per_edit: of the edit call alone; None where nothing is edited, or where several cases were edited at once.
-        second_hop_generated, other_fact_generated: after the single-hop questions, if the case has them.
-        neighbour_generated, neighbour_before: after the other subject's question, with the edits and without.
-    """
-
-    generated: str
-    cloze_generated: str | None
-    fact_generated: tuple[str, ...]
-    seconds_per_edit: float | None
-    second_hop_generated: str | None = None
-    other_fact_generated: str | None = None
-    neighbour_generated: str | None = None
-    neighbour_before: str | None = None
 
 
 class Method(Protocol):
@@ -298,7 +275,7 @@ class GroupRunner:
             try:
                 outcomes = self.method.evaluate_many(group)
                 rows += [
-                    self._make_row(work.data, case, score(case, o), len(group)) for case, o in zip(group, outcomes, strict=True)
+                    self._make_row(work.data, case, judge(case, o), len(group)) for case, o in zip(group, outcomes, strict=True)
                 ]
                 continue
             except OSError:  # the disk, not the cases
@@ -322,16 +299,8 @@ class GroupRunner:
         return tried
 
     def _make_failed_row(self, data: DataSet, case: Case, error: Exception) -> Row:
-        """Wrong, not missing, wherever a verdict was due: else failures would raise the other accuracies."""
         LOG.warning("%s failed on %s: %s", self.spec.name, case.case_id, error)
-        due = {
-            "cloze_correct": case.question.cloze,
-            "second_hop_correct": case.second_hop,
-            "other_fact_correct": case.other_fact,
-            "neighbour_unchanged": case.neighbour,
-        }
-        verdicts: dict[str, object] = {name: None if question is None else False for name, question in due.items()}
-        return self._make_row(data, case, {**verdicts, "error": "".join(traceback.format_exception(error))})
+        return self._make_row(data, case, {**judge_failed(case), "error": "".join(traceback.format_exception(error))})
 
     def _make_row(self, data: DataSet, case: Case, results: Mapping[str, object], together: int = 1) -> Row:
         return self.spec.make_row(
@@ -346,27 +315,3 @@ class GroupRunner:
             tags=case.tags,
             **results,
         )
-
-
-def score(case: Case, outcome: CaseOutcome) -> dict[str, object]:
-    """Verdicts on what was generated, as the fields of a row."""
-    answers = case.question.answers
-    facts = zip(outcome.fact_generated, case.edits, strict=True)
-    unchanged = None if outcome.neighbour_generated is None else outcome.neighbour_generated == outcome.neighbour_before
-    return {
-        "generated": outcome.generated,
-        "correct": contains_answer(outcome.generated, answers),
-        "correct_word_boundary": contains_answer_at_word_boundary(outcome.generated, answers),
-        "cloze_generated": outcome.cloze_generated,
-        "cloze_correct": _verdict(outcome.cloze_generated, case.question),
-        "fact_generated": outcome.fact_generated,
-        "efficacy": all(contains_answer(text, (edit.target_new,)) for text, edit in facts),
-        "second_hop_correct": _verdict(outcome.second_hop_generated, case.second_hop),
-        "other_fact_correct": _verdict(outcome.other_fact_generated, case.other_fact),
-        "neighbour_unchanged": unchanged,
-        "seconds_per_edit": outcome.seconds_per_edit,
-    }
-
-
-def _verdict(generated: str | None, question: Question | None) -> bool | None:
-    return None if generated is None or question is None else contains_answer(generated, question.answers)

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 
 from propmeta_edit.errors import DataError
+from propmeta_edit.evaluation.measures import MEASURES
 from propmeta_edit.evaluation.rows import SETTINGS, Row, select_rows
 from propmeta_edit.evaluation.runner import MethodSpec
 from propmeta_edit.evaluation.statistics import wilson_interval
 from propmeta_edit.files import sha256_of_json, write_text_atomically
 
-KEPT = ("second_hop_correct", "other_fact_correct", "neighbour_unchanged")
 SETTINGS_FILE = "settings.json"
 FEW = 30  # fewer cases than this are flagged
 
@@ -61,29 +61,17 @@ def require_comparable(rows: Sequence[Row]) -> None:
             raise DataError(f"the rows of {sides} {what}; tabulate them apart, with another --output")
 
 
-def _share(rows: Sequence[Row], name: str) -> float | None:
-    verdicts = [getattr(row, name) for row in rows if getattr(row, name) is not None]
-    return fmean(verdicts) if verdicts else None
-
-
 def _summarise_pair(rows: Sequence[Row]) -> dict[str, Any]:
-    first, n = rows[0], len(rows)
+    first = rows[0]
     if len({row.settings for row in rows}) > 1:
         raise DataError(f"rows of {first.method} on {first.dataset} differ in one of {', '.join(SETTINGS)}; tabulate them apart")
     seconds = [row.seconds_per_edit for row in rows if row.seconds_per_edit is not None]
-    correct, effective = sum(row.correct for row in rows), sum(row.efficacy for row in rows)
     return {
         "method": first.method,
         "dataset": first.dataset,
         "model": first.model,
-        "n": n,
-        "accuracy": correct / n,
-        "accuracy_ci95": list(wilson_interval(correct, n)),
-        "accuracy_word_boundary": sum(row.correct_word_boundary for row in rows) / n,
-        "accuracy_cloze": _share(rows, "cloze_correct"),
-        "efficacy": effective / n,
-        "efficacy_ci95": list(wilson_interval(effective, n)),
-        **{name: _share(rows, name) for name in KEPT},
+        "n": len(rows),
+        **_measure(rows),
         "seconds_per_edit": fmean(seconds) if seconds else None,
         "n_timed": len(seconds),
         "seconds_per_edit_median": median(seconds) if seconds else None,
@@ -96,6 +84,17 @@ def _summarise_pair(rows: Sequence[Row]) -> dict[str, Any]:
         "dtype": first.dtype,
         "versions": dict(first.versions),
     }
+
+
+def _measure(rows: Sequence[Row]) -> dict[str, Any]:
+    """Every measure's share of the cases that were asked, None where none was, and the intervals."""
+    found: dict[str, Any] = {}
+    for measure in MEASURES:
+        verdicts = [value for row in rows if (value := getattr(row, measure.field)) is not None]
+        found[measure.column] = fmean(verdicts) if verdicts else None
+        if measure.has_interval:
+            found[f"{measure.column}_ci95"] = list(wilson_interval(sum(verdicts), len(verdicts)))
+    return found
 
 
 def _throughput(rows: Sequence[Row]) -> dict[str, Any]:
@@ -124,32 +123,35 @@ def write_tables(summary: Sequence[dict[str, Any]], folder: str | Path, notes: S
 
 def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
     """The table for reading: percentages with 95 % intervals, few cases flagged, without the columns that no row fills."""
-    header = ["method", "data set", "n", "accuracy %", "at word boundary %", "cloze %", "efficacy %"]
-    header += ["second hop %", "other fact %", "neighbour same %", "s / edit", "cases / s", "once before, s", "errors"]
-    rows = []
-    for entry in summary:
-        cells = [
-            entry["method"],
-            entry["dataset"],
-            f"{entry['n']}{'†' if entry['n'] < FEW else ''}",
-            _with_interval(entry["accuracy"], entry["accuracy_ci95"]),
-            _percent(entry["accuracy_word_boundary"]),
-            _percent(entry["accuracy_cloze"]),
-            _with_interval(entry["efficacy"], entry["efficacy_ci95"]),
-            *(_percent(entry[name]) for name in KEPT),
-            "–" if entry["seconds_per_edit"] is None else f"{entry['seconds_per_edit']:.2f}",
-            "–" if entry["cases_per_second"] is None else f"{entry['cases_per_second']:.2f} ({entry['cases_at_once']} at once)",
-            ", ".join(f"{name} {seconds:.0f}" for name, seconds in entry["precomputation"].items()) or "–",
-            str(entry["errors"]),
-        ]
-        rows.append(cells)
+    rows = [_cells_of(entry) for entry in summary]
     legend = ["Brackets: 95 % Wilson intervals.", *notes]
     legend += [f"{entry['method']} on {entry['dataset']}: {note}." for entry in summary for note in entry["notes"]]
     if any(entry["n"] < FEW for entry in summary):
         legend.append(f"†: fewer than {FEW} cases.")
-    told = [place for place in range(len(header)) if not rows or any(cells[place] != "–" for cells in rows)]
-    table = markdown_table([header[place] for place in told], [[cells[place] for place in told] for cells in rows])
+    header = [title for title in (rows[0] if rows else ()) if any(row[title] != "–" for row in rows)]
+    table = markdown_table(header, [[row[title] for title in header] for row in rows])
     return table + "\n" + "\n".join(f"- {note}" for note in legend) + "\n"
+
+
+def _cells_of(entry: Mapping[str, Any]) -> dict[str, str]:
+    """A line of the table by the titles of its columns; a dash where there is nothing to say."""
+    seconds, rate = entry["seconds_per_edit"], entry["cases_per_second"]
+    return {
+        "method": entry["method"],
+        "data set": entry["dataset"],
+        "n": f"{entry['n']}{'†' if entry['n'] < FEW else ''}",
+        **{m.title: _percent(entry[m.column], entry.get(f"{m.column}_ci95")) for m in MEASURES},
+        "s / edit": "–" if seconds is None else f"{seconds:.2f}",
+        "cases / s": "–" if rate is None else f"{rate:.2f} ({entry['cases_at_once']} at once)",
+        "once before, s": ", ".join(f"{name} {spent:.0f}" for name, spent in entry["precomputation"].items()) or "–",
+        "errors": str(entry["errors"]),
+    }
+
+
+def _percent(share: float | None, interval: Sequence[float] | None = None) -> str:
+    if share is None:
+        return "–"
+    return f"{100 * share:.1f}" + (f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else "")
 
 
 def write_settings(specs: Sequence[MethodSpec], folder: str | Path) -> None:
@@ -185,11 +187,3 @@ def _as_cell(value: Any, number: str) -> str:
     if pd.isna(value):
         return "–"
     return f"{value:{number}}" if isinstance(value, float) else str(value).replace("|", "/")
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"
-
-
-def _with_interval(share: float, interval: Sequence[float]) -> str:
-    return f"{100 * share:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

@@ -16,12 +16,14 @@ from propmeta_edit.recipes.data_check import FORMATS, find_format
 from propmeta_edit.recipes.sources import TEST_FILES, find_file, find_files, is_source
 from propmeta_edit.recipes.worlds import ensure_world
 
+WORLD_TESTS = {name.replace("cre-", "world-"): file for name, file in TEST_FILES.items()}  # the offline world's own
 VALIDATION_FILES = {"valid-id": "valid_data_id.jsonl", "valid-ood": "valid_data_ood.jsonl"}
-STANDIN_FILES = {"mquake-standin": "mquake-standin-2hop.json", "mquake-standin-3hop": "mquake-standin-3hop.json"}
+WORLD_MQUAKE = {"world-mquake": "mquake-standin-2hop.json", "world-mquake-3hop": "mquake-standin-3hop.json"}
+WORLD_FILES = {**WORLD_TESTS, **VALIDATION_FILES, **WORLD_MQUAKE}
 LOADERS: dict[str, Callable[..., list[Any]]] = {
-    **dict.fromkeys((*TEST_FILES, *VALIDATION_FILES), load_cre),
-    "mquake-standin": load_mquake_subset,
-    "mquake-standin-3hop": load_mquake,
+    **dict.fromkeys((*WORLD_TESTS, *VALIDATION_FILES, *TEST_FILES), load_cre),
+    "world-mquake": load_mquake_subset,
+    "world-mquake-3hop": load_mquake,
     "mquake-subset": load_mquake_subset,
     "mquake-4hop": load_mquake,
 }
@@ -49,7 +51,6 @@ def load_dataset(item: str, seed: int) -> DataSet:
     """
     name, _, file = item.partition("=")
     load = LOADERS.get(name)
-    offline = {**TEST_FILES, **VALIDATION_FILES, **STANDIN_FILES}
     if Path(item).is_file():
         path = Path(item)
         name = {file: name for name, file in TEST_FILES.items()}.get(path.name, path.stem)
@@ -59,14 +60,17 @@ def load_dataset(item: str, seed: int) -> DataSet:
             f"unknown data set {name!r}; write an existing FILE or FOLDER, hub:owner/name, or NAME or NAME=FILE with one of "
             f"{', '.join(LOADERS)}"
         )
+    elif file and name in (*WORLD_TESTS, *WORLD_MQUAKE):
+        raise DataError(f"{name} is the offline world's own; give {file} another name, such as {name.replace('world-', 'cre-')}")
     elif file:
-        path = find_file(file, offline[name]) if name in offline and is_source(file) else Path(file)
-    elif name in offline:
-        path = ensure_world() / offline[name]
+        path = find_file(file, TEST_FILES[name]) if name in TEST_FILES and is_source(file) else Path(file)
+    elif name in WORLD_FILES:
+        path = ensure_world() / WORLD_FILES[name]
     elif name == "mquake-4hop":
         path = bundled_mquake_path()
     else:
-        raise DataError(f"{name} does not come with the package: write {name}=MQuAKE-CF-3k-v2.json with the file you downloaded")
+        example = TEST_FILES.get(name, "MQuAKE-CF-3k-v2.json")
+        raise DataError(f"{name} does not come with the package: write {name}={example} with the file you downloaded")
     cases = load(path, seed=seed) if load is load_cre else load(path)
     if not cases:
         raise DataError(f"no case of {name} in it", path)

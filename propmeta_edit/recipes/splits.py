@@ -11,14 +11,14 @@ from propmeta_edit.evaluation.companions import with_neighbours
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.recipes.data_sets import LOADERS, VALIDATION_FILES, load_datasets
+from propmeta_edit.recipes.data_sets import LOADERS, VALIDATION_FILES, WORLD_TESTS, load_datasets
 from propmeta_edit.recipes.meta_training import load_tasks
-from propmeta_edit.recipes.sources import TEST_FILES, is_source
+from propmeta_edit.recipes.sources import is_source
 from propmeta_edit.recipes.worlds import WORLD
 from propmeta_edit.records import Case
 
 VALIDATION, TEST, TRAINING = "validation", "test", "training"
-TEST_OF = {"valid-id": "cre-id", "valid-ood": "cre-ood"}  # the test split of the same kind
+TEST_OF = {"valid-id": "world-id", "valid-ood": "world-ood"}  # the offline world's test split of the same kind
 _PREFIXES = {"valid": VALIDATION, "dev": VALIDATION, "test": TEST, "train": TRAINING}
 _RARELY = 10**9  # tasks between validations: at the start and the end of a run alone
 
@@ -59,6 +59,12 @@ def to_test(item: str) -> str:
     return TEST_OF.get(item, item)
 
 
+def is_test_of(name: str, validation: str) -> bool:
+    """Whether a test split, of the offline world's or of CRE's files, is of the same kind as a validation split."""
+    own = TEST_OF.get(validation, "")
+    return bool(own) and name in (own, own.replace("world-", "cre-"))
+
+
 def hold_out(config: MetaTrainConfig, items: Sequence[str]) -> MetaTrainConfig:
     """The settings with which validation splits that are asked for by name alone are no part of the training.
 
@@ -95,12 +101,12 @@ def load_splits(items: Sequence[str], configs: Mapping[str, MetaTrainConfig], se
 
 def _refuse_offline_tests(items: Sequence[str], configs: Mapping[str, MetaTrainConfig]) -> None:
     on_files = {name: config.data for name, config in configs.items() if config.data != WORLD}
-    offline = [item for item in items if item in TEST_FILES and not is_released(item)]
+    offline = [item for item in items if item in WORLD_TESTS]
     if on_files and offline:
         name, data = next(iter(on_files.items()))
         raise ConfigError(
             f"{offline[0]} is a test split of the offline world, but {name} is meta-trained on {data}; name the file: "
-            f"{offline[0]}={TEST_FILES[offline[0]]}"
+            f"{offline[0].replace('world-', 'cre-')}={WORLD_TESTS[offline[0]]}"
         )
 
 

@@ -60,7 +60,7 @@ class ChainOptions:
     """
 
     hparams: str = "smollm2-135m"
-    datasets: Names = field(default_factory=lambda: Names(("cre-id", "cre-ood", "cre-ood-entity", "cre-ood-relation")))
+    datasets: Names = field(default_factory=lambda: Names(("world-id", "world-ood", "world-ood-entity", "world-ood-relation")))
     methods: Names = field(default_factory=lambda: Names(METHODS))
     modes: Names = field(default_factory=lambda: Names(MODES))
     counts: WholeNumbers = field(default_factory=lambda: WholeNumbers((1, 10, 100, 1000)))

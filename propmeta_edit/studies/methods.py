@@ -62,10 +62,11 @@ OTHERS = (  # other ways to fine-tune
 )
 METHODS = {variant.name: variant for variant in (*CORE, *OTHERS, *CONTROLS)}
 NOTES = (
-    "accuracy: an accepted answer occurs in ten greedy tokens after `Question: ...\\nAnswer: The answer is`.",
+    "accuracy: portability by ten-token containment: an accepted answer to the multi-hop question occurs in ten greedy tokens "
+    "after `Question: ...\\nAnswer: The answer is`.",
     "efficacy: the edited fact itself occurs in ten greedy tokens after its prompt.",
-    "second hop, other fact: single-hop questions about the new object, and about something else, still answered.",
-    "neighbour same: the ten tokens after a question about another subject are those of before the edit.",
+    "locality, second hop and other fact: single-hop questions about the new object, and about something else, still answered.",
+    "locality, neighbourhood: the ten tokens after the same kind of question about another subject are those of before the edit.",
     f"s / edit: mean of the edit call alone over the cases that were edited one by one: the first {TIMED_CASES} of FT and MetaFT, "
     "whose other cases are edited side by side, and all of the others. Loading, a warm-up edit (where edits take less than "
     f"{LONG_EDIT:.0f} s; else the first edit reads the second moments), evaluation, restoring and the one-time meta-training are "
@@ -78,7 +79,7 @@ NOTES = (
     "in its tag `augmentation`.",
     "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
     "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks.",
-    "cre-* and mquake-standin* without a file are real facts put into those formats offline, not the released data.",
+    "world-*: real facts put into the formats of CRE and MQuAKE offline, not the released data, which cre-* and mquake-* are.",
 )
 
 

@@ -19,19 +19,15 @@ from matplotlib.figure import Figure
 
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.comparisons import describe_examples
+from propmeta_edit.evaluation.measures import MEASURES
 from propmeta_edit.evaluation.rows import read_rows
 from propmeta_edit.evaluation.tables import SETTINGS_FILE, frame_to_markdown
 from propmeta_edit.files import shortest_names, write_text_atomically
 
 SUMMARIES = ("table.json", "summary*.json")  # of a comparison, of sweeps
-CHAINS = "dependent"  # the table of run_dependent.py; each chain has a file of its own beside it
-OUTCOMES = {  # columns of a sweep's summary, as shares, that the sweep's own table has no room for
-    "at word boundary %": "accuracy_word_boundary",
-    "cloze %": "accuracy_cloze",
-    "second hop %": "second_hop_correct",
-    "other fact %": "other_fact_correct",
-    "neighbour same %": "neighbour_unchanged",
-}
+CHAINS = "dependent"  # the table of chains of edits; each chain has a file of its own beside it
+# Of a study's summary, the measures that its own table has no room for.
+OUTCOMES = {measure.title: measure.column for measure in MEASURES if not measure.has_interval}
 ROWS, COMPARISONS = "rows.jsonl", "comparisons.md"
 HTML, MARKDOWN = "report.html", "report.md"
 SHORT = 24  # characters of a table's cell that stay on one line

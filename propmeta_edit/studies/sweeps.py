@@ -12,7 +12,7 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.options import Names, require_at_least
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
-from propmeta_edit.recipes.splits import TEST_OF, VALIDATION, Split, hold_out, load_splits, to_test
+from propmeta_edit.recipes.splits import TEST_OF, VALIDATION, Split, hold_out, is_test_of, load_splits, to_test
 from propmeta_edit.recipes.worlds import WORLD
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.variants import Bench, Variant
@@ -119,7 +119,8 @@ def _load_asked(
         if not is_chosen or not chosen_on:
             raise ConfigError("--test-datasets is for what is chosen on valid-id or valid-ood; name other data sets in --datasets")
     tests = {split.data.name: split for split in (load_splits(wanted, configs, options.case_seed) if wanted else [])}
-    reported = {name: tests.pop(TEST_OF[name]) for name in chosen_on if TEST_OF[name] in tests}
+    pairs = {validation: name for validation in chosen_on for name in tests if is_test_of(name, validation)}
+    reported = {validation: tests.pop(name) for validation, name in pairs.items()}
     if tests:
         raise ConfigError(f"--test-datasets must be those of --datasets ({', '.join(chosen_on)}), got {', '.join(tests)}")
     return splits, reported

@@ -19,7 +19,7 @@ from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.methods import CORE, METHODS, NOTES, find_methods
 from propmeta_edit.studies.variants import Bench
 
-DATASETS, ROWS = Names(("cre-id", "cre-ood")), Names(variant.name for variant in CORE)
+DATASETS, ROWS = Names(("world-id", "world-ood")), Names(variant.name for variant in CORE)
 NO_FOLDERS, NO_COUNTS = Assignments(), Counts()
 
 

@@ -165,8 +165,8 @@ def test_a_sweep_shows_what_its_own_table_leaves_out(tmp_path):
             correct=n < 2,
             correct_word_boundary=n < 1,
             efficacy=True,
-            second_hop_correct=n < 3,
-            neighbour_unchanged=n < 2,
+            locality_second_hop=n < 3,
+            locality_neighbourhood=n < 2,
             seconds_per_edit=1.25,
             error="Traceback" if n == 3 else None,
             note="out of memory with 8 cases at once",
@@ -179,7 +179,8 @@ def test_a_sweep_shows_what_its_own_table_leaves_out(tmp_path):
     (tmp_path / "summary-figure2.json").write_text(json.dumps([{**entry, "split": "validation"} for entry in summarise(rows)]))
     (tmp_path / "summary-figure2.csv").write_text("method,accuracy\nm layer 8,0.5\n")
     text = report.read_folder(tmp_path)[0]
-    header = "| method | dataset | at word boundary % | second hop % | neighbour same % | s / edit | once before, s | errors |"
+    header = "| method | dataset | at word boundary % | locality, second hop % | locality, neighbourhood % | "
+    header += "s / edit | once before, s | errors |"
     assert f"### summary-figure2: further outcomes and costs\n\n{header}" in text
     assert "| m layer 8 | valid-ood | 25.0 | 75.0 | 50.0 | 1.25 | meta-training 263 | 1 |" in text
     assert "- m layer 8 on valid-ood: out of memory with 8 cases at once." in text

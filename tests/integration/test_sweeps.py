@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from propmeta_edit.cli import main
 from propmeta_edit.errors import ConfigError
+from propmeta_edit.evaluation.measures import CaseOutcome
 from propmeta_edit.evaluation.rows import Row
-from propmeta_edit.evaluation.runner import CaseOutcome, run_here
+from propmeta_edit.evaluation.runner import run_here
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.options import Names
 from propmeta_edit.recipes import data_sets, meta_training

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from propmeta_edit.cli import main
 from propmeta_edit.errors import ConfigError, DataError
-from propmeta_edit.evaluation.runner import CaseOutcome
+from propmeta_edit.evaluation.measures import CaseOutcome
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.trainer import Stopped
 from propmeta_edit.options import Names, WholeNumbers

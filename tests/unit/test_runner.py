@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from propmeta_edit.errors import DataError, ModelError
+from propmeta_edit.evaluation.measures import CaseOutcome
 from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
-from propmeta_edit.evaluation.runner import CaseOutcome, DataSet, MethodSpec, choose_cases, run_methods
+from propmeta_edit.evaluation.runner import DataSet, MethodSpec, choose_cases, run_methods
 from propmeta_edit.evaluation.statistics import wilson_interval
 from propmeta_edit.evaluation.tables import make_markdown, require_comparable, summarise, write_tables
 from propmeta_edit.records import Case, EditRequest, Question

@@ -1,0 +1,128 @@
+"""What is measured: a verdict on what a model said of each case, and the share of the cases where it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
+from propmeta_edit.records import Case, Question
+
+
+@dataclass(frozen=True)
+class CaseOutcome:
+    """What a method's model said after the edits of a case.
+
+    Attributes:
+        generated: ten greedy tokens after the question.
+        cloze_generated: after the cloze, if the case has one.
+        fact_generated: after each edit's own prompt.
+        seconds_per_edit: of the edit call alone; None where nothing is edited, or where several cases were edited at once.
+        second_hop_generated, other_fact_generated: after the single-hop questions, if the case has them.
+        neighbour_generated, neighbour_before: after the other subject's question, with the edits and without.
+    """
+
+    generated: str
+    cloze_generated: str | None
+    fact_generated: tuple[str, ...]
+    seconds_per_edit: float | None
+    second_hop_generated: str | None = None
+    other_fact_generated: str | None = None
+    neighbour_generated: str | None = None
+    neighbour_before: str | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure, from the verdict to the column.
+
+    Args:
+        field: of a row: the verdict, None where it is not asked.
+        column: of a table: the share of the verdicts that are not None.
+        title: of the column, for reading.
+        judge: the verdict on what was said.
+        is_due: whether a case asks for it; a case that failed is then wrong, not missing, or failures would raise the share.
+        has_interval: whether the table gives its 95 % interval.
+    """
+
+    field: str
+    column: str
+    title: str
+    judge: Callable[[Case, CaseOutcome], bool | None]
+    is_due: Callable[[Case], bool] = lambda case: True
+    has_interval: bool = False
+
+
+def _answers(said: str | None, question: Question | None) -> bool | None:
+    return None if said is None or question is None else contains_answer(said, question.answers)
+
+
+def _tells_all_facts(case: Case, said: CaseOutcome) -> bool:
+    facts = zip(said.fact_generated, case.edits, strict=True)
+    return all(contains_answer(text, (edit.target_new,)) for text, edit in facts)
+
+
+def _leaves_neighbour(case: Case, said: CaseOutcome) -> bool | None:
+    return None if said.neighbour_generated is None else said.neighbour_generated == said.neighbour_before
+
+
+MEASURES = (
+    Measure(
+        "correct",
+        "accuracy",
+        "accuracy %",
+        lambda case, said: contains_answer(said.generated, case.question.answers),
+        has_interval=True,
+    ),
+    Measure(
+        "correct_word_boundary",
+        "accuracy_word_boundary",
+        "at word boundary %",
+        lambda case, said: contains_answer_at_word_boundary(said.generated, case.question.answers),
+    ),
+    Measure(
+        "cloze_correct",
+        "accuracy_cloze",
+        "cloze %",
+        lambda case, said: _answers(said.cloze_generated, case.question),
+        lambda case: case.question.cloze is not None,
+    ),
+    Measure("efficacy", "efficacy", "efficacy %", _tells_all_facts, has_interval=True),
+    Measure(
+        "locality_second_hop",
+        "locality_second_hop",
+        "locality, second hop %",
+        lambda case, said: _answers(said.second_hop_generated, case.second_hop),
+        lambda case: case.second_hop is not None,
+    ),
+    Measure(
+        "locality_other_fact",
+        "locality_other_fact",
+        "locality, other fact %",
+        lambda case, said: _answers(said.other_fact_generated, case.other_fact),
+        lambda case: case.other_fact is not None,
+    ),
+    Measure(
+        "locality_neighbourhood",
+        "locality_neighbourhood",
+        "locality, neighbourhood %",
+        _leaves_neighbour,
+        lambda case: case.neighbour is not None,
+    ),
+)
+
+
+def judge(case: Case, said: CaseOutcome) -> dict[str, object]:
+    """What was said of a case and every verdict on it, as the fields of a row."""
+    return {
+        "generated": said.generated,
+        "cloze_generated": said.cloze_generated,
+        "fact_generated": said.fact_generated,
+        "seconds_per_edit": said.seconds_per_edit,
+        **{measure.field: measure.judge(case, said) for measure in MEASURES},
+    }
+
+
+def judge_failed(case: Case) -> dict[str, object]:
+    """The verdicts on a case that nothing was said of: wrong wherever one is due."""
+    return {measure.field: False if measure.is_due(case) else None for measure in MEASURES}
