@@ -143,7 +143,7 @@ def meta_train(config: MetaTrainConfig, output: str | None = None, dry_run: bool
 
 
 def rebuild(name: str, output: str) -> None:
-    """Train a bundled model's compact files anew, as those in the package were made (long).
+    """Train a bundled model's shipped files anew, as those in the package were made (long).
 
     Args:
         name: smollm2-135m or smollm2-135m-metaft.

@@ -21,6 +21,10 @@ class ModelError(PropMetaError):
     """A model that cannot be found, loaded or edited as asked (unknown name, layer, architecture)."""
 
 
+class OriginError(PropMetaError):
+    """What is on disk was made from something else than it is asked to go on with: other settings, data or weights."""
+
+
 class EasyEditError(PropMetaError):
     """EasyEdit is missing, broken, or its installed form lacks what was asked for."""
 

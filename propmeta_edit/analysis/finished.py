@@ -8,42 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.errors import DataError
-from propmeta_edit.files import append_line, cut_torn_line
+from propmeta_edit.store import JsonLines, require_made_from
+
+REMEDY = "remove it, its piece will be computed again"
 
 
 class FinishedPieces:
-    """``pieces.jsonl``: appended and synced line by line, all made with the same settings.
-
-    A last line without its end (a run that was killed while writing) is cut off on opening.
+    """``pieces.jsonl``, all made from the same.
 
     Args:
         path: the file; created with its folder at the first piece.
         settings: plain values that decide the pieces' content.
 
     Raises:
-        DataError: a broken line that is not the last, or pieces made with other settings.
+        DataError: a broken line that is not the last.
+        OriginError: pieces that were made from something else.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
-        self.path = Path(path)
         self._settings = json.loads(json.dumps(settings))
+        self._lines = JsonLines(path, REMEDY)
         self.pieces: dict[str, Any] = {}
-        cut_torn_line(self.path)
-        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
-        for number, line in enumerate(lines, start=1):
-            try:
-                entry = json.loads(line)
-                key, made_with, value = entry["key"], entry["settings"], entry["value"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError("broken line; remove it, its piece will be computed again", self.path, number) from error
-            if made_with != self._settings:
-                names = [n for n in {**made_with, **self._settings} if made_with.get(n) != self._settings.get(n)]
-                told = "; ".join(f"{n} {made_with.get(n)!r} -> {self._settings.get(n)!r}" for n in names)
-                raise DataError(f"made with other settings ({told}); choose another --output, or remove it", self.path, number)
-            self.pieces[key] = value
+        for number, entry in enumerate(self._lines.entries, start=1):
+            if not {"key", "settings", "value"} <= set(entry):
+                raise DataError(f"not a piece of an analysis; {REMEDY}", path, number)
+            where, remedy = f"{path}, line {number}", "choose another --output, or remove it"
+            require_made_from(self._settings, entry["settings"], where, "holds a piece", remedy)
+            self.pieces[entry["key"]] = entry["value"]
 
     def add(self, key: str, value: Any) -> None:
         """Put a piece on disk before returning."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        append_line(self.path, json.dumps({"key": key, "settings": self._settings, "value": value}, ensure_ascii=False))
+        self._lines.append({"key": key, "settings": self._settings, "value": value})
         self.pieces[key] = value

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from propmeta_edit.errors import DataError
-from propmeta_edit.files import append_line, cut_torn_line, write_text_atomically
+from propmeta_edit.store import JsonLines, read_lines, require_made_from
 
 PROTOCOL = "qa-greedy-10-contains"
+REMEDY = "remove the line, its case will run again"
 SETTINGS = ("model_sha256", "data_sha256", "hparams_sha256", "seed", "protocol")
 
 
@@ -73,29 +73,27 @@ class Row:
 class RowFile:
     """``rows.jsonl``: appended and synced line by line.
 
-    A last line without its end (a run that was killed while writing) is cut off on opening.
-
     Raises:
         DataError: a broken line that is not the last, or a case that is there twice.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        cut_torn_line(self.path)
-        self.rows = read_rows(self.path)
+        self._lines = JsonLines(self.path, REMEDY)
+        self.rows = _as_rows(self._lines.entries, self.path)
         self._keys = {row.key for row in self.rows}
 
     def append(self, row: Row) -> None:
         """Add a row and put it on disk before returning.
 
         Raises:
-            DataError: the case is there already, or rows of the same method and data set were made with other settings.
+            DataError: the case is there already.
+            OriginError: rows of the same method and data set were made from something else.
         """
         if row.key in self._keys:
             raise DataError(f"the case {row.key} is in the file already", self.path)
         self.require_same_settings(row.method, row.dataset, row.settings)
-        append_line(self.path, _as_line(row))
+        self._lines.append(asdict(row))
         self.rows.append(row)
         self._keys.add(row.key)
 
@@ -104,32 +102,24 @@ class RowFile:
         kept = [row for row in self.rows if row.error is None]
         failed = len(self.rows) - len(kept)
         if failed:
-            write_text_atomically(self.path, "".join(_as_line(row) + "\n" for row in kept))
+            self._lines.rewrite(asdict(row) for row in kept)
             self.rows, self._keys = kept, {row.key for row in kept}
         return failed
 
     def require_same_settings(self, method: str, dataset: str, settings: tuple[Any, ...]) -> None:
-        """Refuse to go on with rows that other settings made.
+        """Refuse to go on with rows that were made from something else.
 
         Raises:
-            DataError: naming the settings that differ.
+            OriginError: naming what differs.
         """
-        for row in self.rows:
-            if (row.method, row.dataset) == (method, dataset) and row.settings != settings:
-                differing = [
-                    f"{name} {old!r} -> {new!r}"
-                    for name, old, new in zip(SETTINGS, row.settings, settings, strict=True)
-                    if old != new
-                ]
-                raise DataError(
-                    f"holds rows of {method} on {dataset} made with other settings ({'; '.join(differing)}); "
-                    "choose another --output, or remove those rows",
-                    self.path,
-                )
+        now = dict(zip(SETTINGS, settings, strict=True))
+        for row in select_rows(self.rows, method, dataset):
+            before, what = dict(zip(SETTINGS, row.settings, strict=True)), f"holds rows of {method} on {dataset}"
+            require_made_from(now, before, self.path, what, "choose another --output, or remove those rows")
 
     def finished(self, method: str, dataset: str) -> set[str]:
         """Ids of the cases that are done, failed ones included."""
-        return {row.case_id for row in self.rows if (row.method, row.dataset) == (method, dataset)}
+        return {row.case_id for row in select_rows(self.rows, method, dataset)}
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -138,30 +128,25 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises:
         DataError: a broken line that is not the last, or a case that is there twice.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
+    return _as_rows(read_lines(Path(path), REMEDY), Path(path))
+
+
+def _as_rows(entries: Sequence[Mapping[str, Any]], path: Path) -> list[Row]:
     names = {f.name for f in fields(Row)}
     rows: list[Row] = []
     first_seen: dict[tuple[str, str, str], int] = {}
-    # Only "\n" ends a row: str.splitlines would also cut at U+0085 and U+2028, which a model can generate.
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, values in enumerate(entries, start=1):
+        unknown = sorted(set(values) - names)
         try:
-            values = json.loads(line.decode("utf-8"))
-            if not isinstance(values, dict) or set(values) - names:
-                raise ValueError(f"not a row of this version: {line[:80]!r}")
             row = Row(**{**values, **{name: tuple(values.get(name, ())) for name in ("answers", "fact_generated")}})
-        except (ValueError, TypeError) as error:
-            raise DataError(f"broken row ({error}); remove the line, its case will run again", path, number) from error
+        except TypeError as error:
+            told = f"unknown fields {', '.join(unknown)}" if unknown else str(error)
+            raise DataError(f"not a row of this version ({told}); {REMEDY}", path, number) from error
         if first_seen.setdefault(row.key, number) != number:
             message = f"the case {row.key} is in line {first_seen[row.key]} already; remove one of the two"
             raise DataError(message, path, number)
         rows.append(row)
     return rows
-
-
-def _as_line(row: Row) -> str:
-    return json.dumps(asdict(row), ensure_ascii=False)
 
 
 def select_rows(rows: Iterable[Row], method: str, dataset: str) -> list[Row]:

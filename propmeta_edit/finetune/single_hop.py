@@ -18,13 +18,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.saved_state import load_state, save_state
 from propmeta_edit.models.devices import has_native_bf16
 from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import Question
+from propmeta_edit.store import require_made_from
 from propmeta_edit.text.encoding import EncodedText, collate, encode_answer
 from propmeta_edit.text.prompts import format_question
 
@@ -65,7 +66,7 @@ def train_single_hop_adapter(
             to the same bits.
 
     Returns:
-        The PEFT model around ``model``; ``models.compact.save_adapter`` writes what was learnt.
+        The PEFT model around ``model``; ``models.differences.save_adapter`` writes what was learnt.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -78,8 +79,8 @@ def train_single_hop_adapter(
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     order = random.Random(settings.seed)
     batches = [batch for _ in range(settings.num_epochs) for batch in make_batches(texts, settings.batch_size, order)]
-    identity = sha256_of_json([asdict(settings), texts, use_bf16])
-    done = 0 if states is None else _load(states, parameters, optimizer, identity)
+    made_from = {**asdict(settings), "texts_sha256": sha256_of_json(texts), "products_in_bf16": use_bf16}
+    done = 0 if states is None else _load(states, parameters, optimizer, made_from)
     with tqdm(total=len(batches), initial=done, desc="single-hop fine-tuning", unit="step") as bar:
         for step in range(done, len(batches)):
             rate = min(1.0, (step + 1) / settings.warmup_steps) * (1 - step / len(batches))
@@ -91,24 +92,25 @@ def train_single_hop_adapter(
             optimizer.step()
             optimizer.zero_grad()
             if states is not None and (step + 1) % SAVE_EVERY == 0:
-                save_state(states, parameters, optimizer, json.dumps({"identity": identity, "steps": step + 1}))
+                save_state(states, parameters, optimizer, json.dumps({"made_from": made_from, "steps": step + 1}))
             bar.set_postfix(loss=f"{loss.item():.3f}")
             bar.update()
     return peft_model
 
 
-def _load(states: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, identity: str) -> int:
+def _load(
+    states: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, made_from: Mapping[str, Any]
+) -> int:
     """Continue from the state that is there, and say after how many steps it is.
 
     Raises:
-        ConfigError: it is of another training.
+        OriginError: it is of another training.
     """
     text = load_state(states, parameters, optimizer)
     if text is None:
         return 0
     state = json.loads(text)
-    if state.get("identity") != identity:
-        raise ConfigError(f"{states} holds the state of a training with other settings, facts or precision; remove that folder")
+    require_made_from(made_from, state.get("made_from", {}), states, "holds the state of a training", "remove that folder")
     return int(state["steps"])
 
 

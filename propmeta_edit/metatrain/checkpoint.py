@@ -22,6 +22,7 @@ from propmeta_edit.models.loading import (
     model_sha256,
     read_checkpoint_card,
     read_tensors,
+    require_trained_from,
     save_model,
 )
 from propmeta_edit.models.protocols import LanguageModel, Tokenizer
@@ -127,17 +128,14 @@ def expand_compact(source: Path, destination: Path, base: str | None = None) -> 
         base: the base model if it is to be had elsewhere than the card says.
 
     Raises:
-        ModelError: no compact folder, a base with other weights, or ``destination`` exists.
+        ModelError: no compact folder, or ``destination`` exists.
+        OriginError: a base with other weights.
     """
     if destination.exists():
         raise ModelError(f"{destination} exists; choose another folder")
-    card = read_checkpoint_card(source)
-    base_folder = resolve_model_folder(base or card["base_model"])
-    if model_sha256(base_folder) != card["base_sha256"]:
-        raise ModelError(
-            f"{base or card['base_model']} has other weights than the base of {source} (sha256 {card['base_sha256'][:12]}...); "
-            "name the right one with --base"
-        )
+    base = base or read_checkpoint_card(source)["base_model"]
+    base_folder = resolve_model_folder(base)
+    card = require_trained_from(source, base, model_sha256(base_folder), "name the right one with --base")
     try:
         trained = load_file(source / TRAINED)
     except (OSError, SafetensorError) as error:

@@ -22,9 +22,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.errors import ModelError
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.finetune.saved_state import load_state, read_tensors_with_text, save_state, write_tensors
+from propmeta_edit.store import differences, require_made_from
 
 LOG = logging.getLogger(__name__)
 _KEPT = re.compile(r"tasks-(\d+)\.safetensors")
@@ -72,7 +73,7 @@ class TrainingRun:
         is_writer: False for those processes of a run that only read it.
 
     Raises:
-        ConfigError: the folder belongs to a run with other settings; the message names them.
+        OriginError: the folder belongs to a run that was made from something else.
     """
 
     def __init__(
@@ -85,13 +86,9 @@ class TrainingRun:
         path = folder / "settings.json"
         if path.is_file():
             started_with = json.loads(path.read_text(encoding="utf-8"))
-            other = _differences(started_with, settings)
-            if other:
-                raise ConfigError(
-                    f"{folder} holds a run with other settings ({'; '.join(other)}); "
-                    "continue it with those, choose another output, or remove that folder"
-                )
-            self._rounded_otherwise = _differences(started_with, rounding or {})
+            remedy = "continue it with those, choose another output, or remove that folder"
+            require_made_from(settings, started_with, folder, "holds a run", remedy)
+            self._rounded_otherwise = differences(started_with, rounding or {})
         write_text_atomically(path, json.dumps({**settings, **(rounding or {})}, indent=1, ensure_ascii=False) + "\n")
 
     def save(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, progress: Progress) -> None:
@@ -123,12 +120,6 @@ class TrainingRun:
     def write_checkpoint(self, parameters: Mapping[str, nn.Parameter], num_tasks: int) -> None:
         """The trained tensors after ``num_tasks`` tasks."""
         write_tensors(kept_state(self.folder, num_tasks), parameters)
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What the settings of now have otherwise than those of before, as JSON has them."""
-    plain = json.loads(json.dumps(now))
-    return [f"{key}: {before.get(key)!r}, now {value!r}" for key, value in plain.items() if before.get(key) != value]
 
 
 def kept_state(folder: Path, num_tasks: int) -> Path:

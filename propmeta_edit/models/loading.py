@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from propmeta_edit.errors import ModelError
+from propmeta_edit.errors import ModelError, OriginError
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import BUNDLED, find_model_folder, resolve_model_folder
 from propmeta_edit.models.layers import cast_around, get_architecture, select_parameters
@@ -141,6 +141,26 @@ def read_checkpoint_card(folder: str | Path) -> dict[str, Any]:
         or not isinstance(card.get("settings"), dict)
     ):
         raise ModelError(f"{path} is damaged: it must hold trained_tensors and settings; make the checkpoint anew")
+    return card
+
+
+def require_trained_from(checkpoint: str | Path, base: str, base_sha256: str, remedy: str) -> dict[str, Any]:
+    """The card of a checkpoint, which must have been meta-trained from these weights.
+
+    Args:
+        base, base_sha256: the name of a model, and its hash (``model_sha256``).
+        remedy: what the user can do where it was not.
+
+    Raises:
+        ModelError: no card, or a damaged one.
+        OriginError: it was meta-trained from other weights.
+    """
+    card = read_checkpoint_card(checkpoint)
+    if card["base_sha256"] != base_sha256:
+        raise OriginError(
+            f"{checkpoint} was meta-trained from other weights ({card['base_model']}, sha256 {card['base_sha256'][:12]}...) than "
+            f"{base} has (sha256 {base_sha256[:12]}...); {remedy}"
+        )
     return card
 
 

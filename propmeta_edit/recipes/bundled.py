@@ -1,6 +1,6 @@
 """How each bundled model is made.
 
-``smollm2-135m`` and ``smollm2-135m-metaft`` come as compact files with the package (a LoRA, and the difference in one layer), so a
+``smollm2-135m`` and ``smollm2-135m-metaft`` come as shipped files with the package (a LoRA, and the difference in one layer), so a
 first edit does not wait for any training; ``rebuild`` makes those files anew. The others are made on first use: Gemma 3 270M is
 taught the same facts, and the controls and the other seeds are meta-trained.
 """
@@ -28,10 +28,17 @@ from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import Progress
 from propmeta_edit.models.artefacts import artefact_folder, build_whole, resolve_model_folder
 from propmeta_edit.models.bundled import GEMMA_GGUF_NAME, GGUF_NAME, load_gemma3_from_gguf, load_smollm2_from_gguf
-from propmeta_edit.models.compact import ADAPTER, DIFFERENCE, apply_difference, merge_adapter, save_adapter, save_difference
 from propmeta_edit.models.devices import resolve_device
+from propmeta_edit.models.differences import ADAPTER, DIFFERENCE, apply_difference, merge_adapter, save_adapter, save_difference
 from propmeta_edit.models.generation import generate_greedily
-from propmeta_edit.models.loading import load_model, model_sha256, prepare_tokenizer, read_checkpoint_card, save_model
+from propmeta_edit.models.loading import (
+    load_model,
+    model_sha256,
+    prepare_tokenizer,
+    read_checkpoint_card,
+    require_trained_from,
+    save_model,
+)
 from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.meta_training import run_meta_training, training_folder
 from propmeta_edit.recipes.settings import hparams_file
@@ -53,7 +60,7 @@ META_TRAINED = {
 
 
 def shipped_folder(name: str) -> Path:
-    """Where the compact files of a bundled model are, inside the package."""
+    """Where the shipped files of a bundled model are, inside the package."""
     return Path(str(resources.files("propmeta_edit.models").joinpath("files", name)))
 
 
@@ -124,17 +131,17 @@ def build_meta_trained(name: str, folder: Path) -> None:
 
 
 def rebuild(name: str, output: Path) -> None:
-    """Make a bundled model's compact files anew, by the training they came from, in a new folder.
+    """Make a bundled model's shipped files anew, by the training they came from, in a new folder.
 
     A training that was stopped goes on when the same command is given again.
 
     Raises:
-        ConfigError: a name without compact files.
+        ConfigError: a name without shipped files.
         ModelError: ``output`` exists.
     """
     builders = {BASE: _train_base, METAFT: _train_metaft}
     if name not in builders:
-        raise ConfigError(f"{name!r} does not come as compact files; those that do are {', '.join(builders)}")
+        raise ConfigError(f"{name!r} does not come as files; those that do are {', '.join(builders)}")
     if output.exists():
         raise ModelError(f"{output} exists; choose another --output, or remove it")
     build_whole(output, partial(builders[name], training_folder(output)))
@@ -191,21 +198,20 @@ def _train_metaft(states: Path, folder: Path) -> None:
     trained.mkdir()
     path = hparams_file("MetaTrain", BASE)
     run_meta_training(build_config(MetaTrainConfig, read_yaml(path), str(path)), trained, states)
-    compact_checkpoint(trained, folder)
+    write_difference(trained, folder)
     shutil.rmtree(trained)
     shutil.rmtree(states, ignore_errors=True)
 
 
-def compact_checkpoint(checkpoint: Path, folder: Path) -> None:
-    """A meta-tuned checkpoint as its difference from its base, with the card and the losses.
+def write_difference(checkpoint: Path, folder: Path) -> None:
+    """A meta-tuned checkpoint as its difference from its base, with the card and the losses: what is shipped.
 
     Raises:
-        ModelError: the base of that name has other weights than meta-training started from.
+        OriginError: the base of that name has other weights than meta-training started from.
     """
-    card = read_checkpoint_card(checkpoint)
-    base_folder = resolve_model_folder(card["base_model"])
-    if model_sha256(base_folder) != card["base_sha256"]:
-        raise ModelError(f"{checkpoint} was meta-trained from other weights than {base_folder} has")
+    base_name = read_checkpoint_card(checkpoint)["base_model"]
+    base_folder = resolve_model_folder(base_name)
+    card = require_trained_from(checkpoint, base_name, model_sha256(base_folder), "meta-train it anew")
     base, tuned = (dict(load_model(str(folder))[0].named_parameters()) for folder in (base_folder, checkpoint))
     save_difference(base, {name: tuned[name].detach() for name in card["trained_tensors"]}, folder)
     shutil.copy(checkpoint / PROGRESS, folder / PROGRESS)
@@ -222,7 +228,7 @@ def _read_card(shipped: Path, file: str) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads((shipped / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"the package's compact files in {shipped} are missing or damaged ({error}); install it anew") from error
+        raise ModelError(f"the package's shipped files in {shipped} are missing or damaged ({error}); install it anew") from error
     if sha256_of_file(shipped / file) != card["sha256"]:
         raise ModelError(f"{shipped / file} is damaged: its hash is not the one in {CARD}; install the package anew")
     return card

@@ -22,7 +22,7 @@ import transformers
 import propmeta_edit
 from propmeta_edit.easyedit.algorithms import BASELINES
 from propmeta_edit.easyedit.forms import find_form
-from propmeta_edit.errors import ConfigError, DataError
+from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile, read_rows
 from propmeta_edit.evaluation.runner import DataSet, Execute, MethodSpec, count_left, require_fitting, run_methods
 from propmeta_edit.evaluation.tables import write_settings
@@ -32,6 +32,7 @@ from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.options import require_at_least, require_positive
 from propmeta_edit.recipes.meta_training import resolve
 from propmeta_edit.recipes.splits import Split
+from propmeta_edit.store import require_made_from
 from propmeta_edit.studies.choice import Choice, choose
 from propmeta_edit.studies.cost import Asked, describe_plan
 from propmeta_edit.studies.runs import (
@@ -185,7 +186,7 @@ def run_study(study: Study, options: StudyOptions) -> int:
     """Every variant on every data set, then the best ones on the test splits; returns how many cases failed.
 
     Raises:
-        ConfigError, DataError, ModelError: what cannot run, before any time is spent on it.
+        ConfigError, DataError, OriginError, ModelError: what cannot run, before any time is spent on it.
     """
     variants = _share_of(study, options)
     _check(study, variants, options)
@@ -326,21 +327,17 @@ def _require_rows_fit(study: Study, variants: Sequence[Variant], rows: RowFile) 
     """Refuse to go on in a folder whose rows other settings made, before anything is meta-trained for it.
 
     Raises:
-        DataError: naming what differs.
+        OriginError: naming what differs.
     """
     datasets = [*study.datasets, *(split.data for split in study.reported.values())]
     for variant in variants:
         own = [row for row in rows.rows if row.method == variant.name]
         if variant.training is None or not own:
             continue
-        run = None if variant.run is None else name_of_run(resolve(variant.run))
-        other = next((Path(row.model).name for row in own if Path(row.model).name != run), None)
-        if run is not None and other is not None:
-            raise DataError(
-                f"holds rows of {variant.name} made by the run {other}, but the settings now are those of {run}; choose another "
-                "--output, or remove those rows",
-                rows.path,
-            )
+        if variant.run is not None:
+            run, made_by = name_of_run(resolve(variant.run)), sorted({Path(row.model).name for row in own})
+            what, remedy = f"holds rows of {variant.name}", "choose another --output, or remove those rows"
+            require_made_from({"run": [run]}, {"run": made_by}, rows.path, what, remedy)
         # What is still to be meta-trained cannot be hashed: its weights are taken to become those of its rows.
         is_there = variant.run is None or folder_of_run(variant.run, study.bench.folder).is_dir()
         known = prepare(variant, study.bench) if is_there else own[0]

@@ -29,13 +29,13 @@ from propmeta_edit.config import build_config
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.edits.compute import edit_many
 from propmeta_edit.edits.edit import Edit
-from propmeta_edit.errors import DataError, ModelError
+from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.files import sha256_of_file
 from propmeta_edit.finetune.weights import apply_snapshot, restored_on_exit, snapshot
 from propmeta_edit.metatrain.run import find_kept_states
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
+from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, require_trained_from
 from propmeta_edit.models.protocols import Tokenizer
 from propmeta_edit.records import Case
 from propmeta_edit.studies.runs import hash_of_model
@@ -151,19 +151,16 @@ def list_stages(arms: Mapping[str, Arm], checkpoints: str | None) -> list[Stage]
     """FT with its own settings, the base, the states that a run kept, the meta-trained model.
 
     Raises:
-        ModelError: a folder without kept states, or of a run from another base.
+        ModelError: a folder without kept states.
+        OriginError: it is of a run from another base.
     """
     base = arms["FT-as-MetaFT"]
     stages = [Stage("FT", arms["FT"], None), Stage("FT-as-MetaFT", base, 0)]
     if checkpoints is not None:
         kept = find_kept_states(checkpoints)
         if (Path(checkpoints) / CHECKPOINT_CARD).is_file():
-            origin = read_checkpoint_card(checkpoints).get("base_sha256")
-            if origin != hash_of_model(str(base.hparams.model_name)):
-                raise ModelError(
-                    f"{checkpoints} was meta-trained from other weights (sha256 {str(origin)[:12]}...) than "
-                    f"{base.hparams.model_name} has; give a run from this base"
-                )
+            name = str(base.hparams.model_name)
+            require_trained_from(checkpoints, name, hash_of_model(name), "give a run from this base")
         stages += [Stage(f"after {number} tasks", base, number, file) for number, file in kept.items()]
     return [*stages, Stage("MetaFT", arms["MetaFT"], None)]
 

@@ -31,6 +31,7 @@ from propmeta_edit.recipes.meta_training import (
     train_to_folder,
     training_folder,
 )
+from propmeta_edit.store import require_made_from
 
 
 def name_of_run(config: MetaTrainConfig) -> str:
@@ -50,7 +51,7 @@ def ensure_run(config: MetaTrainConfig, study: Path) -> Path:
     """The checkpoint of a run, meta-trained first if it is not there (a run that was stopped continues).
 
     Raises:
-        DataError: the checkpoint that is there was made of other data, another base, or with other settings.
+        OriginError: the checkpoint that is there was made of other data, another base, or with other settings.
     """
     checkpoint = folder_of_run(config, study)
     if checkpoint.is_dir():
@@ -67,7 +68,7 @@ def require_same_origin(config: MetaTrainConfig, checkpoint: Path) -> None:
     machine, which a plan does without, is not compared.
 
     Raises:
-        DataError: naming what differs.
+        OriginError: naming what differs.
     """
     card = read_checkpoint_card(checkpoint)
     before = {**card["settings"], "tasks_sha256": card["tasks_sha256"], "base_sha256": card["base_sha256"]}
@@ -75,13 +76,9 @@ def require_same_origin(config: MetaTrainConfig, checkpoint: Path) -> None:
     folder = find_model_folder(config.model)
     if folder is not None and any(folder.glob("*.safetensors")):
         now["base_sha256"] = hash_of_model(config.model)
-    other = [f"{name} {before.get(name)!r}, now {value!r}" for name, value in now.items() if before.get(name) != value]
-    if other:
-        raise DataError(
-            f"was meta-trained from something else ({'; '.join(other)}; tasks: of {config.data}, base: {config.model}); choose "
-            "another --output, or delete this folder and the rows of it",
-            checkpoint,
-        )
+    what = f"was meta-trained (tasks: of {config.data}, base: {config.model}),"
+    remedy = "choose another --output, or delete this folder and the rows of it"
+    require_made_from(now, before, checkpoint, what, remedy)
 
 
 def state_after(checkpoint: Path, num_tasks: int) -> Path:
@@ -103,7 +100,7 @@ def train_until(config: MetaTrainConfig, study: Path, num_tasks: int) -> Path:
         num_tasks: a multiple of ``config.checkpoint_every``.
 
     Raises:
-        ConfigError: the folder of the run belongs to one with other settings.
+        OriginError: the folder of the run belongs to one with other settings.
         DataError: fewer tasks than that.
         Stopped: by SIGTERM, before it was there.
     """
@@ -199,7 +196,7 @@ def require_runs_fit(runs: dict[str, MetaTrainConfig], study: Path) -> None:
     """Refuse checkpoints that are there but were made of something else, before hours are spent on the others.
 
     Raises:
-        DataError: naming what differs.
+        OriginError: naming what differs.
     """
     for name, config in runs.items():
         if (study / "checkpoints" / name).is_dir():

@@ -22,7 +22,6 @@ from propmeta_edit.easyedit.algorithms import (
 )
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams, edit_settings_of
-from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.methods import Editing, FineTuning, InContext, Unedited, as_it_is
 from propmeta_edit.evaluation.runner import Method, MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
@@ -31,7 +30,7 @@ from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import read_kept_state
 from propmeta_edit.models.artefacts import find_model_folder, resolve_model_folder
 from propmeta_edit.models.devices import free_unused
-from propmeta_edit.models.loading import load_model, read_checkpoint_card
+from propmeta_edit.models.loading import load_model, read_checkpoint_card, require_trained_from
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, resolve
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.statistics import ensure_statistics
@@ -39,6 +38,7 @@ from propmeta_edit.records import Case, EditRequest
 from propmeta_edit.studies.runs import ensure_run, folder_of_run, hash_of_model, state_after, train_until, training_seconds
 
 LOG = logging.getLogger(__name__)
+REMEDY = "meta-train it anew from this base (a bundled one is rebuilt after removing its folder in the cache)"
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def prepare(variant: Variant, bench: Bench) -> MethodSpec:
 
 def _prepare_listed(variant: Variant, bench: Bench) -> MethodSpec:
     model = bench.model_of(variant)
-    if variant.checkpoint:
-        _require_same_base(model, bench.model)
+    if variant.checkpoint:  # rows differ by the meta-training alone
+        require_trained_from(resolve_model_folder(model), bench.model, hash_of_model(bench.model), REMEDY)
     settings = fill_layers(variant.edit, read_settings(variant, bench), model)
     precomputation = training_seconds(model) if variant.checkpoint else {}
     identity = {**settings, "model_name": model, "device": bench.device, "dtype": bench.dtype_of(variant)}
@@ -220,20 +220,6 @@ def _settings_of_metaft(model: str, name: str) -> dict[str, Any]:
             "%s was meta-trained with %s: it is edited so, whatever hparams/MetaFT/%s.yaml says", model, "; ".join(differing), name
         )
     return {**own, **trained}
-
-
-def _require_same_base(model: str, base: str) -> None:
-    """Rows differ by the meta-training alone, so a checkpoint must come from the base of the other rows.
-
-    Raises:
-        ConfigError: it comes from another one.
-    """
-    card = read_checkpoint_card(resolve_model_folder(model))
-    if card["base_sha256"] != hash_of_model(base):
-        raise ConfigError(
-            f"{model} was meta-trained from other weights ({card['base_model']}) than {base} has; "
-            "meta-train it anew from this base (a bundled one is rebuilt after removing its folder in the cache)"
-        )
 
 
 def _check_settings(variant: Variant, settings: Mapping[str, Any], bench: Bench) -> None:

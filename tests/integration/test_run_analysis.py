@@ -21,7 +21,7 @@ from propmeta_edit.analysis.gains import (
     cut_into_thirds,
 )
 from propmeta_edit.cli import main
-from propmeta_edit.errors import DataError
+from propmeta_edit.errors import DataError, OriginError
 from propmeta_edit.evaluation.rows import Row, RowFile
 from propmeta_edit.finetune.saved_state import write_tensors
 from propmeta_edit.models.loading import load_model
@@ -96,7 +96,7 @@ def test_states_are_studied_once_and_drawn(place, capsys):
     assert kept["model_sha256"] == hash_of_model(str(place / "tuned")) and kept["versions"]["torch"] == torch.__version__
     assert main(["analysis", *run[:-1], "2"]) == 2
     assert json.loads((place / "out" / "settings.json").read_text()) == settings, "what was refused made nothing"
-    assert "made with other settings (every 1 -> 2); choose another --output" in capsys.readouterr().err
+    assert "made from something else (every 1, now 2); choose another --output" in capsys.readouterr().err
 
 
 def test_weights_along_a_run(place, capsys):
@@ -141,7 +141,7 @@ def test_a_run_from_another_base_is_refused(place, capsys):
     card = {"trained_tensors": NAMES, "settings": {}, "base_sha256": "0" * 64, "base_model": "another"}
     (place / "run" / "metaft.json").write_text(json.dumps(card))
     assert main(["analysis", *arguments(place, "--parts", "weights", "--checkpoints", run)]) == 2
-    assert "was meta-trained from other weights (sha256 000000000000...)" in capsys.readouterr().err
+    assert "was meta-trained from other weights (another, sha256 000000000000...)" in capsys.readouterr().err
     assert main(["analysis", *arguments(place, "--parts", "weights", "--checkpoints", str(place / "world"))]) == 2
     assert "keeps no states of a meta-training run" in capsys.readouterr().err
 
@@ -273,7 +273,7 @@ def test_pieces_are_kept_line_by_line(tmp_path):
     again = FinishedPieces(path, {"every": 2})
     again.add("c", 3)
     assert FinishedPieces(path, {"every": 2}).pieces == {"a": {"x": [1.5]}, "c": 3}
-    with pytest.raises(DataError, match=r"line 1: made with other settings \(every 2 -> 3\)"):
+    with pytest.raises(OriginError, match=r"line 1: holds a piece made from something else \(every 2, now 3\)"):
         FinishedPieces(path, {"every": 3})
     path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(DataError, match="line 1: broken line; remove it"):

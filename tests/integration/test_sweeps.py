@@ -181,8 +181,8 @@ def test_a_seed_of_the_yaml_counts_unless_another_is_given(place):
         ((*ONE, "--part", "3/2"), "--part must be I/N with I from 1 to N, e.g. 2/4, got '3/2'"),
         ((*ONE, "--datasets", "valid-odd"), "unknown data set 'valid-odd'"),
         ((*ONE, "--datasets", ""), "--datasets: at least one value is wanted, got ''"),
-        ((*ONE, "--test", "--test-datasets", "cre-ood"), "--test-datasets is for what is chosen on valid-id or valid-ood"),
-        ((*ONE, "--test-datasets", "cre-id"), "--test-datasets must be those of --datasets (valid-ood), got cre-id"),
+        ((*ONE, "--test", "--test-datasets", "world-ood"), "--test-datasets is for what is chosen on valid-id or valid-ood"),
+        ((*ONE, "--test-datasets", "world-id"), "--test-datasets must be those of --datasets (valid-ood), got world-id"),
         ((*ONE, "--device", "tpu"), "device must be auto, cpu, mps, cuda or cuda:N, got 'tpu'"),
     ],
 )
@@ -201,7 +201,7 @@ def test_rows_of_other_settings_are_refused_before_the_meta_training(place, caps
     before = checkpoints(place)
     assert figure2(arguments(place, *ONE, "--num-tasks", "2")) == 2
     printed = capsys.readouterr().err
-    assert "holds rows of tiny layer 0 mlp made by the run" in printed and "choose another --output" in printed
+    assert "holds rows of tiny layer 0 mlp made from something else (run [" in printed and "choose another --output" in printed
     assert figure2(arguments(place, *ONE, "--seed", "1")) == 2, "the same label, another seed"
     assert checkpoints(place) == before
 
@@ -216,7 +216,7 @@ def test_a_checkpoint_of_other_data_or_another_base_is_refused(place, tokenizer,
     for more in ((), ("--plan", "--seconds-a-task", "1")):
         assert figure2([*run, *more]) == 2
         printed = capsys.readouterr().err
-        assert checkpoints(place)[0] in printed and "was meta-trained from something else (tasks_sha256 '" in printed
+        assert checkpoints(place)[0] in printed and "made from something else (tasks_sha256 '" in printed
         assert "base_sha256" not in printed and "choose another --output, or delete this folder and the rows of it" in printed
     train.write_text(whole)
     tiny.save_model_folder(place / "base", tokenizer, seed=1)
@@ -309,7 +309,9 @@ def test_failed_cases_are_shown_decide_nothing_and_run_again(place, monkeypatch,
     assert figure2([*run, "--retry-failed"]) == 0
     assert "2 cases that failed run again" in capsys.readouterr().err
     text = (place / "out" / "figure2.md").read_text()
-    assert "errors" not in text and "| cre-ood | test (chosen on validation) | 2† |" in text and "- †: fewer than 30 cases." in text
+    assert (
+        "errors" not in text and "| world-ood | test (chosen on validation) | 2† |" in text and "- †: fewer than 30 cases." in text
+    )
 
 
 def test_cases_that_a_part_asked_again_replace_those_that_failed(place, monkeypatch):
@@ -354,11 +356,11 @@ def test_the_best_on_validation_is_reported_on_test(place, monkeypatch):
     run = arguments(place, "--layers", "0,1,2", "--module-choices", "mlp,attention")
     assert figure2(run) == 0
     rows = rows_of(place)
-    assert {row["method"] for row in rows if row["dataset"] == "cre-ood"} == {"tiny layer 1 mlp", "tiny layer 1 attention"}
+    assert {row["method"] for row in rows if row["dataset"] == "world-ood"} == {"tiny layer 1 mlp", "tiny layer 1 attention"}
     text = (place / "out" / "figure2.md").read_text()
     for modules in ("mlp", "attention"):
         assert f"| tiny {modules} | 1 | valid-ood | validation | 2† | 100.0 [34.2, 100.0] | 0.0 | best |" in text
-        assert f"| tiny {modules} | 1 | cre-ood | test (chosen on validation) | 2† | 100.0 [34.2, 100.0] | 0.0 | best |" in text
+        assert f"| tiny {modules} | 1 | world-ood | test (chosen on validation) | 2† | 100.0 [34.2, 100.0] | 0.0 | best |" in text
     assert text.count("best") == 4
     summary = pd.read_csv(place / "out" / "summary-figure2.csv")
     assert summary["chosen"].sum() == 4 and set(summary["split"]) == {"validation", "test (chosen on validation)"}
@@ -376,11 +378,11 @@ class Guesser:
 
 def test_the_papers_way_says_so_where_something_is_chosen(place):
     assert figure2(arguments(place, *ONE, "--test")) == 0
-    assert "| cre-ood | test (chosen on test, as in the paper) |" in (place / "out" / "figure2.md").read_text()
-    assert {row["dataset"] for row in rows_of(place)} == {"cre-ood"}
+    assert "| world-ood | test (chosen on test, as in the paper) |" in (place / "out" / "figure2.md").read_text()
+    assert {row["dataset"] for row in rows_of(place)} == {"world-ood"}
     assert figure3(arguments(place, "--every", "4", "--test", "--output", str(place / "f3"))) == 0
     text = (place / "f3" / "figure3.md").read_text()
-    assert "| cre-id | test |" in text and "| cre-ood | test |" in text and "chosen" not in text, "Figure 3 chooses nothing"
+    assert "| world-id | test |" in text and "| world-ood | test |" in text and "chosen" not in text, "Figure 3 chooses nothing"
 
 
 def test_a_file_is_labelled_by_its_name(place):

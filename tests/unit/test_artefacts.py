@@ -8,9 +8,9 @@ import shutil
 import pytest
 import tiny
 
-from propmeta_edit.errors import ModelError
+from propmeta_edit.errors import ModelError, OriginError
 from propmeta_edit.models.artefacts import BUNDLED, artefact_folder, build_whole, cache_home, ensure_artefact, resolve_model_folder
-from propmeta_edit.recipes.bundled import compact_checkpoint, origin_of, shipped_folder
+from propmeta_edit.recipes.bundled import origin_of, shipped_folder, write_difference
 
 
 def test_home_is_the_environment_variable(monkeypatch, tmp_path):
@@ -121,8 +121,8 @@ def test_a_checkpoint_of_another_base_is_not_shipped(tokenizer, tmp_path):
     (tuned / "metaft.json").write_text(
         json.dumps({"base_model": str(base), "base_sha256": "0" * 64, "trained_tensors": [], "settings": {}})
     )
-    with pytest.raises(ModelError, match="from other weights than"):
-        compact_checkpoint(tuned, tmp_path / "out")
+    with pytest.raises(OriginError, match="from other weights"):
+        write_difference(tuned, tmp_path / "out")
 
 
 def test_easyedit_finds_its_loader_in_the_path():

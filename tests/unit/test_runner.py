@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from propmeta_edit.errors import DataError, ModelError
+from propmeta_edit.errors import DataError, ModelError, OriginError
 from propmeta_edit.evaluation.measures import CaseOutcome
 from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
 from propmeta_edit.evaluation.runner import DataSet, MethodSpec, choose_cases, run_methods
@@ -121,7 +121,9 @@ def test_a_slow_method_can_have_fewer_cases(tmp_path):
 def test_other_settings_are_not_mixed_in(tmp_path):
     run(tmp_path / "rows.jsonl", Spoken(), limit=2)
     method = Spoken()
-    with pytest.raises(DataError, match=r"hparams_sha256 'h' -> 'other'; *|hparams_sha256 'h' -> 'other'\)"):
+    with pytest.raises(
+        OriginError, match=r"holds rows of MetaFT on cre-id made from something else \(hparams_sha256 'h', now 'other'\)"
+    ):
         run(tmp_path / "rows.jsonl", method, hparams="other")
     assert method.asked == []
 

@@ -11,11 +11,11 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.errors import ModelError, OriginError
 from propmeta_edit.finetune import single_hop
 from propmeta_edit.finetune.saved_state import save_state
 from propmeta_edit.finetune.single_hop import SingleHopSettings, make_batches, train_single_hop_adapter
-from propmeta_edit.models.compact import ADAPTER, apply_difference, merge_adapter, save_adapter, save_difference
+from propmeta_edit.models.differences import ADAPTER, apply_difference, merge_adapter, save_adapter, save_difference
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import Question
@@ -86,7 +86,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tokenizer, tmp_path, monkey
     resumed = train(tmp_path)
     assert len(calls) == 6 + 5, "steps 5 to 9 alone"
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    with pytest.raises(ConfigError, match="other settings, facts or precision; remove that folder"):
+    with pytest.raises(OriginError, match=r"made from something else \(.*\); remove that folder"):
         train(tmp_path, replace(settings, learning_rate=0.1))
     with pytest.raises(ModelError, match=r"of a training of other tensors \(.*lora_A.* of another shape\); remove "):
         train(tmp_path, replace(settings, rank=8))

@@ -36,7 +36,7 @@ def test_the_file_tells_the_split_and_else_the_name(item, kind):
 
 
 def test_only_whole_names_become_test_splits():
-    assert [to_test(item) for item in ("valid-id", "valid-ood")] == ["cre-id", "cre-ood"]
+    assert [to_test(item) for item in ("valid-id", "valid-ood")] == ["world-id", "world-ood"]
     for item in ("valid-ood=my.jsonl", "/data/valid-ood/facts.jsonl", "valid-oodle", "mquake-subset=f.json"):
         assert to_test(item) == item
 
@@ -84,8 +84,8 @@ def test_validation_that_a_folder_lacks_is_not_taken_from_the_offline_world(trai
 
 def test_what_would_mix_data_is_refused(train):
     on_file, on_world = MetaTrainConfig("m", data=str(train)), MetaTrainConfig("m")
-    with pytest.raises(ConfigError, match=r"cre-ood is a test split of the offline world, but a .*: cre-ood=test_data_ood.jsonl"):
-        load_splits(["cre-ood"], {"a": on_file}, 0)
+    with pytest.raises(ConfigError, match=r"world-ood is a test split of the offline world, but a .*: cre-ood=test_data_ood.jsonl"):
+        load_splits(["world-ood"], {"a": on_file}, 0)
     held = [hold_out(config, ["valid-ood"]) for config in (on_file, on_world, replace(on_file, seed=1))]
     for other in held[1:]:
         with pytest.raises(ConfigError, match="a and b have other validation cases"):
@@ -96,4 +96,4 @@ def test_what_would_mix_data_is_refused(train):
 
 def test_released_is_what_the_user_names(train):
     assert is_released(str(train)) and is_released("cre-id=x.jsonl") and is_released("hub:a/b")
-    assert not is_released("cre-id") and not is_released("valid-ood")
+    assert not is_released("cre-id") and not is_released("world-id") and not is_released("valid-ood")

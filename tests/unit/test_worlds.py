@@ -6,7 +6,7 @@ from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import load_mquake, load_mquake_subset
 from propmeta_edit.data.world import CHECKSUMS, shipped_files
 from propmeta_edit.files import sha256_of_file
-from propmeta_edit.recipes.data_sets import STANDIN_FILES, VALIDATION_FILES
+from propmeta_edit.recipes.data_sets import VALIDATION_FILES, WORLD_MQUAKE
 from propmeta_edit.recipes.sources import TEST_FILES
 from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world, single_hop_questions
 from propmeta_edit.records import Question
@@ -24,8 +24,8 @@ def test_it_is_unpacked_once_and_has_every_file_of_the_offline_data_sets():
     assert ensure_world() == folder and (folder / "mark").exists()
     for name in ("train_data_id.jsonl", *VALIDATION_FILES.values(), *TEST_FILES.values()):
         assert load_cre(folder / name)
-    assert [len(load_mquake(folder / name)) for name in STANDIN_FILES.values()] == [350, 150]
-    assert len(load_mquake_subset(folder / STANDIN_FILES["mquake-standin"])) == 350
+    assert [len(load_mquake(folder / name)) for name in WORLD_MQUAKE.values()] == [350, 150]
+    assert len(load_mquake_subset(folder / WORLD_MQUAKE["world-mquake"])) == 350
 
 
 def test_single_hop_questions_are_in_two_wordings_one_after_the_other():
