@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from propmeta_edit.easyedit import install, register_algorithm
+from propmeta_edit.recipes import register_bundled_models
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ _EXPORTS = {
     "Case": "propmeta_edit.records",
     "Edit": "propmeta_edit.edits.edit",
     "EditRequest": "propmeta_edit.records",
+    "EditSettings": "propmeta_edit.finetune.edit_settings",
     "EditedModel": "propmeta_edit.edits.views",
     "MetaFTHyperParams": "propmeta_edit.easyedit.hparams",
     "MetaTask": "propmeta_edit.records",
@@ -33,6 +35,7 @@ _EXPORTS = {
     "edit_many": "propmeta_edit.edits.compute",
     "generate_with_edits": "propmeta_edit.edits.views",
     "load_model": "propmeta_edit.models.loading",
+    "main": "propmeta_edit.cli",
     "merge_edits": "propmeta_edit.edits.edit",
     "meta_train": "propmeta_edit.metatrain.trainer",
 }
@@ -57,4 +60,5 @@ def _when_called(name: str) -> Callable[..., Any]:
 register_algorithm("MetaFT", _when_called("apply_metaft_to_model"))
 register_algorithm("CaKE", _when_called("apply_cake_to_model"))
 register_algorithm("AlphaEdit", _when_called("apply_alphaedit_to_model"), only_where_missing=True)
+register_bundled_models()
 install()

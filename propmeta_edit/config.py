@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import yaml
@@ -60,6 +61,20 @@ def build_config(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         raise ConfigError(f"{source}: {_readable(str(error))}") from error
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def derive_settings(cls: type[T], source: Any, renamed: Mapping[str, str] = MappingProxyType({})) -> T:
+    """A settings dataclass from those attributes of ``source`` that have its fields' names; the other fields keep their defaults.
+
+    Args:
+        renamed: by field, the attribute of ``source`` where it has another name.
+
+    Raises:
+        ConfigError: a value that the dataclass refuses.
+    """
+    same = [field.name for field in dataclasses.fields(cls) if field.name not in renamed]  # type: ignore[arg-type]
+    names = {**{name: name for name in same if hasattr(source, name)}, **renamed}
+    return cls(**{name: getattr(source, given) for name, given in names.items()})
 
 
 def _readable(message: str) -> str:

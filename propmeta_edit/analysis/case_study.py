@@ -17,12 +17,13 @@ from propmeta_edit.analysis.probes import Probe, content_token, make_fact_probe,
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.errors import ConfigError, RequestError
 from propmeta_edit.models.layers import get_blocks, resolve_layers, select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import Case
 
 MODULES = ("attention", "mlp")
 
 
-def choose_companions(tokenizer: Any, cases: Sequence[Case]) -> list[tuple[Case, Case]]:
+def choose_companions(tokenizer: Tokenizer, cases: Sequence[Case]) -> list[tuple[Case, Case]]:
     """Each case that can be studied, with another one of the same entity type (if there are tags) and another new object.
 
     Left out are cases without exactly one edit and a subject, with a question that words the fact differently, with a new object
@@ -46,7 +47,7 @@ def choose_companions(tokenizer: Any, cases: Sequence[Case]) -> list[tuple[Case,
     return found
 
 
-def _is_usable(tokenizer: Any, case: Case) -> bool:
+def _is_usable(tokenizer: Tokenizer, case: Case) -> bool:
     try:
         probe = make_question_probe(tokenizer, case)
         return probe.target != content_token(tokenizer, case.edits[0].target_new)
@@ -54,7 +55,7 @@ def _is_usable(tokenizer: Any, case: Case) -> bool:
         return False
 
 
-def choose_layers(model: Any, layers: Sequence[int] | str | None, every: int) -> list[int]:
+def choose_layers(model: LanguageModel, layers: Sequence[int] | str | None, every: int) -> list[int]:
     """After which blocks to patch: the last edited one, then those whose number ``every`` divides, up to the last but one.
 
     Raises:
@@ -67,7 +68,9 @@ def choose_layers(model: Any, layers: Sequence[int] | str | None, every: int) ->
     return [edited, *(layer for layer in range(edited + 1, num_layers - 1) if layer % every == 0)]
 
 
-def study_edit(model: Any, tokenizer: Any, case: Case, companion: Case, edit: Edit, every: int = 2) -> dict[str, Any]:
+def study_edit(
+    model: LanguageModel, tokenizer: Tokenizer, case: Case, companion: Case, edit: Edit, every: int = 2
+) -> dict[str, Any]:
     """Everything that the analysis of one edit needs, as plain values; the model is left as it is.
 
     Args:
@@ -109,7 +112,7 @@ def study_edit(model: Any, tokenizer: Any, case: Case, companion: Case, edit: Ed
 
 
 def study_prompt(
-    model: Any, probe: Probe, edit: Edit, before: torch.Tensor, after: torch.Tensor, layers: Sequence[int]
+    model: LanguageModel, probe: Probe, edit: Edit, before: torch.Tensor, after: torch.Tensor, layers: Sequence[int]
 ) -> dict[str, Any]:
     """Log-probabilities (nats) of a prompt's target.
 
@@ -167,12 +170,12 @@ def _only(tensors: Mapping[str, torch.Tensor], names: set[str]) -> dict[str, tor
     return {name: value for name, value in tensors.items() if name in names}
 
 
-def _read_lens(model: Any, states: torch.Tensor, tokens: Sequence[int]) -> dict[str, Any]:
+def _read_lens(model: LanguageModel, states: torch.Tensor, tokens: Sequence[int]) -> dict[str, Any]:
     log_probs, ranks = read_tokens(model, states, tokens)
     return {"log_prob": [[[round(v, 4) for v in p] for p in layer] for layer in log_probs.tolist()], "rank": ranks.tolist()}
 
 
-def _target_log_prob(model: Any, probe: Probe, states: torch.Tensor) -> float:
+def _target_log_prob(model: LanguageModel, probe: Probe, states: torch.Tensor) -> float:
     return round(float(read_states(model, states[-1, -1])[probe.target]), 4)
 
 

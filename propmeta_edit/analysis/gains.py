@@ -15,6 +15,7 @@ from propmeta_edit.evaluation.rows import Row, select_rows
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.evaluation.statistics import adjust_holm, compare_paired
 from propmeta_edit.finetune.losses import compute_answer_loss
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.text.encoding import collate, encode_answer
 from propmeta_edit.text.prompts import format_question
 
@@ -134,7 +135,9 @@ def cut_at_median_of_relation(results: Sequence[CaseResult]) -> dict[str, str]:
     return halves
 
 
-def compute_prior_strengths(model: Any, tokenizer: Any, unedited: Sequence[Row], batch_size: int = 16) -> list[float]:
+def compute_prior_strengths(
+    model: LanguageModel, tokenizer: Tokenizer, unedited: Sequence[Row], batch_size: int = 16
+) -> list[float]:
     """How sure the unedited model was of what it said: the geometric mean of its answer tokens' probabilities, 0 to 1.
 
     Args:

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from propmeta_edit.models.forwards import compute_hidden_states
 from propmeta_edit.models.layers import get_blocks, get_final_norm
+from propmeta_edit.models.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 
-def batch_of(model: Any, input_ids: Sequence[int]) -> EncodedBatch:
+def batch_of(model: LanguageModel, input_ids: Sequence[int]) -> EncodedBatch:
     """One unpadded text, [1, T], on the model's device, without labels."""
     ids = torch.tensor([list(input_ids)], device=model.device)
     return EncodedBatch(ids, torch.ones_like(ids), torch.arange(ids.shape[1], device=model.device)[None], ids, is_padded=False)
 
 
-def record_states(model: Any, input_ids: Sequence[int]) -> torch.Tensor:
+def record_states(model: LanguageModel, input_ids: Sequence[int]) -> torch.Tensor:
     """The residual stream of one text: what enters the first block, then what leaves each block.
 
     Returns:
@@ -57,7 +57,7 @@ def _kept_outputs(blocks: Sequence[torch.nn.Module], states: list[torch.Tensor])
             handle.remove()
 
 
-def read_states(model: Any, states: torch.Tensor) -> torch.Tensor:
+def read_states(model: LanguageModel, states: torch.Tensor) -> torch.Tensor:
     """States through the model's own last norm and head.
 
     Args:
@@ -71,7 +71,7 @@ def read_states(model: Any, states: torch.Tensor) -> torch.Tensor:
         return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
-def read_tokens(model: Any, states: torch.Tensor, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def read_tokens(model: LanguageModel, states: torch.Tensor, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """What the lens says of some tokens.
 
     Args:

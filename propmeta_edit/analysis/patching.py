@@ -16,6 +16,7 @@ from propmeta_edit.analysis.lens import batch_of
 from propmeta_edit.errors import ModelError
 from propmeta_edit.models.forwards import compute_hidden_states
 from propmeta_edit.models.layers import get_blocks
+from propmeta_edit.models.protocols import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Patch:
     positions: tuple[int, ...]
 
 
-def compute_patched_log_probs(model: Any, input_ids: Sequence[int], states: torch.Tensor, patches: Sequence[Patch]) -> torch.Tensor:
+def compute_patched_log_probs(
+    model: LanguageModel, input_ids: Sequence[int], states: torch.Tensor, patches: Sequence[Patch]
+) -> torch.Tensor:
     """The model's next-token log-probabilities under each patch alone, all in one pass.
 
     Until a patch's block its row would be the unpatched run's, so it joins the batch only there: with patches spread over all

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from propmeta_edit.errors import RequestError
+from propmeta_edit.models.protocols import Tokenizer
 from propmeta_edit.records import Case
 from propmeta_edit.text.prompts import format_question
 
@@ -35,20 +35,20 @@ class Probe:
         return {name: positions[-1] for name, positions in self.groups.items() if positions}
 
 
-def content_token(tokenizer: Any, name: str) -> int:
+def content_token(tokenizer: Tokenizer, name: str) -> int:
     """The first telling token of a name after a space: neither of its leading article (``the Argentine peso`` begins like a hundred
     others) nor a space by itself."""
     return _encode_name(tokenizer, name)[1]
 
 
-def _encode_name(tokenizer: Any, name: str) -> tuple[tuple[int, ...], int]:
+def _encode_name(tokenizer: Tokenizer, name: str) -> tuple[tuple[int, ...], int]:
     """(tokens of the space before a name, where the tokenizer has such, and the name's first token), the article left out."""
     ids = tokenizer(" " + name.strip().removeprefix(ARTICLE), add_special_tokens=False)["input_ids"]
     first = next(number for number, token in enumerate(ids) if tokenizer.decode([token]).strip())
     return tuple(ids[:first]), int(ids[first])
 
 
-def make_question_probe(tokenizer: Any, case: Case) -> Probe:
+def make_question_probe(tokenizer: Tokenizer, case: Case) -> Probe:
     """The case's multi-hop question as it is asked in the benchmark; the answer's token is expected next.
 
     Raises:
@@ -64,7 +64,7 @@ def make_question_probe(tokenizer: Any, case: Case) -> Probe:
     return _make_probe(tokenizer, text, case.question.answers[0], cuts, "template")
 
 
-def make_fact_probe(tokenizer: Any, case: Case) -> Probe:
+def make_fact_probe(tokenizer: Tokenizer, case: Case) -> Probe:
     """The edited fact's own prompt; the new object's token is expected next.
 
     Raises:
@@ -86,7 +86,7 @@ def _cut_fact(start: int, prompt: str, subject: str) -> dict[str, int]:
     return {"before": subject_start, "subject": subject_start + len(subject), "phrase": start + len(prompt)}
 
 
-def _make_probe(tokenizer: Any, text: str, expected: str, ends: Mapping[str, int], beyond: str) -> Probe:
+def _make_probe(tokenizer: Tokenizer, text: str, expected: str, ends: Mapping[str, int], beyond: str) -> Probe:
     """Tokens by the group in which their last character is; those after all of ``ends`` are ``beyond``."""
     if expected.startswith(ARTICLE):
         text = f"{text} {ARTICLE.strip()}"

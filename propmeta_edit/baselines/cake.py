@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -13,6 +13,7 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.losses import compute_token_losses
 from propmeta_edit.models.devices import has_native_bf16
 from propmeta_edit.models.layers import weights_of
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import EncodedBatch, EncodedText, collate, encode_answer
 
@@ -104,7 +105,7 @@ def origin_of_training_pairs(edit: EditRequest) -> frozenset[str]:
     return frozenset({"data"}) if edit.augmentation else origin_of_rephrasings(edit) | {"templates"}
 
 
-def train_cake_adapter(model: Any, tokenizer: Any, edits: Sequence[EditRequest], settings: CakeSettings) -> Any:
+def train_cake_adapter(model: LanguageModel, tokenizer: Tokenizer, edits: Sequence[EditRequest], settings: CakeSettings) -> Any:
     """Train the LoRA of one case as the Hugging Face trainer does by default: AdamW, linear decay, gradients clipped to norm 1.
 
     Products are in bf16, as published, where the device has it in hardware.
@@ -128,7 +129,7 @@ def train_cake_adapter(model: Any, tokenizer: Any, edits: Sequence[EditRequest],
     with torch.random.fork_rng(devices):
         torch.manual_seed(settings.seed)  # of the LoRA's random half and of dropout
         order = random.Random(settings.seed)
-        peft_model = get_peft_model(model, config)
+        peft_model = get_peft_model(cast(Any, model), config)
         try:
             parameters = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
             optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
@@ -162,24 +163,24 @@ def forget_adapter(model: Any) -> None:
     vars(model).pop("peft_config", None)
 
 
-def target_weights(model: Any) -> dict[str, torch.nn.Parameter]:
+def target_weights(model: LanguageModel) -> dict[str, torch.nn.Parameter]:
     """The weights a LoRA of CaKE's is put on, by name."""
     return weights_of(model, _target_modules(model))
 
 
-def _target_modules(model: Any) -> list[str]:
+def _target_modules(model: LanguageModel) -> list[str]:
     """CaKE's projections, or GPT-2's, which go by other names."""
     leaves = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     return sorted(leaves & TARGET_MODULES) or sorted(leaves & GPT2_TARGET_MODULES)
 
 
-def _encode(tokenizer: Any, text: str, completion: str, settings: CakeSettings) -> EncodedText:
+def _encode(tokenizer: Tokenizer, text: str, completion: str, settings: CakeSettings) -> EncodedText:
     input_ids, labels = encode_answer(tokenizer, text, completion)
     kept = slice(-settings.max_length, None)  # the end holds the completion
     return input_ids[kept], (input_ids if settings.learn_prompts else labels)[kept]
 
 
-def make_batch(tokenizer: Any, examples: Sequence[EncodedText], learn_padding: bool) -> EncodedBatch:
+def make_batch(tokenizer: Tokenizer, examples: Sequence[EncodedText], learn_padding: bool) -> EncodedBatch:
     """Examples side by side, padded on the right; the published code learns the padding too."""
     batch = collate(tokenizer, examples, padding_side="right")
     if not learn_padding:
@@ -189,6 +190,6 @@ def make_batch(tokenizer: Any, examples: Sequence[EncodedText], learn_padding: b
     return replace(batch, labels=labels, position_ids=positions)
 
 
-def compute_token_loss(model: Any, batch: EncodedBatch) -> torch.Tensor:
+def compute_token_loss(model: LanguageModel, batch: EncodedBatch) -> torch.Tensor:
     """The mean over all labelled tokens of a batch, as transformers' models compute it, with the head at those tokens alone."""
     return compute_token_losses(model, batch).mean()

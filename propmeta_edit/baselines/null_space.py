@@ -95,7 +95,7 @@ def ensure_projection(statistics: Path, threshold: float) -> float:
         with safe_open(str(kept), framework="pt") as reader:  # type: ignore[no-untyped-call]
             card = reader.metadata()
         if card["statistics_sha256"] == digest:
-            return float(card.get("seconds", 0.0))
+            return float(card["seconds"])
     started = time.perf_counter()
     projection = compute_projection(read_second_moment(statistics), threshold)
     if not projection.any():

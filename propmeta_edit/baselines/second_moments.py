@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy
@@ -25,6 +24,7 @@ from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_json, written_whole
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.layers import key_module_name, key_width, resolve_layers
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 
 WINDOW = 100  # texts sorted by length together, so that batches are hardly padded; also where a run can be continued
 DTYPE = "float32"
@@ -52,8 +52,8 @@ class SecondMoments:
 
 
 def collect_second_moments(
-    model: Any,
-    tokenizer: Any,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     layers: Sequence[int] | str | None,
     *,
@@ -108,7 +108,7 @@ def _choose_device(device: torch.device, num_bytes: int) -> torch.device:
     return device if 2 * num_bytes <= free_memory(device) else torch.device("cpu")
 
 
-def _add_batch(model: Any, batch: Mapping[str, torch.Tensor], moments: SecondMoments) -> None:
+def _add_batch(model: LanguageModel, batch: Mapping[str, torch.Tensor], moments: SecondMoments) -> None:
     is_text = batch["attention_mask"].bool()
     with _keys_of(model, list(moments.sums)) as keys:
         model.base_model(**batch, use_cache=False)
@@ -123,7 +123,7 @@ class _DeepestReached(Exception):
 
 
 @contextmanager
-def _keys_of(model: Any, modules: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+def _keys_of(model: LanguageModel, modules: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
     """Inside, a forward pass fills the dict with the named modules' inputs and goes no further than the last of them."""
     keys: dict[str, torch.Tensor] = {}
 
@@ -144,18 +144,19 @@ def _keys_of(model: Any, modules: Sequence[str]) -> Iterator[dict[str, torch.Ten
             handle.remove()
 
 
-def _batches(tokenizer: Any, texts: Sequence[str], max_length: int, batch_tokens: int) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(tokenizer: Tokenizer, texts: Sequence[str], max_length: int, batch_tokens: int) -> Iterator[dict[str, torch.Tensor]]:
     """Token ids and masks, padded on the right; texts of about the same length together."""
+    pad_id = tokenizer.pad_token_id or 0  # behind the mask, so any will do
     encoded = sorted(tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"], key=len)
     batch: list[list[int]] = []
     for ids in encoded:
         if batch and len(ids) * (len(batch) + 1) > batch_tokens:
-            yield _pad(batch, tokenizer.pad_token_id)
+            yield _pad(batch, pad_id)
             batch = []
         if ids:
             batch.append(ids)
     if batch:
-        yield _pad(batch, tokenizer.pad_token_id)
+        yield _pad(batch, pad_id)
 
 
 def _pad(batch: Sequence[Sequence[int]], padding: int) -> dict[str, torch.Tensor]:

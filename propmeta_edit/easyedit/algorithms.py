@@ -7,7 +7,7 @@ import importlib
 import io
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,8 @@ from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.layers import weights_of
 from propmeta_edit.models.loading import read_model_config
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import padded_on
 
 LOG = logging.getLogger(__name__)
@@ -80,7 +82,54 @@ def find_algorithm(name: str) -> Any:
     return partial(_call, name, ALG_DICT[name])
 
 
-def _call(name: str, apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+def easyedit_request(edit: EditRequest) -> dict[str, Any]:
+    """An edit as EasyEdit's algorithms take it."""
+    request: dict[str, Any] = {
+        "prompt": edit.prompt,
+        "target_new": edit.target_new,
+        "ground_truth": None,
+        "portability": {},
+        "locality": {},
+    }
+    request |= {"augmentation": [list(pair) for pair in edit.augmentation]} if edit.augmentation else {}
+    request |= {"rephrasings": list(edit.rephrasings)} if edit.rephrasings else {}
+    return request if edit.subject is None else {**request, "subject": edit.subject}
+
+
+@dataclass(frozen=True)
+class EditWith:
+    """An algorithm with EasyEdit's calling convention as a function from edit requests to the values of before.
+
+    Args:
+        apply: ``apply(model, tok, requests, hparams, copy=, return_orig_weights=, keep_original_weight=)``, which edits in place.
+        one_by_one: give it one request after another, for algorithms that take a single one (ROME).
+        padding_side: of the tokenizer while editing; most of EasyEdit's count positions from the left.
+    """
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    apply: Callable[..., tuple[Any, Mapping[str, torch.Tensor]]]
+    hparams: Any
+    one_by_one: bool = False
+    padding_side: str = "right"
+
+    def __call__(self, requests: Sequence[EditRequest]) -> Mapping[str, torch.Tensor]:
+        """Write the requests; if one fails, those before it are taken back."""
+        given = [easyedit_request(request) for request in requests]
+        original: dict[str, torch.Tensor] = {}
+        arguments = {"copy": False, "return_orig_weights": True, "keep_original_weight": True}
+        try:
+            with padded_on(self.tokenizer, self.padding_side):
+                for group in [[request] for request in given] if self.one_by_one else [given]:
+                    _, before = self.apply(self.model, self.tokenizer, group, self.hparams, **arguments)
+                    original = {**before, **original}
+        except BaseException:
+            apply_snapshot(dict(self.model.named_parameters()), original)
+            raise
+        return original
+
+
+def _call(name: str, apply: Any, model: LanguageModel, tok: Tokenizer, requests: Any, hparams: Any, **kwargs: Any) -> Any:
     """An edit without EasyEdit's printing, which would tear a progress bar apart; one that fails leaves the model as it was."""
     if name == "AlphaEdit" and name in find_form().algorithms:
         apply = partial(apply_easyedits_own, apply)
@@ -97,7 +146,7 @@ def _call(name: str, apply: Any, model: Any, tok: Any, requests: Any, hparams: A
         raise
 
 
-def written_weights(model: Any, hparams: Any) -> dict[str, torch.nn.Parameter]:
+def written_weights(model: LanguageModel, hparams: Any) -> dict[str, torch.nn.Parameter]:
     """The parameters that an algorithm with these settings writes to, by name; {} for CaKE, which restores them itself."""
     if hasattr(hparams, "rewrite_module_tmp"):
         modules = tuple(f"{hparams.rewrite_module_tmp.format(layer)}." for layer in hparams.layers)
@@ -105,7 +154,7 @@ def written_weights(model: Any, hparams: Any) -> dict[str, torch.nn.Parameter]:
     return weights_of(model, getattr(hparams, "target_modules", ()))
 
 
-def remove_adapters(model: Any) -> None:
+def remove_adapters(model: LanguageModel) -> None:
     """Put the projections back in whose places a LoRA stands that was never merged or unloaded."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -117,7 +166,7 @@ def remove_adapters(model: Any) -> None:
 
 
 def _merge_lora(
-    apply: Any, original: dict[str, torch.Tensor], model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any
+    apply: Any, original: dict[str, torch.Tensor], model: Any, tok: Tokenizer, requests: Any, hparams: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """EasyEdit's LoRA gives an adapter around the model; merged, the weights of before put everything back as for the others."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
@@ -216,7 +265,7 @@ def _has_no_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def make_contexts(name: str, model: Any, tokenizer: Any, hparams: Any, seed: int) -> None:
+def make_contexts(name: str, model: LanguageModel, tokenizer: Tokenizer, hparams: Any, seed: int) -> None:
     """Draw an algorithm's random openings for this model, seeded, so that no edit's time holds it.
 
     EasyEdit keeps them, and second moments, in module globals, not per model: one model would be edited with another's.

@@ -22,6 +22,7 @@ from propmeta_edit.easyedit.hparams import FromYaml
 from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples
 from propmeta_edit.errors import RequestError
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import request_fields
 from propmeta_edit.text.encoding import padded_on
 
@@ -89,8 +90,8 @@ _CHAINS: WeakKeyDictionary[Any, EditChain] = WeakKeyDictionary()
 
 
 def apply_alphaedit_to_model(
-    model: Any,
-    tok: Any,
+    model: LanguageModel,
+    tok: Tokenizer,
     requests: Sequence[Mapping[str, Any]],
     hparams: Any,
     copy: bool = False,
@@ -133,8 +134,8 @@ def apply_alphaedit_to_model(
 
 
 def _write(
-    model: Any,
-    tok: Any,
+    model: LanguageModel,
+    tok: Tokenizer,
     requests: list[dict[str, Any]],
     hparams: Any,
     weights: Mapping[str, torch.Tensor],
@@ -174,7 +175,7 @@ def _write(
 
 
 def apply_easyedits_own(
-    apply: Any, model: Any, tok: Any, requests: Sequence[Mapping[str, Any]], hparams: Any, **kwargs: Any
+    apply: Any, model: LanguageModel, tok: Tokenizer, requests: Sequence[Mapping[str, Any]], hparams: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, torch.Tensor]]:
     """EasyEdit's AlphaEdit with our projections, and with earlier edits' keys only while edits build on one another.
 
@@ -203,12 +204,12 @@ def _stack_projections(files: tuple[Path, ...], stamps: tuple[int, ...], thresho
     return torch.stack([read_projection(file, threshold) for file in files])
 
 
-def _edited_weights(model: Any, hparams: Any) -> dict[str, torch.nn.Parameter]:
+def _edited_weights(model: LanguageModel, hparams: Any) -> dict[str, torch.nn.Parameter]:
     names = [f"{hparams.rewrite_module_tmp.format(layer)}.weight" for layer in hparams.layers]
     return {name: model.get_parameter(name) for name in names}
 
 
-def _chain_of(model: Any, weights: Mapping[str, torch.Tensor]) -> EditChain:
+def _chain_of(model: LanguageModel, weights: Mapping[str, torch.Tensor]) -> EditChain:
     chain = _CHAINS.get(model)
     return chain if chain is not None and chain.continues(weights) else EditChain()
 

@@ -16,10 +16,15 @@ from propmeta_edit.baselines.cake import (
     target_weights,
     train_cake_adapter,
 )
+from propmeta_edit.config import derive_settings
 from propmeta_edit.easyedit.hparams import FromYaml
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.models.devices import resolve_device
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest, as_requests
+
+# For what ``CakeSettings`` calls otherwise.
+EASYEDIT_NAMES = {"learning_rate": "lr", "num_epochs": "num_steps", "batch_size": "train_batch_size"}
 
 
 @dataclass
@@ -55,22 +60,12 @@ class CaKEHyperParams(FromYaml):
     @property
     def recipe(self) -> CakeSettings:
         """These settings as the training takes them."""
-        return CakeSettings(
-            rank=self.rank,
-            lora_alpha=self.lora_alpha,
-            lora_dropout=self.lora_dropout,
-            learning_rate=self.lr,
-            num_epochs=self.num_steps,
-            batch_size=self.train_batch_size,
-            max_length=self.max_length,
-            learn_prompts=self.learn_prompts,
-            seed=self.seed,
-        )
+        return derive_settings(CakeSettings, self, EASYEDIT_NAMES)
 
 
 def apply_cake_to_model(
-    model: Any,
-    tok: Any,
+    model: LanguageModel,
+    tok: Tokenizer,
     requests: Sequence[Mapping[str, Any]],
     hparams: CaKEHyperParams,
     copy: bool = False,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.config import build_config, derive_settings, read_yaml
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.models.loading import load_model
+
+EASYEDIT_NAMES = {"inner_lr": "lr", "num_inner_steps": "num_steps"}  # for what ``EditSettings`` calls otherwise
 
 
 class ModelReference(str):
@@ -107,11 +109,9 @@ class MetaFTHyperParams(FromYaml):
             raise ConfigError(f"alg_name must be MetaFT for these settings, got {self.alg_name!r}")
         if self.model_parallel:
             raise ConfigError("model_parallel is not available for MetaFT: it edits on one device; set model_parallel: false")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}")
         self.device = resolve_device(self.device)
         self.model_name = ModelReference(str(self.model_name), self)
-        self.inner_loop_settings()  # refuses values the loop would refuse
+        _ = self.edit  # refuses values the loop would refuse
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy, here or in another process, loads its model as this one does."""
@@ -127,14 +127,10 @@ class MetaFTHyperParams(FromYaml):
         """Plain values, as EasyEdit's hyper-parameters give them."""
         return {**asdict(self), "model_name": str(self.model_name)}
 
-    def inner_loop_settings(self) -> InnerLoopSettings:
-        """These settings as the inner loop takes them."""
-        return InnerLoopSettings(
-            inner_lr=self.lr,
-            num_inner_steps=self.num_steps,
-            weight_decay=self.weight_decay,
-            loss_reduction=self.loss_reduction,
-        )
+    @property
+    def edit(self) -> EditSettings:
+        """What an edit is made with, under our own names."""
+        return derive_settings(EditSettings, self, EASYEDIT_NAMES)
 
     def load_model(self) -> tuple[Any, Any]:
         """(model, tokenizer), the tensors that will be edited in fp32."""
@@ -146,6 +142,20 @@ class MetaFTHyperParams(FromYaml):
             modules=self.modules,
             trust_remote_code=self.trust_remote_code,
         )
+
+
+def edit_settings_of(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """MetaFT's settings for an edit as in the inner loop of a meta-training, from that one's settings.
+
+    Args:
+        trained: by name, as a YAML in ``hparams/MetaTrain`` or a checkpoint's card has them.
+
+    Raises:
+        KeyError: one that ``trained`` lacks.
+    """
+    known = {field.name for field in fields(MetaFTHyperParams)}
+    names = {own: EASYEDIT_NAMES.get(own, own) for own in EditSettings().to_dict()}
+    return {"alg_name": "MetaFT", **{name: trained[own] for own, name in names.items() if name in known}}
 
 
 def _number_from_text(value: Any) -> Any:

@@ -14,10 +14,11 @@ import torch
 
 from propmeta_edit.baselines.second_moments import model_folder_name
 from propmeta_edit.models.layers import ARCHITECTURES, get_blocks, get_final_norm
+from propmeta_edit.models.protocols import LanguageModel
 
 
 @contextmanager
-def layers_answer_with_tuples(model: Any) -> Iterator[None]:
+def layers_answer_with_tuples(model: LanguageModel) -> Iterator[None]:
     """Inside, hooks on a layer see ``(hidden state,)``; the layer above and the final norm still get the hidden state.
 
     Models of architectures that are not known here are left as they are.
@@ -37,7 +38,7 @@ def layers_answer_with_tuples(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def named_after(model: Any, model_name: str) -> Iterator[None]:
+def named_after(model: LanguageModel, model_name: str) -> Iterator[None]:
     """Inside, the model goes by the last part of ``model_name``, under which its statistics are kept.
 
     The forms read that folder's name off the model's own name, one after its whole path, the other after its last part, which is a

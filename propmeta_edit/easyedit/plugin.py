@@ -10,12 +10,13 @@ import torch
 
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.finetune.single_edit import write_facts
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import as_requests
 
 
 def apply_metaft_to_model(
-    model: Any,
-    tok: Any,
+    model: LanguageModel,
+    tok: Tokenizer,
     requests: Sequence[Mapping[str, Any]] | Mapping[str, Any],
     hparams: MetaFTHyperParams,
     copy: bool = False,
@@ -42,13 +43,5 @@ def apply_metaft_to_model(
     edits = as_requests(requests)
     if copy:
         model = deepcopy(model)
-    original = write_facts(
-        model,
-        tok,
-        edits,
-        hparams.inner_loop_settings(),
-        layers=hparams.layers,
-        modules=hparams.modules,
-        batch_size=hparams.batch_size,
-    )
+    original = write_facts(model, tok, edits, hparams.edit)
     return model, original if return_orig_weights else {}

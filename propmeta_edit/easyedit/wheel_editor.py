@@ -17,6 +17,7 @@ from typing import Any
 
 from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples, named_after
 from propmeta_edit.errors import EasyEditError
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 
 LOG = logging.getLogger(__name__)
 EDIT_KEYWORDS = frozenset({"subject", "test_generation", "eval_metric", "train_ds"})
@@ -47,7 +48,7 @@ def supply_missing() -> None:
     ALG_DICT["MEMIT"] = partial(_apply_memit, ALG_DICT["MEMIT"])
 
 
-def _apply_memit(apply: Any, model: Any, tok: Any, requests: Any, hparams: Any, **kwargs: Any) -> Any:
+def _apply_memit(apply: Any, model: LanguageModel, tok: Tokenizer, requests: Any, hparams: Any, **kwargs: Any) -> Any:
     """The wheel's MEMIT on layers that answer as it expects, with statistics under the name the repository looks for too, unless
     there are some under the wheel's own name for the model, its whole path."""
     has_own = (Path(hparams.stats_dir) / str(model.config._name_or_path).replace("/", "_")).is_dir()
@@ -59,7 +60,7 @@ def _fit_lora_to_peft(lora_main: Any) -> None:
     """Two things that peft has changed since the wheel was made."""
     get_peft_model = lora_main.get_peft_model
 
-    def get_unloadable_model(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def get_unloadable_model(model: LanguageModel, *args: Any, **kwargs: Any) -> Any:
         adapted = get_peft_model(model, *args, **kwargs)
         unload = adapted.unload
 
@@ -245,7 +246,7 @@ def _edit_chunks(
     """Per chunk: metrics, edit, metrics, and the weights back unless the edits are sequential."""
     from easyeditor.evaluate import compute_edit_quality
 
-    def score(model: Any, request: dict[str, Any]) -> dict[str, Any]:
+    def score(model: LanguageModel, request: dict[str, Any]) -> dict[str, Any]:
         arguments = (model, editor.model_name, editor.hparams, editor.tok, request, editor.hparams.device)
         scores: dict[str, Any] = compute_edit_quality(*arguments, test_generation=test_generation)
         return scores
@@ -287,7 +288,7 @@ def _add_locality_accuracy(before: Mapping[str, Any], after: Mapping[str, Any]) 
         after["locality"][name.removesuffix("_output") + "_acc"] = accuracy
 
 
-def _restore(model: Any, weights: Any) -> None:
+def _restore(model: LanguageModel, weights: Any) -> None:
     """Undo an edit: some of EasyEdit's algorithms return a function for it, the others the values of before."""
     import torch
 

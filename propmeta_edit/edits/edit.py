@@ -24,6 +24,7 @@ from propmeta_edit.errors import ModelError, RequestError
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.artefacts import build_whole
+from propmeta_edit.models.protocols import LanguageModel
 from propmeta_edit.records import EditRequest, as_requests
 
 LOG = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class _Applied:
     put: Mapping[str, str]
 
 
-_STANDING: WeakKeyDictionary[nn.Module, list[_Applied]] = WeakKeyDictionary()
+_STANDING: WeakKeyDictionary[LanguageModel, list[_Applied]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,25 +51,24 @@ class Edit:
         requests: the facts it wrote.
         weights: the edited tensors, by parameter name, as they are after the edit.
         before: the same tensors before it; None for an edit that was loaded, which knows their hash alone.
+        base: what every parameter held without any edit (``take_base``), so that two models that differ elsewhere are told apart.
         base_model: the name or path of the model it was made on, for people.
         method: ``MetaFT``, ``ROME``, ...
         settings: of the method, as plain values.
         hash_before: given only for a loaded edit.
         transposed: those weights that are [in, out] (GPT-2's projections), as a LoRA of them has to know.
-        base: what every parameter held without any edit (``take_base``), so that two models that differ elsewhere are told apart;
-            empty if it is not known, as in folders of before there was such a thing: then the edited tensors alone are compared.
         fingerprints: of ``before`` (``take_fingerprints``); taken here if not given; edits of one state share them.
     """
 
     requests: tuple[EditRequest, ...]
     weights: Mapping[str, torch.Tensor] = field(repr=False)
     before: Mapping[str, torch.Tensor] | None = field(repr=False)
+    base: Mapping[str, str] = field(repr=False)
     base_model: str = ""
     method: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     hash_before: str | None = None
     transposed: tuple[str, ...] = ()
-    base: Mapping[str, str] = field(default_factory=dict, repr=False)
     fingerprints: Mapping[str, str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class Edit:
         """Of the edited tensors before the edit: which model state this edit belongs on."""
         return self.hash_before or hash_tensors(self._unchanged_before())
 
-    def apply(self, model: nn.Module) -> None:
+    def apply(self, model: LanguageModel) -> None:
         """Let the model stand edited until ``undo``.
 
         On the state it was made on, the model then holds the edit's tensors to the bit. Tensors that other edits move which were
@@ -96,7 +96,7 @@ class Edit:
         self._check_rest(take_base(model))
         self._stand(model, values)
 
-    def undo(self, model: nn.Module) -> None:
+    def undo(self, model: LanguageModel) -> None:
         """Take the edit out again; ``Edit`` objects applied after it stay, as if it had never been there.
 
         Exact: the last edit goes to the bit, and without any edit the tensors are those of before. Edits of the same tensors that
@@ -128,7 +128,7 @@ class Edit:
             raise ModelError("an edit that was made on top of this one stands in the model; undo that one first") from error
 
     @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
+    def applied(self, model: LanguageModel) -> Iterator[LanguageModel]:
         """Inside, the model is edited; outside it is what it was."""
         self.apply(model)
         try:
@@ -136,7 +136,7 @@ class Edit:
         finally:
             self.undo(model)
 
-    def change(self, model: nn.Module | None = None) -> dict[str, torch.Tensor]:
+    def change(self, model: LanguageModel | None = None) -> dict[str, torch.Tensor]:
         """``W - W₀`` by name; a loaded edit needs the unedited model to know W₀.
 
         Raises:
@@ -151,7 +151,7 @@ class Edit:
             before = {name: p.data for name, p in self._parameters_of(model).items()}
         return {name: value.to(before[name].device) - before[name] for name, value in self.weights.items()}
 
-    def pin_to(self, model: nn.Module, base_model: str | None = None) -> Edit:
+    def pin_to(self, model: LanguageModel, base_model: str | None = None) -> Edit:
         """The same tensors as an edit of this model: for a base that was built elsewhere, or another one that is to be tried.
 
         Edits that stand in the model do not count.
@@ -214,9 +214,9 @@ class Edit:
             weights = load_file(folder / WEIGHTS)
             requests = tuple(_read_request(row) for row in config["requests"])
             expected, transposed = config["sha256"], tuple(config["transposed"])
-            base, method, base_sha256 = (_require(str, config, name) for name in ("base_model", "method", "base_sha256"))
-            settings, rest = _require(dict, config, "settings"), dict(config.get("base", {}))
-            edit = cls(requests, weights, None, base, method, settings, base_sha256, transposed, rest)
+            base_model, method, base_sha256 = (_require(str, config, name) for name in ("base_model", "method", "base_sha256"))
+            settings, base = (_require(dict, config, name) for name in ("settings", "base"))
+            edit = cls(requests, weights, None, base, base_model, method, settings, base_sha256, transposed)
         except FileNotFoundError as error:
             raise ModelError(f"{folder} holds no whole edit, which is {WEIGHTS} and {CONFIG}: {error}") from error
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RequestError) as error:
@@ -225,7 +225,7 @@ class Edit:
             raise ModelError(f"the edit in {folder} is damaged: {WEIGHTS} is not what {CONFIG} says; save it again")
         return edit
 
-    def save_lora(self, folder: str | Path, rank: int, model: nn.Module | None = None) -> float:
+    def save_lora(self, folder: str | Path, rank: int, model: LanguageModel | None = None) -> float:
         """Write the change as a PEFT LoRA of that rank, which keeps its largest singular values and has no place for biases.
 
         Args:
@@ -241,7 +241,7 @@ class Edit:
         """
         return write_lora(self.change(model), Path(folder), rank, transposed=self.transposed, base_model=self.base_model)
 
-    def _find_values(self, model: nn.Module) -> dict[str, torch.Tensor]:
+    def _find_values(self, model: LanguageModel) -> dict[str, torch.Tensor]:
         """What the edited tensors become when this edit is applied to the model as it stands."""
         standing = _STANDING.get(model, [])
         if any(entry.edit is self for entry in standing):
@@ -259,13 +259,13 @@ class Edit:
         shared = {name: now + (self.weights[name].to(now.device) - below[name]) for name, now in current.items() if name not in own}
         return own | shared
 
-    def _stand(self, model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+    def _stand(self, model: LanguageModel, values: Mapping[str, torch.Tensor]) -> None:
         parameters = self._parameters_of(model)
         replaced = {name: parameter.data for name, parameter in parameters.items()}
         put_in_place(parameters, values)
         _STANDING.setdefault(model, []).append(_Applied(self, replaced, take_fingerprints(values)))
 
-    def _warn_if_written_to(self, model: nn.Module, entry: _Applied) -> None:
+    def _warn_if_written_to(self, model: LanguageModel, entry: _Applied) -> None:
         """Say so before numbers are lost that no ``Edit`` holds."""
         now = self._parameters_of(model, entry.put)
         changed = [name for name, known in entry.put.items() if take_fingerprint(now[name].data) != known]
@@ -277,12 +277,12 @@ class Edit:
                 changed[0],
             )
 
-    def _put_back(self, model: nn.Module, entry: _Applied) -> None:
+    def _put_back(self, model: LanguageModel, entry: _Applied) -> None:
         """The tensors that an edit took the place of, wherever the model is by now."""
         parameters = self._parameters_of(model, entry.replaced)
         put_in_place(parameters, {name: value.to(parameters[name].device) for name, value in entry.replaced.items()})
 
-    def require_made_on(self, model: nn.Module, base: Mapping[str, str] | None = None) -> None:
+    def require_made_on(self, model: LanguageModel, base: Mapping[str, str] | None = None) -> None:
         """Refuse a model that, as it stands, is not what the edit was made on.
 
         Args:
@@ -297,7 +297,7 @@ class Edit:
 
     def _check_rest(self, found: Mapping[str, str]) -> None:
         """Compare all that the edit does not move."""
-        names = sorted((set(self.base) | set(found)) - set(self.weights)) if self.base else []
+        names = sorted((set(self.base) | set(found)) - set(self.weights))
         other = [name for name in names if self.base.get(name) != found.get(name)]
         if other:
             raise ModelError(
@@ -313,7 +313,7 @@ class Edit:
             f"{how and ', ' + how}, or pin it to this one (Edit.pin_to, propmeta-edit ask --any-base)"
         )
 
-    def _parameters_of(self, model: nn.Module, names: Mapping[str, Any] | None = None) -> dict[str, nn.Parameter]:
+    def _parameters_of(self, model: LanguageModel, names: Mapping[str, Any] | None = None) -> dict[str, nn.Parameter]:
         parameters = dict(model.named_parameters())
         chosen = self.weights if names is None else names
         for name in chosen:
@@ -335,7 +335,7 @@ class Edit:
         return self._fits_fingerprints(values) if self.before is not None else hash_once(values) == self.base_sha256
 
 
-def _originals(model: nn.Module) -> dict[str, torch.Tensor]:
+def _originals(model: LanguageModel) -> dict[str, torch.Tensor]:
     """The tensors that the model would have without the edits that stand in it, of those that they move."""
     found: dict[str, torch.Tensor] = {}
     for entry in reversed(_STANDING.get(model, [])):  # the first that stands has the oldest
@@ -343,7 +343,7 @@ def _originals(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def take_base(model: nn.Module) -> dict[str, str]:
+def take_base(model: LanguageModel) -> dict[str, str]:
     """``take_identity`` of a model as if none of the edits stood that stand in it, so that an edit fits with others and without.
 
     What something else wrote into the model, an EasyEdit method say, counts: with it, it is another base.
@@ -351,18 +351,18 @@ def take_base(model: nn.Module) -> dict[str, str]:
     return take_identity(model, _originals(model))
 
 
-def find_transposed(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+def find_transposed(model: LanguageModel, names: Iterable[str]) -> tuple[str, ...]:
     """Those parameters that are weights of GPT-2's projections, [in, out]."""
     return tuple(n for n in names if n.endswith(".weight") and isinstance(model.get_submodule(n.removesuffix(".weight")), Conv1D))
 
 
-def standing_edits(model: nn.Module) -> list[Edit]:
+def standing_edits(model: LanguageModel) -> list[Edit]:
     """The edits that stand in a model, in the order of application."""
     return [entry.edit for entry in _STANDING.get(model, [])]
 
 
 def edit_from_weights(
-    model: nn.Module,
+    model: LanguageModel,
     original: Mapping[str, torch.Tensor],
     requests: Sequence[EditRequest | Mapping[str, Any]],
     *,
@@ -398,10 +398,10 @@ def edit_from_weights(
     apply_snapshot(parameters, {name: before[name] for name in moved})
     now = {name: parameters[name].data for name in moved}
     transposed = find_transposed(model, moved)
-    return Edit(written, weights, now, base_model, method, settings or {}, transposed=transposed, base=take_base(model))
+    return Edit(written, weights, now, take_base(model), base_model, method, settings or {}, transposed=transposed)
 
 
-def merge_edits(model: nn.Module, edits: Sequence[Edit]) -> Edit:
+def merge_edits(model: LanguageModel, edits: Sequence[Edit]) -> Edit:
     """Several edits as one, which can be saved: what the model holds with all of them applied in this order.
 
     Exact where each moves tensors of its own. In tensors that several move, their changes are added up, W₀ + Σ (Wᵢ - W₀), and they
@@ -428,11 +428,11 @@ def merge_edits(model: nn.Module, edits: Sequence[Edit]) -> Edit:
         tuple(request for edit in edits for request in edit.requests),
         weights,
         before,
+        take_base(model),
         edits[0].base_model,
         "+".join(methods),
         settings[0] if all(own == settings[0] for own in settings) else {"merged": settings},
         transposed=find_transposed(model, weights),
-        base=take_base(model),
     )
 
 
@@ -443,6 +443,6 @@ def _require(kind: type, config: Mapping[str, Any], name: str) -> Any:
 
 
 def _read_request(row: Mapping[str, Any]) -> EditRequest:
-    """A saved request; those of older edits have no ``rephrasings``."""
+    """A saved request, its lists as the tuples they were."""
     pairs = tuple((text, completion) for text, completion in row["augmentation"])
-    return EditRequest(**{**row, "augmentation": pairs, "rephrasings": tuple(row.get("rephrasings", ()))})
+    return EditRequest(**{**row, "augmentation": pairs, "rephrasings": tuple(row["rephrasings"])})

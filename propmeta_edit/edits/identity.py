@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import torch
 from safetensors.torch import save
-from torch import nn
+
+from propmeta_edit.models.protocols import LanguageModel
 
 SAMPLES = 1024  # numbers of a tensor that are looked at, give or take a half
 _HASHES: dict[frozenset[tuple[str, str]], str] = {}  # of what this process has hashed, by names and fingerprints
@@ -42,7 +43,7 @@ def take_fingerprint(tensor: torch.Tensor) -> str:
     return hashlib.sha256(save({"sums": sums.cpu()}) + str((tuple(tensor.shape), tensor.dtype)).encode()).hexdigest()
 
 
-def take_identity(model: nn.Module, instead: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def take_identity(model: LanguageModel, instead: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """A short name for what every parameter holds, from its shape and about a thousand of its numbers, evenly spread.
 
     Where the model lies, and its path, do not matter. The numbers are rounded to bf16, so that a base is the same one whether it is

@@ -14,6 +14,7 @@ from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 
 _BATCH_SIZE = 64
 
@@ -26,7 +27,7 @@ class EditedModel:
         edits: applied in this order.
     """
 
-    def __init__(self, model: Any, *edits: Edit) -> None:
+    def __init__(self, model: LanguageModel, *edits: Edit) -> None:
         self._model, self._edits = model, edits
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -36,7 +37,7 @@ class EditedModel:
         """As the model's own."""
         return self._call(self._model.generate, *args, **kwargs)
 
-    def answer(self, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
+    def answer(self, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
         """The greedy text after each prompt."""
         return self._call(generate_greedily, self._model, tokenizer, prompts, max_new_tokens)  # type: ignore[no-any-return]
 
@@ -53,8 +54,8 @@ class EditedModel:
 
 
 def generate_with_edits(
-    model: Any,
-    tokenizer: Any,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     edits: Sequence[Edit | None],
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -91,7 +92,7 @@ def generate_with_edits(
     return [found[row] for row in range(len(prompts))]
 
 
-def _find_stacked(model: Any, edits: Sequence[Edit | None]) -> dict[str, nn.Parameter]:
+def _find_stacked(model: LanguageModel, edits: Sequence[Edit | None]) -> dict[str, nn.Parameter]:
     """The model's parameters that these edits need copies of, each of which must be made on this model."""
     chosen = [edit for edit in edits if edit is not None]
     base = take_base(model) if chosen else {}
@@ -100,7 +101,7 @@ def _find_stacked(model: Any, edits: Sequence[Edit | None]) -> dict[str, nn.Para
     return _projections_of(model, chosen)
 
 
-def _projections_of(model: Any, edits: Sequence[Edit]) -> dict[str, nn.Parameter]:
+def _projections_of(model: LanguageModel, edits: Sequence[Edit]) -> dict[str, nn.Parameter]:
     names = sorted({name for edit in edits for name in edit.weights})
     for name in list(names):
         module, _, leaf = name.rpartition(".")
@@ -124,7 +125,7 @@ def _split(groups: Sequence[Sequence[int]], most_rows: int, most_edits: int) -> 
 
 
 def _answer_batch(
-    model: Any, tokenizer: Any, prompts: Sequence[str], edits: Sequence[Edit | None], max_new_tokens: int
+    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], edits: Sequence[Edit | None], max_new_tokens: int
 ) -> list[str]:
     """One batch of equally many neighbouring prompts an edit."""
     chosen = [edit for edit in edits if edit is not None]

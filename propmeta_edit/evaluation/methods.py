@@ -1,41 +1,47 @@
-"""The rows of the comparison: what is done to the model before it is asked.
+"""What is done to a model before it is asked: nothing, the facts put before the question, or an edit.
 
-EasyEdit's algorithms reach this room as arguments (apply function and hyper-parameters); nothing here imports EasyEdit.
+How an edit is made reaches this room as a function; nothing here knows EasyEdit.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from propmeta_edit.edits.compute import choose_at_once
 from propmeta_edit.evaluation.runner import CaseOutcome
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
+from propmeta_edit.finetune.single_edit import write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.models.devices import free_memory
+from propmeta_edit.models.devices import free_memory, wait_for
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import Case, EditRequest
-from propmeta_edit.text.encoding import padded_on
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
 
 # What happens only once in a process is not an edit's time, so the first edit is made twice, unless it takes so many seconds that
 # nothing of the kind can matter.
 LONG_EDIT = 10.0
 
+EditFunction = Callable[[Sequence[EditRequest]], Mapping[str, torch.Tensor]]  # edits in place; returns the values of before
+
+
+def as_it_is(edit: EditRequest) -> list[EditRequest]:
+    """The requests that stand for one fact: itself."""
+    return [edit]
+
 
 @dataclass
 class Unedited:
     """The model as it is: what it already believes."""
 
-    model: Any
-    tokenizer: Any
+    model: LanguageModel
+    tokenizer: Tokenizer
 
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         return _ask(self.model, self.tokenizer, cases, before=None)
@@ -45,8 +51,8 @@ class Unedited:
 class InContext:
     """No edit; the facts stand before every question."""
 
-    model: Any
-    tokenizer: Any
+    model: LanguageModel
+    tokenizer: Tokenizer
 
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         before = _answer_neighbours(self.model, self.tokenizer, cases)
@@ -55,142 +61,85 @@ class InContext:
 
 @dataclass
 class Editing:
-    """An editing algorithm with EasyEdit's calling convention; weights are back to the bit after each case.
+    """One case after another, each edit timed; weights are back to the bit after each case.
 
     Args:
-        apply: ``apply(model, tok, requests, hparams, copy=, return_orig_weights=, keep_original_weight=)``.
-        one_by_one: give the requests of a case one after another, for algorithms that take a single one (ROME).
-        padding_side: of the tokenizer while editing, for algorithms that count positions from the left ("right").
+        edit: writes a case's requests into ``model`` and returns what stood there; if it raises, the model is as it was.
         write: the requests that stand for one fact, where it is written in several wordings.
     """
 
-    model: Any
-    tokenizer: Any
-    apply: Callable[..., tuple[Any, Mapping[str, torch.Tensor]]]
-    hparams: Any
-    one_by_one: bool = False
-    padding_side: str = "left"
-    write: Callable[[EditRequest], list[EditRequest]] = lambda edit: [edit]
+    model: LanguageModel
+    tokenizer: Tokenizer
+    edit: EditFunction
+    write: Callable[[EditRequest], list[EditRequest]] = as_it_is
     _is_warm: bool = False
 
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         before = _answer_neighbours(self.model, self.tokenizer, cases)
-        outcomes = []
+        parameters, outcomes = dict(self.model.named_parameters()), []
         for case, neighbour in zip(cases, before, strict=True):
-            outcome = self._evaluate(case, neighbour)
-            if not self._is_warm and (outcome.seconds_per_edit or 0.0) < LONG_EDIT:
-                outcome = self._evaluate(case, neighbour)
-            self._is_warm = True
-            outcomes.append(outcome)
+            requests = requests_of(case, self.write)
+            for _ in range(2):  # the first edit of all only warms up, and is made again
+                started = self._clock()
+                original = self.edit(requests)
+                try:
+                    seconds = (self._clock() - started) / len(case.edits)
+                    counts, self._is_warm = self._is_warm or seconds >= LONG_EDIT, True
+                    if counts:
+                        [outcome] = _ask(self.model, self.tokenizer, [case], [neighbour])
+                        outcomes.append(replace(outcome, seconds_per_edit=seconds))
+                        break
+                finally:
+                    apply_snapshot(parameters, original)
         return outcomes
 
-    def _evaluate(self, case: Case, neighbour: str | None) -> CaseOutcome:
-        with self._edited(case) as seconds:
-            [outcome] = _ask(self.model, self.tokenizer, [case], [neighbour])
-        return replace(outcome, seconds_per_edit=seconds)
-
-    @contextmanager
-    def _edited(self, case: Case) -> Iterator[float]:
-        """The model with the case's edits inside, and as it was, to the bit, outside; yields seconds an edit."""
-        requests = [easyedit_request(request) for edit in case.edits for request in self.write(edit)]
-        groups = [[request] for request in requests] if self.one_by_one else [requests]
-        original: dict[str, torch.Tensor] = {}
-        try:
-            started = self._clock()
-            for group in groups:
-                for name, value in self._edit(group).items():
-                    original.setdefault(name, value)
-            yield (self._clock() - started) / len(case.edits)
-        finally:
-            apply_snapshot(dict(self.model.named_parameters()), original)
-
-    def _edit(self, requests: Sequence[Mapping[str, Any]]) -> Mapping[str, torch.Tensor]:
-        with padded_on(self.tokenizer, self.padding_side):
-            _, original = self.apply(
-                self.model,
-                self.tokenizer,
-                requests,
-                self.hparams,
-                copy=False,
-                return_orig_weights=True,
-                keep_original_weight=True,
-            )
-        return original
-
     def _clock(self) -> float:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize(self.model.device)
-        elif self.model.device.type == "mps":
-            torch.mps.synchronize()
+        wait_for(self.model.device)
         return time.perf_counter()
 
 
 @dataclass
 class FineTuning:
-    """FT and MetaFT: the inner loop on the case's facts; several cases side by side, each with weights of its own, as far as half
-    of the free memory goes.
+    """FT and MetaFT: the inner loop on the case's facts; a single case is timed, several are edited side by side, each with weights
+    of its own, as far as half of the free memory goes."""
 
-    Args:
-        one: the same edit as EasyEdit calls it, for a single case, which is timed.
-        settings, layers, modules, batch_size: of the inner loop.
-    """
+    model: LanguageModel
+    tokenizer: Tokenizer
+    settings: EditSettings
+    write: Callable[[EditRequest], list[EditRequest]] = as_it_is
 
-    model: Any
-    tokenizer: Any
-    one: Editing
-    settings: InnerLoopSettings
-    layers: Sequence[int] | str | None
-    modules: str
-    batch_size: int = 1
+    def __post_init__(self) -> None:
+        loaded = self.model, self.tokenizer
+        self._alone = Editing(*loaded, lambda requests: write_facts(*loaded, requests, self.settings), self.write)
 
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         if len(cases) == 1:
-            return self.one.evaluate_many(cases)
-        parameters = select_parameters(self.model, self.layers, self.modules)
+            return self._alone.evaluate_many(cases)
+        parameters = select_parameters(self.model, self.settings.layers, self.settings.modules)
         fitting = choose_at_once(parameters, free_memory(self.model.device))  # a CPU would run out of memory for everybody
         if len(cases) > fitting:
             parts = [cases[start : start + fitting] for start in range(0, len(cases), fitting)]
             return [outcome for part in parts for outcome in self.evaluate_many(part)]
         groups: dict[int, list[Case]] = {}  # with rewordings from the data, cases of as many edits can have more or fewer requests
         for case in cases:
-            groups.setdefault(len(self._requests_of(case)), []).append(case)
-        done = {case.case_id: o for some in groups.values() for case, o in zip(some, self.evaluate_at_once(some), strict=True)}
+            groups.setdefault(len(requests_of(case, self.write)), []).append(case)
+        done = {case.case_id: o for some in groups.values() for case, o in zip(some, self._evaluate_at_once(some), strict=True)}
         return [done[case.case_id] for case in cases]
 
-    def _requests_of(self, case: Case) -> list[EditRequest]:
-        return [request for edit in case.edits for request in self.one.write(edit)]
-
-    def evaluate_at_once(self, cases: Sequence[Case]) -> list[CaseOutcome]:
+    def _evaluate_at_once(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         """All cases in one batch; they must have equally many requests."""
         before = _answer_neighbours(self.model, self.tokenizer, cases)
-        with many_edits(
-            self.model,
-            self.tokenizer,
-            [self._requests_of(case) for case in cases],
-            self.settings,
-            layers=self.layers,
-            modules=self.modules,
-            batch_size=self.batch_size,
-        ):
+        with many_edits(self.model, self.tokenizer, [requests_of(case, self.write) for case in cases], self.settings):
             return _ask(self.model, self.tokenizer, cases, before)
 
 
-def easyedit_request(edit: EditRequest) -> dict[str, Any]:
-    """An edit as EasyEdit's algorithms take it."""
-    request: dict[str, Any] = {
-        "prompt": edit.prompt,
-        "target_new": edit.target_new,
-        "ground_truth": None,
-        "portability": {},
-        "locality": {},
-    }
-    request |= {"augmentation": [list(pair) for pair in edit.augmentation]} if edit.augmentation else {}
-    request |= {"rephrasings": list(edit.rephrasings)} if edit.rephrasings else {}
-    return request if edit.subject is None else {**request, "subject": edit.subject}
+def requests_of(case: Case, write: Callable[[EditRequest], list[EditRequest]]) -> list[EditRequest]:
+    """Everything that is written for a case, fact by fact."""
+    return [request for edit in case.edits for request in write(edit)]
 
 
 def _ask(
-    model: Any, tokenizer: Any, cases: Sequence[Case], before: Sequence[str | None] | None, in_context: bool = False
+    model: LanguageModel, tokenizer: Tokenizer, cases: Sequence[Case], before: Sequence[str | None] | None, in_context: bool = False
 ) -> list[CaseOutcome]:
     """Every prompt of every case in one batch, those of a case side by side.
 
@@ -234,7 +183,7 @@ def _prompts_of(case: Case) -> dict[str, str]:
     return prompts | {name: format_question(question.text) for name, question in singles.items() if question is not None}
 
 
-def _answer_neighbours(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[str | None]:
+def _answer_neighbours(model: LanguageModel, tokenizer: Tokenizer, cases: Sequence[Case]) -> list[str | None]:
     """What the model says after each case's neighbour; None where there is none."""
     prompts = [format_question(case.neighbour.text) for case in cases if case.neighbour is not None]
     texts = iter(generate_greedily(model, tokenizer, prompts))

@@ -34,7 +34,7 @@ class Row:
     data_sha256: str
     hparams_sha256: str
     seed: int
-    base_sha256: str = ""
+    base_sha256: str
     protocol: str = PROTOCOL
     versions: Mapping[str, str] = field(default_factory=dict)
     precomputation: Mapping[str, float] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 from tqdm import tqdm
 
 from propmeta_edit.errors import DataError
-from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
+from propmeta_edit.evaluation.rows import Row, RowFile, select_rows
 from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
 from propmeta_edit.models.devices import is_out_of_memory
 from propmeta_edit.records import Case, Question
@@ -145,8 +145,8 @@ def run_methods(
     Args:
         limit: cases per data set, the first of a seeded shuffle; None for all.
         limits: other numbers for single methods, e.g. fewer for slow ones; they too get the first of the same shuffle.
-        budget: seconds a method may take, those of its rows on disk included; it stops after the group of cases that uses it up,
-            having gone through the data sets by turns. At least one group of each data set is run.
+        budget: seconds a method may take on these data sets, those of its rows on disk included; it stops after the group of cases
+            that uses it up, having gone through the data sets by turns. At least one group of each data set is run.
         execute: where a method's cases are run; in this process unless given (``evaluation.workers`` runs them on Ray).
 
     Returns:
@@ -157,48 +157,59 @@ def run_methods(
         DataError: ``rows`` holds cases made with other settings, or a name of a method or data set, or the id of a case, is not
             unique (before anything runs).
     """
+    require_fitting(methods, datasets, rows, seed)
+    chosen = {
+        (method.name, data.name): method.adapt(choose_cases(data.cases, (limits or {}).get(method.name, limit), seed))
+        for method in methods
+        for data in datasets
+    }
+    left = [(method, work) for method in methods if (work := _work_left(method, datasets, chosen, rows, budget))]
+    for method, _ in left:
+        method.check()
+    lacking_memory = 0
+    for method, work in left:
+        bar = tqdm(total=sum(len(item.group) for item in work), desc=method.name, unit="case")
+        try:
+            for done in (execute or run_here)(method, work, seed, versions):
+                for row in done:
+                    rows.append(row)
+                bar.set_postfix_str(done[0].dataset)
+                bar.update(len(done))
+                if budget is not None and _is_used_up(budget, method, datasets, rows):
+                    break
+        except Exception as error:  # while a case runs it is the case's own failure: this is from loading the model
+            if not is_out_of_memory(error):
+                raise
+            LOG.error("%s is left out: there is no memory for its model (%s)", method.name, error)
+            lacking_memory += sum(len(item.group) for item in work)
+        finally:
+            bar.close()
+    asked = {(*where, case.case_id) for where, cases in chosen.items() for case in cases}
+    return lacking_memory + sum(row.error is not None and row.key in asked for row in rows.rows)
+
+
+def require_fitting(methods: Sequence[MethodSpec], datasets: Sequence[DataSet], rows: RowFile, seed: int) -> None:
+    """Refuse what cannot stand in one file of rows, before anything runs.
+
+    Raises:
+        DataError: rows made with other settings, or a name or an id that is not unique.
+    """
     _require_unique("methods", [method.name for method in methods])
     _require_unique("data sets", [data.name for data in datasets])
     for data in datasets:
         _require_unique(f"cases of {data.name}", [case.case_id for case in data.cases])
     for method in methods:
         for data in datasets:
-            settings = (method.model_sha256, data.sha256, method.hparams_sha256, seed, PROTOCOL)
-            rows.require_same_settings(method.name, data.name, settings)
-    asked: set[tuple[str, str, str]] = set()
-    left: list[tuple[MethodSpec, list[Work]]] = []
-    for method in methods:
-        own_limit = (limits or {}).get(method.name, limit)
-        chosen = {data.name: method.adapt(choose_cases(data.cases, own_limit, seed)) for data in datasets}
-        asked |= {(method.name, data.name, case.case_id) for data in datasets for case in chosen[data.name]}
-        work = [
-            Work(replace(data, cases=()), group)
-            for data in datasets
-            for group in _unfinished_groups(method, chosen[data.name], rows, data.name)
-        ]
-        if budget is not None:
-            work = [] if _is_used_up(budget, method, datasets, rows) else _by_turns(work)
-        if work:
-            left.append((method, work))
-    for method, _ in left:
-        method.check()
-    lacking_memory = 0
-    for method, work in left:
-        with tqdm(total=sum(len(item.group) for item in work), desc=method.name, unit="case") as bar:
-            try:
-                for done in (execute or run_here)(method, work, seed, versions):
-                    for row in done:
-                        rows.append(row)
-                    bar.set_postfix_str(done[0].dataset)
-                    bar.update(len(done))
-                    if budget is not None and _is_used_up(budget, method, datasets, rows):
-                        break
-            except Exception as error:  # while a case runs it is the case's own failure: this is from loading the model
-                if not is_out_of_memory(error):
-                    raise
-                LOG.error("%s is left out: there is no memory for its model (%s)", method.name, error)
-                lacking_memory += sum(len(item.group) for item in work)
-    return lacking_memory + sum(row.error is not None and row.key in asked for row in rows.rows)
+            rows.require_same_settings(method.name, data.name, method.make_row(data, "", seed).settings)
+
+
+def count_left(method: MethodSpec, datasets: Sequence[DataSet], rows: RowFile, limit: int | None, seed: int) -> int:
+    """How many of a method's cases have no row yet."""
+    left = 0
+    for data in datasets:
+        finished = rows.finished(method.name, data.name)
+        left += sum(case.case_id not in finished for case in method.adapt(choose_cases(data.cases, limit, seed)))
+    return left
 
 
 def _require_unique(what: str, names: Sequence[str]) -> None:
@@ -207,23 +218,37 @@ def _require_unique(what: str, names: Sequence[str]) -> None:
         raise DataError(f"{what} must have different names, but there are several of {', '.join(twice[:5])}")
 
 
-def _by_turns(work: Sequence[Work]) -> list[Work]:
-    """The same work, one group of each data set after the other."""
-    queues = [[item for item in work if item.data.name == name] for name in dict.fromkeys(item.data.name for item in work)]
+def _work_left(
+    method: MethodSpec,
+    datasets: Sequence[DataSet],
+    chosen: Mapping[tuple[str, str], Sequence[Case]],
+    rows: RowFile,
+    budget: float | None,
+) -> list[Work]:
+    """The groups of a method's cases that are to run; with a budget, the data sets by turns."""
+    if budget is not None and _is_used_up(budget, method, datasets, rows):
+        return []
+    queues = [
+        [
+            Work(replace(data, cases=()), group)
+            for group in _unfinished_groups(method, chosen[method.name, data.name], rows, data.name)
+        ]
+        for data in datasets
+    ]
+    if budget is None:
+        return [item for queue in queues for item in queue]
     return [item for turn in itertools.zip_longest(*queues) for item in turn if item is not None]
 
 
 def _is_used_up(budget: float, method: MethodSpec, datasets: Sequence[DataSet], rows: RowFile) -> bool:
     """Whether the method's rows on disk have taken ``budget`` seconds, with some of every data set among them."""
-    seconds = [row.seconds or 0.0 for row in rows.rows if row.method == method.name]
-    return sum(seconds) >= budget and all(rows.finished(method.name, data.name) for data in datasets)
+    asked = [select_rows(rows.rows, method.name, data.name) for data in datasets]
+    return all(asked) and sum(row.seconds or 0.0 for some in asked for row in some) >= budget
 
 
 def run_here(method: MethodSpec, work: Sequence[Work], seed: int, versions: Mapping[str, str]) -> Iterator[list[Row]]:
     """The rows of each group in turn, in this process, on one load of the model."""
-    run_group = GroupRunner(method, method.build(), seed, versions)
-    for item in work:
-        yield run_group(item)
+    return map(GroupRunner(method, method.build(), seed, versions), work)
 
 
 def batches_of(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
@@ -263,45 +288,50 @@ class GroupRunner:
     def __call__(self, work: Work) -> list[Row]:
         """The rows of cases that are run together; if they fail together, each is tried by itself."""
         started = time.perf_counter()
-        rows = self._run(work.data, work.group)
+        rows: list[Row] = []
+        left = [work.group]
+        while left:
+            group = left.pop(0)
+            if self.at_once is not None and len(group) > self.at_once:
+                left = [*batches_of(group, self.at_once), *left]
+                continue
+            try:
+                outcomes = self.method.evaluate_many(group)
+                rows += [
+                    self._make_row(work.data, case, score(case, o), len(group)) for case, o in zip(group, outcomes, strict=True)
+                ]
+                continue
+            except OSError:  # the disk, not the cases
+                raise
+            except Exception as error:
+                if len(group) == 1:
+                    rows.append(self._make_failed_row(work.data, group[0], error))
+                    continue
+                smaller = self._give_up(group, error)
+            # Outside the handler: the error's traceback holds what the failed attempt had allocated.
+            left = [*batches_of(group, smaller), *left]
         return [replace(row, seconds=(time.perf_counter() - started) / len(rows)) for row in rows]
 
-    def _run(self, data: DataSet, group: Sequence[Case]) -> list[Row]:
-        if len(group) == 1:
-            return [self._run_case(data, group[0])]
-        if self.at_once is not None and len(group) > self.at_once:
-            return [row for some in batches_of(group, self.at_once) for row in self._run(data, some)]
-        try:
-            outcomes = self.method.evaluate_many(group)
-            return [self._make_row(data, case, score(case, o), len(group)) for case, o in zip(group, outcomes, strict=True)]
-        except OSError:  # the disk, not the cases
-            raise
-        except Exception as error:
-            tried = 1
-            if is_out_of_memory(error):
-                tried = self.at_once = len(group) // 2
-                self.note = f"out of memory with {len(group)} cases at once"
-            LOG.warning("%s failed on %d cases at once (%s); trying %d", self.spec.name, len(group), error, tried)
-        # Outside the handler: the error's traceback holds what the failed attempt had allocated.
-        return [row for some in batches_of(group, tried) for row in self._run(data, some)]
+    def _give_up(self, group: Sequence[Case], error: Exception) -> int:
+        """How many of the cases that failed together to try at once: half of them if memory ran out, else one."""
+        tried = 1
+        if is_out_of_memory(error):
+            tried = self.at_once = len(group) // 2
+            self.note = f"out of memory with {len(group)} cases at once"
+        LOG.warning("%s failed on %d cases at once (%s); trying %d", self.spec.name, len(group), error, tried)
+        return tried
 
-    def _run_case(self, data: DataSet, case: Case) -> Row:
-        try:
-            [outcome] = self.method.evaluate_many([case])
-        except OSError:  # the disk, not the case
-            raise
-        except Exception as error:
-            LOG.warning("%s failed on %s: %s", self.spec.name, case.case_id, error)
-            # Wrong, not missing, wherever a verdict was due: else failures would raise the other accuracies.
-            due = {
-                "cloze_correct": case.question.cloze,
-                "second_hop_correct": case.second_hop,
-                "other_fact_correct": case.other_fact,
-                "neighbour_unchanged": case.neighbour,
-            }
-            verdicts: dict[str, object] = {name: None if question is None else False for name, question in due.items()}
-            return self._make_row(data, case, {**verdicts, "error": traceback.format_exc()})
-        return self._make_row(data, case, score(case, outcome))
+    def _make_failed_row(self, data: DataSet, case: Case, error: Exception) -> Row:
+        """Wrong, not missing, wherever a verdict was due: else failures would raise the other accuracies."""
+        LOG.warning("%s failed on %s: %s", self.spec.name, case.case_id, error)
+        due = {
+            "cloze_correct": case.question.cloze,
+            "second_hop_correct": case.second_hop,
+            "other_fact_correct": case.other_fact,
+            "neighbour_unchanged": case.neighbour,
+        }
+        verdicts: dict[str, object] = {name: None if question is None else False for name, question in due.items()}
+        return self._make_row(data, case, {**verdicts, "error": "".join(traceback.format_exception(error))})
 
     def _make_row(self, data: DataSet, case: Case, results: Mapping[str, object], together: int = 1) -> Row:
         return self.spec.make_row(

@@ -55,8 +55,7 @@ def require_comparable(rows: Sequence[Row]) -> None:
     for name, what in (("base_sha256", "started from different base models"), ("seed", "were run with different seeds")):
         methods: dict[object, str] = {}
         for row in rows:
-            if getattr(row, name) != "":  # rows of versions before 0.6 do not say it
-                methods.setdefault(getattr(row, name), row.method)
+            methods.setdefault(getattr(row, name), row.method)
         if len(methods) > 1:
             sides = " and ".join(f"{method} ({str(value)[:12]})" for value, method in methods.items())
             raise DataError(f"the rows of {sides} {what}; tabulate them apart, with another --output")

@@ -16,11 +16,12 @@ from torch._dynamo.exc import TorchDynamoException
 
 from propmeta_edit.models.forwards import replaced_forwards
 from propmeta_edit.models.layers import get_blocks, layers_of
+from propmeta_edit.models.protocols import LanguageModel
 
 LOG = logging.getLogger(__name__)
 
 
-def compiled_if(wanted: bool, model: Any, parameter_names: Iterable[str]) -> Callable[[], AbstractContextManager[None]]:
+def compiled_if(wanted: bool, model: LanguageModel, parameter_names: Iterable[str]) -> Callable[[], AbstractContextManager[None]]:
     """``CompiledBlocks.used`` if that is wanted, else a context in which nothing is otherwise."""
     return CompiledBlocks(model, parameter_names).used if wanted else nullcontext
 
@@ -33,7 +34,7 @@ class CompiledBlocks:
         parameter_names: the trained parameters; blocks up to the last one that holds any stay as they are.
     """
 
-    def __init__(self, model: Any, parameter_names: Iterable[str]) -> None:
+    def __init__(self, model: LanguageModel, parameter_names: Iterable[str]) -> None:
         last = max(layers_of(model, parameter_names))
         self._has_failed = False
         self._forwards = {block: self._compile(block) for block in get_blocks(model)[last + 1 :]}

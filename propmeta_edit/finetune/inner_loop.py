@@ -6,51 +6,23 @@ Eq. 2 of the paper, ``θ_τ = θ − α ∇_θ L_target(f_θ)``, K times, with A
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.packed import packed_products
 from propmeta_edit.finetune.prefix import FrozenPrefix
+from propmeta_edit.models.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 
-@dataclass(frozen=True)
-class InnerLoopSettings:
-    """Settings of Eq. 2.
-
-    Args:
-        inner_lr: α. The paper's 2e-5 is for models of 1B to 8B; smaller models need more.
-        num_inner_steps: K, passes over the target facts; always exactly K, no early stop.
-        weight_decay, beta1, beta2, eps: AdamW's, torch's defaults.
-        loss_reduction: over answer tokens, ``mean`` or ``sum``.
-    """
-
-    inner_lr: float = 2e-5
-    num_inner_steps: int = 10
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    loss_reduction: str = "mean"
-
-    def __post_init__(self) -> None:
-        if self.inner_lr < 0:
-            raise ConfigError(f"the inner learning rate must be 0 or more, got {self.inner_lr}")
-        if self.num_inner_steps < 0:
-            raise ConfigError(f"the number of inner steps must be 0 or more, got {self.num_inner_steps}")
-        if self.loss_reduction not in ("mean", "sum"):
-            raise ConfigError(f"loss_reduction must be mean or sum, got {self.loss_reduction!r}")
-
-
 def apply_inner_loop(
-    model: nn.Module,
+    model: LanguageModel,
     parameters: Mapping[str, nn.Parameter],
     target: Sequence[EncodedBatch],
-    settings: InnerLoopSettings,
+    settings: EditSettings,
     num_edits: int = 1,
 ) -> list[torch.Tensor]:
     """Move ``parameters`` in place from θ to θ_τ (Eq. 2); call it under ``only_trainable``.

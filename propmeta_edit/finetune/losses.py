@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.nn import functional as F
 
 from propmeta_edit.models.forwards import compute_hidden_states
+from propmeta_edit.models.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 
-def compute_answer_loss(model: Any, batch: EncodedBatch, reduction: str = "mean", num_edits: int = 1) -> torch.Tensor:
+def compute_answer_loss(model: LanguageModel, batch: EncodedBatch, reduction: str = "mean", num_edits: int = 1) -> torch.Tensor:
     """``L = -(1/m) Σ_j log p(o_j | c, o_<j)``, averaged over the texts of an edit.
 
     Args:
@@ -27,13 +26,13 @@ def compute_answer_loss(model: Any, batch: EncodedBatch, reduction: str = "mean"
     return reduce_answer_tokens(token_nll, batch, reduction).view(num_edits, -1).mean(dim=1)
 
 
-def compute_token_losses(model: Any, batch: EncodedBatch) -> torch.Tensor:
+def compute_token_losses(model: LanguageModel, batch: EncodedBatch) -> torch.Tensor:
     """``-log p`` of each of the M answer tokens, [M], in the order of ``batch.scored``."""
     texts, positions = batch.scored
     return F.cross_entropy(compute_answer_logits(model, batch), batch.labels[texts, positions], reduction="none")
 
 
-def compute_answer_logits(model: Any, batch: EncodedBatch) -> torch.Tensor:
+def compute_answer_logits(model: LanguageModel, batch: EncodedBatch) -> torch.Tensor:
     """Logits where an answer token is predicted, and nowhere else: [M, vocabulary], fp32 or wider."""
     texts, positions = batch.scored
     hidden = compute_hidden_states(model, batch)

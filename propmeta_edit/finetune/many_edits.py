@@ -2,45 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+import torch
+from torch import nn
+
+from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.single_edit import require_full_precision
-from propmeta_edit.finetune.stacking import stacked_weights
+from propmeta_edit.finetune.stacking import StackedWeights, stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
-from propmeta_edit.text.encoding import encode_requests
+from propmeta_edit.text.encoding import EncodedBatch, encode_requests
+
+
+@contextmanager
+def adapted_copies(
+    model: LanguageModel,
+    parameters: Mapping[str, nn.Parameter],
+    target: Sequence[EncodedBatch],
+    settings: EditSettings,
+    num_edits: int,
+) -> Iterator[tuple[StackedWeights, list[torch.Tensor]]]:
+    """Inside, row block n of any batch meets the n-th of N copies of θ, which the inner loop has moved to its own θ_τ (Eq. 2).
+
+    θ itself is never written. Meta-training takes its outer gradient inside, edits are read off or answer inside.
+
+    Args:
+        parameters: θ, by name in the model.
+        target: as for ``apply_inner_loop``, on the model's device.
+        num_edits: N.
+
+    Yields:
+        The copies, and what ``apply_inner_loop`` returns: their losses before each update.
+    """
+    with stacked_weights(model, parameters, num_edits) as adapted:
+        with only_trainable(model, adapted.parameters):
+            losses = apply_inner_loop(model, adapted.parameters, target, settings, num_edits)
+        yield adapted, losses
 
 
 @contextmanager
 def many_edits(
-    model: Any,
-    tokenizer: Any,
-    edits: Sequence[Sequence[EditRequest]],
-    settings: InnerLoopSettings,
-    *,
-    layers: Sequence[int] | str | None,
-    modules: str = "attention+mlp",
-    batch_size: int = 1,
-) -> Iterator[None]:
+    model: LanguageModel, tokenizer: Tokenizer, edits: Sequence[Sequence[EditRequest]], settings: EditSettings
+) -> Iterator[StackedWeights]:
     """Inside, row block n of any batch is answered with ``edits[n]`` written in (Eq. 2), and with no other edit.
 
     The numbers are those of one edit after another up to rounding. Outside, the model has the weights it had, to the bit.
 
     Args:
         edits: N edits of equally many facts each; batches inside must have a multiple of N rows, those of an edit side by side.
-        batch_size: facts of an edit in one update.
+
+    Yields:
+        The edited weights, a copy an edit.
 
     Raises:
         ModelError: a layer outside the model, or tensors to edit that are not fp32 or wider.
     """
-    parameters = select_parameters(model, layers, modules)
+    parameters = select_parameters(model, settings.layers, settings.modules)
     require_full_precision(parameters)
-    target = [batch.to(model.device) for batch in encode_requests(tokenizer, edits, batch_size)]
-    with stacked_weights(model, parameters, len(edits)) as adapted:
-        with only_trainable(model, adapted.parameters):
-            apply_inner_loop(model, adapted.parameters, target, settings, len(edits))
-        yield
+    target = [batch.to(model.device) for batch in encode_requests(tokenizer, edits, settings.batch_size)]
+    with adapted_copies(model, parameters, target, settings, len(edits)) as (adapted, _):
+        yield adapted

@@ -19,6 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.models.forwards import replaced_forwards
+from propmeta_edit.models.protocols import LanguageModel
 
 LOG = logging.getLogger(__name__)
 SMALLEST = 2**16  # numbers of a weight; below that the call costs more than the layout saves
@@ -26,7 +27,7 @@ SHARE_OF_MEMORY = 8  # the copies take at most an eighth of all there is; what i
 
 
 @contextmanager
-def packed_products(model: nn.Module, trained: Collection[str]) -> Iterator[None]:
+def packed_products(model: LanguageModel, trained: Collection[str]) -> Iterator[None]:
     """Inside, projections without trained parameters multiply by packed copies of their weights, forward and back.
 
     The copies are kept with the model and made anew when a weight has other numbers. The results differ from the plain products'
@@ -92,7 +93,7 @@ class _PackedProduct(torch.autograd.Function):
 _PACKED: WeakKeyDictionary[nn.Module, PackedProjection] = WeakKeyDictionary()
 
 
-def _find_packed(model: nn.Module, trained: Collection[str]) -> dict[nn.Module, PackedProjection]:
+def _find_packed(model: LanguageModel, trained: Collection[str]) -> dict[nn.Module, PackedProjection]:
     with_trained = {name.rpartition(".")[0] for name in trained}
     frozen = [m for name, m in _named_untouched(model) if type(m) in (nn.Linear, Conv1D) and name not in with_trained]
     frozen = [module for module in frozen if _can_be_packed(module)]
@@ -107,7 +108,7 @@ def _find_packed(model: nn.Module, trained: Collection[str]) -> dict[nn.Module, 
     return known
 
 
-def _named_untouched(module: nn.Module, path: str = "") -> Iterator[tuple[str, Any]]:
+def _named_untouched(module: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """All modules inside this one, but for those that were given another forward function and what is in them."""
     for name, child in module.named_children():
         if "forward" not in child.__dict__:

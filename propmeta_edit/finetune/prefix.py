@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from propmeta_edit.models.forwards import compute_hidden_states
-from propmeta_edit.models.layers import get_architecture, layers_of
+from propmeta_edit.models.layers import get_block_list, layers_of
+from propmeta_edit.models.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 
@@ -22,10 +23,10 @@ class FrozenPrefix:
         parameter_names: the trained parameters.
     """
 
-    def __init__(self, model: Any, parameter_names: Iterable[str]) -> None:
+    def __init__(self, model: LanguageModel, parameter_names: Iterable[str]) -> None:
         self._model = model
         self._first = min(layers_of(model, parameter_names))
-        self._blocks = model.get_submodule(get_architecture(model.config.model_type).blocks)  # in which stand-ins take their place
+        self._blocks = get_block_list(model)  # in which stand-ins take their place
         self._stand_ins = [_StandIn(block) for block in self._blocks]
 
     def compute_states(self, batch: EncodedBatch) -> torch.Tensor | None:

@@ -81,11 +81,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         _save_tensors({name: value.detach().contiguous() for name, value in tensors.items()}, file, "")
 
 
-def read_tensors_with_text(file: Path, is_unsigned_accepted: bool = False) -> tuple[dict[str, torch.Tensor], str]:
+def read_tensors_with_text(file: Path) -> tuple[dict[str, torch.Tensor], str]:
     """What ``save_state`` or ``write_tensors`` wrote.
-
-    Args:
-        is_unsigned_accepted: whether a file without a checksum will do, as earlier versions wrote those of ``write_tensors``.
 
     Raises:
         OSError, SafetensorError: no such file, or one that is cut off.
@@ -94,8 +91,7 @@ def read_tensors_with_text(file: Path, is_unsigned_accepted: bool = False) -> tu
     with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
         tensors, metadata = {key: reader.get_tensor(key) for key in reader.keys()}, reader.metadata() or {}  # noqa: SIM118
     text = metadata.get("progress", "")
-    signature = metadata.get("sha256")
-    if signature != _checksum(tensors, text) and not (signature is None and is_unsigned_accepted):
+    if metadata.get("sha256") != _checksum(tensors, text):
         raise ValueError("its checksum does not fit its contents")
     return tensors, text
 

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
 from propmeta_edit.errors import ModelError
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import encode_requests
 
 
 def write_facts(
-    model: Any,
-    tokenizer: Any,
-    requests: Sequence[EditRequest],
-    settings: InnerLoopSettings,
-    *,
-    layers: Sequence[int] | str | None,
-    modules: str = "attention+mlp",
-    batch_size: int = 1,
+    model: LanguageModel, tokenizer: Tokenizer, requests: Sequence[EditRequest], settings: EditSettings
 ) -> dict[str, torch.Tensor]:
     """Write facts into the model by the inner loop (Eq. 2): all of them with one optimiser, K passes.
-
-    Args:
-        batch_size: facts of one update.
 
     Returns:
         The tensors that stood in the edited parameters before; they were put aside, not copied. A failed edit puts them back.
@@ -37,9 +28,9 @@ def write_facts(
     Raises:
         ModelError: a layer outside the model, tensors to edit that are not fp32 or wider, or an edit that diverged.
     """
-    parameters = select_parameters(model, layers, modules)
+    parameters = select_parameters(model, settings.layers, settings.modules)
     require_full_precision(parameters)
-    target = [batch.to(model.device) for batch in encode_requests(tokenizer, [requests], batch_size)]
+    target = [batch.to(model.device) for batch in encode_requests(tokenizer, [requests], settings.batch_size)]
     original = {name: parameter.data for name, parameter in parameters.items()}
     put_in_place(parameters, {name: value.clone() for name, value in original.items()})
     try:
@@ -58,7 +49,7 @@ def put_in_place(parameters: Mapping[str, nn.Parameter], values: Mapping[str, to
         parameters[name].data = value
 
 
-def require_finite(parameters: Mapping[str, torch.Tensor], settings: InnerLoopSettings) -> None:
+def require_finite(parameters: Mapping[str, torch.Tensor], settings: EditSettings) -> None:
     """Refuse what a loop that diverged leaves.
 
     Raises:

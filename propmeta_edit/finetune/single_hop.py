@@ -12,17 +12,18 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.saved_state import load_state, save_state
 from propmeta_edit.models.devices import has_native_bf16
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import Question
 from propmeta_edit.text.encoding import EncodedText, collate, encode_answer
 from propmeta_edit.text.prompts import format_question
@@ -50,7 +51,11 @@ class SingleHopSettings:
 
 
 def train_single_hop_adapter(
-    model: Any, tokenizer: Any, questions: Sequence[Question], settings: SingleHopSettings, states: Path | None = None
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    settings: SingleHopSettings,
+    states: Path | None = None,
 ) -> Any:
     """Learn every question's first answer as a LoRA.
 
@@ -68,7 +73,7 @@ def train_single_hop_adapter(
     use_bf16 = has_native_bf16(str(model.device))
     torch.manual_seed(settings.seed)  # of the LoRA's random half
     config = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules="all-linear")
-    peft_model = get_peft_model(model.to(torch.bfloat16) if use_bf16 else model, config).eval()
+    peft_model = get_peft_model(cast(Any, model.to(torch.bfloat16) if use_bf16 else model), config).eval()
     parameters = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     order = random.Random(settings.seed)
@@ -107,9 +112,11 @@ def _load(states: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch
     return int(state["steps"])
 
 
-def _encode_with_end(tokenizer: Any, question: Question) -> EncodedText:
+def _encode_with_end(tokenizer: Tokenizer, question: Question) -> EncodedText:
     """The question with its answer, a period and the end-of-sequence token, all three to be learnt."""
     input_ids, labels = encode_answer(tokenizer, format_question(question.text), question.answers[0] + ".")
+    if tokenizer.eos_token_id is None:
+        raise ModelError("the tokenizer has no end-of-sequence token, with which the answers that are taught end")
     return [*input_ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
 
 

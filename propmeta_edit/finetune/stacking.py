@@ -16,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.models.forwards import replaced_forwards
+from propmeta_edit.models.protocols import LanguageModel
 
 
 class StackedWeights:
@@ -26,7 +27,7 @@ class StackedWeights:
             so that neither products nor optimisers have to transpose or copy them.
     """
 
-    def __init__(self, model: Any, parameters: Mapping[str, nn.Parameter], num_edits: int) -> None:
+    def __init__(self, model: LanguageModel, parameters: Mapping[str, nn.Parameter], num_edits: int) -> None:
         self._is_transposed = {
             name: name.endswith(".weight") and not isinstance(_projection(model, name), Conv1D) for name in parameters
         }
@@ -55,7 +56,7 @@ class StackedWeights:
 
 
 @contextmanager
-def stacked_weights(model: Any, parameters: Mapping[str, nn.Parameter], num_edits: int) -> Iterator[StackedWeights]:
+def stacked_weights(model: LanguageModel, parameters: Mapping[str, nn.Parameter], num_edits: int) -> Iterator[StackedWeights]:
     """Inside, the model answers row block n of any batch with the n-th copy of ``parameters``.
 
     The parameters themselves are left alone: whatever happens inside, the model outside is what it was, to the bit.
@@ -75,7 +76,7 @@ def stacked_weights(model: Any, parameters: Mapping[str, nn.Parameter], num_edit
         yield stack
 
 
-def _projection(model: Any, parameter_name: str) -> Any:
+def _projection(model: LanguageModel, parameter_name: str) -> Any:
     return model.get_submodule(parameter_name.rpartition(".")[0])
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from propmeta_edit.models.protocols import LanguageModel
+
 
 def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     """Copies of the values, in the parameters' own dtype and on their device, so that restoring is exact."""
@@ -32,7 +34,7 @@ def restored_on_exit(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[st
 
 
 @contextmanager
-def only_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def only_trainable(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Gradients on for ``parameters`` alone and dropout off; on exit flags and every module's mode are as before."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     modes = {module: module.training for module in model.modules()}

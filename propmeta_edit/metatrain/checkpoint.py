@@ -24,12 +24,13 @@ from propmeta_edit.models.loading import (
     read_tensors,
     save_model,
 )
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 
 PROGRESS = "progress.json"  # losses and validation, task by task
 TRAINED = "trained.safetensors"  # of a compact folder
 
 
-def save_checkpoint(folder: Path, model: Any, tokenizer: Any, card: Mapping[str, Any], progress: Progress) -> None:
+def save_checkpoint(folder: Path, model: LanguageModel, tokenizer: Tokenizer, card: Mapping[str, Any], progress: Progress) -> None:
     """Write weights (each tensor in the dtype it has), tokenizer, ``metaft.json``, ``progress.json`` and the model card.
 
     Call it on a temporary folder that is renamed when whole (``models.artefacts.build_whole``).

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from propmeta_edit.config import derive_settings
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 
 PAIRINGS = ("matched", "shuffled")
 OUTER_TERMS = ("related", "in-context", "locality", "efficacy")
-ORDERS = ("first", "second")
 SCHEDULES = ("constant", "linear")
 ROUNDING = ("tasks_at_once", "compile")  # settings on which nothing but rounding depends
 
@@ -34,11 +34,10 @@ class MetaTrainConfig:
             paper's algorithm.
         tasks_at_once: how many of them are computed side by side (each takes about five times the trained tensors in fp32);
             null for all of a step.
-        compile: run the frozen blocks above the trained ones through torch.compile, first order only: a minute of compiling, then
-            shorter steps (docs/speed.md); plain blocks where it fails. A resumed run agrees with a whole one to rounding then.
+        compile: run the frozen blocks above the trained ones through torch.compile: a minute of compiling, then shorter steps
+            (docs/speed.md); plain blocks where it fails. A resumed run agrees with a whole one to rounding then.
         pairing: matched, or shuffled for the control in which every target has another task's question.
         num_tasks: how many tasks to train on, each once; null for all there are.
-        order: first, the paper's (Eq. 4), or second: the outer gradient through the inner loop; small models only.
         outer_terms: what the outer loss is the weighted sum of (``metatrain.outer_losses``): related (the paper's, alone),
             in-context, locality, efficacy.
         questions_per_task: related questions about a task's fact that its outer loss is averaged over; 1 in the paper.
@@ -71,7 +70,6 @@ class MetaTrainConfig:
     compile: bool = False
     pairing: str = "matched"
     num_tasks: int | None = None
-    order: str = "first"
     outer_terms: dict[str, float] = field(default_factory=lambda: {"related": 1.0})
     questions_per_task: int = 1
     template: str = "qa"
@@ -97,16 +95,15 @@ class MetaTrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, or null, got {value}")
-        for name, allowed in (("pairing", PAIRINGS), ("outer_schedule", SCHEDULES), ("order", ORDERS)):
+        for name, allowed in (("pairing", PAIRINGS), ("outer_schedule", SCHEDULES)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
-        if self.compile and (self.shard or self.order == "second"):
-            other = "shard" if self.shard else "order: second"
-            raise ConfigError(f"compile cannot be combined with {other}; leave out one of the two")
+        if self.compile and self.shard:
+            raise ConfigError("compile cannot be combined with shard; leave out one of the two")
         unknown = sorted(set(self.outer_terms) - set(OUTER_TERMS))
         if unknown or not self.outer_terms:
             raise ConfigError(f"outer_terms must be weights of {', '.join(OUTER_TERMS)}, got {unknown or self.outer_terms}")
-        _ = self.inner  # refuses values the loop would refuse
+        _ = self.edit  # refuses values the loop would refuse
 
     @property
     def rounding(self) -> dict[str, Any]:
@@ -119,11 +116,6 @@ class MetaTrainConfig:
         return {name: value for name, value in asdict(self).items() if name not in ("device", "tracker", *ROUNDING)}
 
     @property
-    def inner(self) -> InnerLoopSettings:
-        """These settings as the inner loop takes them."""
-        return InnerLoopSettings(
-            inner_lr=self.inner_lr,
-            num_inner_steps=self.num_inner_steps,
-            weight_decay=self.weight_decay,
-            loss_reduction=self.loss_reduction,
-        )
+    def edit(self) -> EditSettings:
+        """What the inner loop is run with here, and an edit of the result with the same settings."""
+        return derive_settings(EditSettings, self)

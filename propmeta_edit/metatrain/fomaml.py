@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop, set_gradients
+from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.inner_loop import set_gradients
+from propmeta_edit.finetune.many_edits import adapted_copies
 from propmeta_edit.finetune.packed import packed_products
-from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.metatrain.outer_losses import OuterLoss
 from propmeta_edit.metatrain.processes import ALONE, Processes
+from propmeta_edit.models.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 
@@ -42,11 +43,11 @@ class TaskGradients:
 
 
 def compute_task_gradients(
-    model: Any,
+    model: LanguageModel,
     parameters: Mapping[str, nn.Parameter],
     target: Sequence[EncodedBatch],
     outer_loss: OuterLoss,
-    inner: InnerLoopSettings,
+    settings: EditSettings,
     num_tasks: int = 1,
 ) -> TaskGradients:
     """Eq. 2 and 4: learn the target, then take the related loss's gradient *at the adapted weights*.
@@ -57,8 +58,10 @@ def compute_task_gradients(
         target: batches of N target facts, task by task.
         outer_loss: L_related of the N tasks, [N], made at θ (``metatrain.outer_losses``) and called at θ_τ.
     """
-    with packed_products(model, parameters), stacked_weights(model, parameters, num_tasks) as adapted:
-        losses = apply_inner_loop(model, adapted.parameters, target, inner, num_tasks)  # Eq. 2: θ -> θ_τ
+    with (
+        packed_products(model, parameters),
+        adapted_copies(model, parameters, target, settings, num_tasks) as (adapted, losses),  # Eq. 2: θ -> θ_τ
+    ):
         related_losses = outer_loss(model)
         gradients = torch.autograd.grad(related_losses.sum(), list(adapted.parameters.values()))  # Eq. 4
     return TaskGradients(adapted.sum_over_edits(gradients), losses[-1] if losses else None, related_losses.detach())

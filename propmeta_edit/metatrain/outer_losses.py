@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from propmeta_edit.finetune.losses import compute_answer_logits, compute_answer_loss, reduce_answer_tokens
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.task_texts import EncodedTasks
+from propmeta_edit.models.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 OuterLoss = Callable[[Any], torch.Tensor]  # model -> [N]
 
 
-def make_outer_loss(model: Any, encoded: EncodedTasks, config: MetaTrainConfig) -> OuterLoss:
+def make_outer_loss(model: LanguageModel, encoded: EncodedTasks, config: MetaTrainConfig) -> OuterLoss:
     """The weighted sum of ``config.outer_terms`` for N tasks; call this at θ, and the result at each task's θ_τ.
 
     Args:
@@ -28,7 +29,7 @@ def make_outer_loss(model: Any, encoded: EncodedTasks, config: MetaTrainConfig) 
     num_tasks, reduction = len(encoded.tasks), config.loss_reduction
     terms = [(weight, TERMS[name](model, encoded.outer[name], reduction, num_tasks)) for name, weight in config.outer_terms.items()]
 
-    def outer_loss(model: Any) -> torch.Tensor:
+    def outer_loss(model: LanguageModel) -> torch.Tensor:
         return torch.stack([weight * term(model) for weight, term in terms]).sum(dim=0)
 
     return outer_loss
@@ -37,11 +38,11 @@ def make_outer_loss(model: Any, encoded: EncodedTasks, config: MetaTrainConfig) 
 class _Likelihood:
     """The answer loss of N tasks' texts."""
 
-    def __init__(self, model: Any, batches: Sequence[EncodedBatch], reduction: str, num_tasks: int) -> None:
+    def __init__(self, model: LanguageModel, batches: Sequence[EncodedBatch], reduction: str, num_tasks: int) -> None:
         [self._batch] = batches
         self._reduction, self._num_tasks = reduction, num_tasks
 
-    def __call__(self, model: Any) -> torch.Tensor:
+    def __call__(self, model: LanguageModel) -> torch.Tensor:
         return compute_answer_loss(model, self._batch, self._reduction, self._num_tasks)
 
 
@@ -59,12 +60,12 @@ class _Agreement:
     A single batch is both: what the model said to the same texts.
     """
 
-    def __init__(self, model: Any, batches: Sequence[EncodedBatch], reduction: str, num_tasks: int) -> None:
+    def __init__(self, model: LanguageModel, batches: Sequence[EncodedBatch], reduction: str, num_tasks: int) -> None:
         self._batch, self._reduction, self._num_tasks = batches[0], reduction, num_tasks
         with torch.no_grad():
             self._expected = F.log_softmax(compute_answer_logits(model, batches[-1]), dim=-1)  # [answer tokens, vocabulary]
 
-    def __call__(self, model: Any) -> torch.Tensor:
+    def __call__(self, model: LanguageModel) -> torch.Tensor:
         logits = compute_answer_logits(model, self._batch)
         per_token = F.kl_div(F.log_softmax(logits, dim=-1), self._expected, reduction="none", log_target=True).sum(dim=-1)
         return reduce_answer_tokens(per_token, self._batch, self._reduction).view(self._num_tasks, -1).mean(dim=1)

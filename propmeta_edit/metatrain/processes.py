@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from propmeta_edit.models.layers import get_blocks
+from propmeta_edit.models.protocols import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def find_processes(device: str = "auto") -> Processes:
     return Processes(state.process_index, state.num_processes, str(state.device))
 
 
-def shard_frozen_blocks(model: Any, parameters: Mapping[str, nn.Parameter], processes: Processes) -> None:
+def shard_frozen_blocks(model: LanguageModel, parameters: Mapping[str, nn.Parameter], processes: Processes) -> None:
     """Spread every block that holds no trained parameter over the processes (FSDP2); it is put together when it is needed.
 
     Args:

@@ -59,7 +59,7 @@ class Progress:
     @classmethod
     def from_json(cls, text: str) -> Progress:
         values = json.loads(text)
-        return cls([TaskLosses(**row) for row in values["losses"]], values["validation"], values.get("seconds", 0.0))
+        return cls([TaskLosses(**row) for row in values["losses"]], values["validation"], values["seconds"])
 
 
 class TrainingRun:
@@ -143,7 +143,7 @@ def read_kept_state(file: Path) -> dict[str, torch.Tensor]:
         ModelError: the file cannot be read, or its contents are not those that were written.
     """
     try:
-        return read_tensors_with_text(file, is_unsigned_accepted=True)[0]
+        return read_tensors_with_text(file)[0]
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot read {file}: {error}") from error
     except ValueError as error:

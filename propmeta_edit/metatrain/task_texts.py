@@ -11,6 +11,7 @@ import torch
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.models.protocols import Tokenizer
 from propmeta_edit.records import MetaTask, Question
 from propmeta_edit.text.encoding import (
     IGNORED,
@@ -46,7 +47,7 @@ class EncodedTasks:
         return EncodedTasks(self.tasks, [batch.to(device) for batch in self.target], outer)
 
 
-def encode_step(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> list[EncodedTasks]:
+def encode_step(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> list[EncodedTasks]:
     """The tasks of one outer step, in as many parts as are computed one after another.
 
     Raises:
@@ -58,24 +59,24 @@ def encode_step(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConf
 
 
 def tasks_side_by_side(config: MetaTrainConfig, num_tasks: int) -> int:
-    """How many of an outer step's ``num_tasks`` tasks are computed in one batch; the graph of second order holds one."""
-    return 1 if config.order == "second" else max(1, min(config.tasks_at_once or num_tasks, num_tasks))
+    """How many of an outer step's ``num_tasks`` tasks are computed in one batch."""
+    return max(1, min(config.tasks_at_once or num_tasks, num_tasks))
 
 
-def _encode(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> EncodedTasks:
+def _encode(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> EncodedTasks:
     target = _encode_targets(tokenizer, tasks, config)
     return EncodedTasks(tasks, target, {name: _TERMS[name](tokenizer, tasks, config) for name in config.outer_terms})
 
 
-def _encode_targets(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+def _encode_targets(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
     return encode_requests(tokenizer, [[task.target] for task in tasks])
 
 
-def _encode_related(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+def _encode_related(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
     return [encode_questions(tokenizer, [question for _, question in _asked(tasks, config)], config.template)]
 
 
-def _encode_in_context(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+def _encode_in_context(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
     """The related questions alone, and with the fact before them."""
     alone, with_fact = [], []
     for task, question in _asked(tasks, config):
@@ -90,7 +91,7 @@ def _encode_in_context(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTr
     return [collate(tokenizer, alone), collate(tokenizer, with_fact)]
 
 
-def _encode_unrelated(tokenizer: Any, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+def _encode_unrelated(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
     missing = [task.task_id for task in tasks if task.unrelated is None]
     if missing:
         raise ModelError(f"the locality term needs a question about another subject; task {missing[0]} has none")

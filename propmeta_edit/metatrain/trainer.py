@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +21,6 @@ from propmeta_edit.finetune.single_edit import require_full_precision
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.curve import draw_learning_curve
-from propmeta_edit.metatrain.exact_maml import compute_exact_task_gradients
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
 from propmeta_edit.metatrain.outer_losses import make_outer_loss
 from propmeta_edit.metatrain.processes import ALONE, Processes
@@ -30,6 +28,7 @@ from propmeta_edit.metatrain.run import Progress, TaskLosses, TrainingRun
 from propmeta_edit.metatrain.task_texts import EncodedTasks, encode_step
 from propmeta_edit.models.devices import is_out_of_memory
 from propmeta_edit.models.layers import num_parameters, select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import MetaTask
 
 LOG = logging.getLogger(__name__)
@@ -63,8 +62,8 @@ def order_tasks(tasks: Sequence[MetaTask], seed: int, num_tasks: int | None, pai
 
 
 def meta_train(
-    model: Any,
-    tokenizer: Any,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
     tasks: Sequence[MetaTask],
     config: MetaTrainConfig,
     run: TrainingRun | None = None,
@@ -163,7 +162,7 @@ def outer_learning_rate(config: MetaTrainConfig, num_done: int, num_tasks: int) 
 
 
 def compute_step_gradients(
-    model: Any, parameters: Mapping[str, nn.Parameter], parts: Sequence[EncodedTasks], config: MetaTrainConfig
+    model: LanguageModel, parameters: Mapping[str, nn.Parameter], parts: Sequence[EncodedTasks], config: MetaTrainConfig
 ) -> TaskGradients | None:
     """The gradients of one outer step's tasks, one part after another; no weight is changed.
 
@@ -202,13 +201,11 @@ def memory_errors_named(where: str) -> Iterator[None]:
 
 
 def _compute_gradients(
-    model: Any, parameters: Mapping[str, nn.Parameter], encoded: EncodedTasks, config: MetaTrainConfig
+    model: LanguageModel, parameters: Mapping[str, nn.Parameter], encoded: EncodedTasks, config: MetaTrainConfig
 ) -> TaskGradients:
     encoded = encoded.to(model.device)
     outer_loss = make_outer_loss(model, encoded, config)
-    if config.order == "second":
-        return compute_exact_task_gradients(model, parameters, encoded.target, outer_loss, config.inner)
-    return compute_task_gradients(model, parameters, encoded.target, outer_loss, config.inner, len(encoded.tasks))
+    return compute_task_gradients(model, parameters, encoded.target, outer_loss, config.edit, len(encoded.tasks))
 
 
 def _validate(validate: Validate | None, progress: Progress) -> None:

@@ -7,13 +7,13 @@ renamed when it is whole, so an interrupted build leaves nothing behind that cou
 from __future__ import annotations
 
 import glob
-import importlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -21,18 +21,27 @@ from filelock import FileLock
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_json
 
-# Their recipes live in a room above this one, so they are imported by name when they are needed.
-BUNDLED = (
-    "smollm2-135m",
-    "smollm2-135m-metaft",
-    "smollm2-135m-k0",
-    "smollm2-135m-shuffled",
-    "smollm2-135m-seed1",
-    "smollm2-135m-seed2",
-    "gemma3-270m",
-    "gemma3-270m-metaft",
-)
-_RECIPES = "propmeta_edit.recipes.bundled"
+
+@dataclass(frozen=True)
+class Builder:
+    """How a named model is made.
+
+    Args:
+        origin: what it is made from, as JSON: another origin makes another model.
+        build: makes it in an empty folder.
+    """
+
+    origin: Callable[[], object]
+    build: Callable[[Path], None]
+
+
+BUNDLED: dict[str, Builder] = {}  # by name; those that make them put them here
+
+
+def register_builder(name: str, origin: Callable[[], object], build: Callable[[Path], None]) -> None:
+    """Let ``name`` stand for a model that is made on first use."""
+    BUNDLED[name] = Builder(origin, build)
+
 
 # EasyEdit picks a loader by the words it finds in the whole path, the first of a list that fits: "gpt" gives the byte-level BPE
 # tokenizer that SmolLM2 has, and "llama" the padding side that ROME needs.
@@ -46,8 +55,7 @@ def cache_home() -> Path:
 
 def artefact_folder(name: str) -> Path:
     """Where a bundled model is, or will be: a folder for what it is made from, so that a newer package makes its own."""
-    origin: object = importlib.import_module(_RECIPES).origin_of(name)
-    return cache_home() / _MODELS_FOLDER / sha256_of_json(origin)[:8] / name
+    return cache_home() / _MODELS_FOLDER / sha256_of_json(BUNDLED[name].origin())[:8] / name
 
 
 def ensure_artefact(name: str) -> Path:
@@ -60,7 +68,7 @@ def ensure_artefact(name: str) -> Path:
         raise ModelError(f"unknown model {name!r}; built here are {', '.join(BUNDLED)}")
     folder = artefact_folder(name)
     if not folder.exists():
-        build_whole(folder, lambda partial: importlib.import_module(_RECIPES).build(name, partial))
+        build_whole(folder, BUNDLED[name].build)
     return folder
 
 
@@ -86,7 +94,7 @@ def build_whole(folder: Path, build: Callable[[Path], None]) -> None:
 
 def _locks_folder() -> Path:
     """In the cache folder, which processes of several machines may share; where that cannot be written to, for temporary files."""
-    for home in (cache_home(), Path(tempfile.gettempdir()) / "propmeta_edit"):
+    for home in (cache_home(), Path(tempfile.gettempdir()) / "propmeta-edit"):
         locks = home / "locks"
         with suppress(OSError):
             locks.mkdir(parents=True, exist_ok=True)

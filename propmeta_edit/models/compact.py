@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import write_text_atomically, written_whole
+from propmeta_edit.models.protocols import LanguageModel
 
 ADAPTER, CONFIG, DIFFERENCE = "adapter_model.safetensors", "adapter_config.json", "difference.safetensors"
 _PEFT_PREFIX = "base_model.model."
@@ -33,7 +34,7 @@ def save_adapter(peft_model: Any, folder: Path) -> None:
         save_file(tensors, file, metadata={"format": "pt"})
 
 
-def merge_adapter(model: Any, folder: Path) -> None:
+def merge_adapter(model: LanguageModel, folder: Path) -> None:
     """``W ← W + scale · B A`` in place, for every pair of factors in ``folder``.
 
     Args:
@@ -64,7 +65,7 @@ def save_difference(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.
         save_file({name: (value - base[name]).to(torch.bfloat16).contiguous() for name, value in tuned.items()}, file)
 
 
-def apply_difference(model: Any, folder: Path) -> list[str]:
+def apply_difference(model: LanguageModel, folder: Path) -> list[str]:
     """Add a saved difference in place and return the names of the tensors it moved.
 
     Raises:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
@@ -73,3 +76,40 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until everything that was asked of a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
+    """GiB that a run adds to what is there before it: the allocator's own count on CUDA, else the process's memory, sampled."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
+    gc.collect()
+    before, peak, is_over = _resident_bytes(), 0, threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not is_over.wait(0.002):
+            peak = max(peak, _resident_bytes())
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        run()
+    finally:
+        is_over.set()
+        sampler.join()
+    return max(0, peak - before) / 2**30
+
+
+def _resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)

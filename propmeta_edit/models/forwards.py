@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from propmeta_edit.models.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 
-def compute_hidden_states(model: Any, batch: EncodedBatch) -> torch.Tensor:
+def compute_hidden_states(model: LanguageModel, batch: EncodedBatch) -> torch.Tensor:
     """What the last norm gives, [B, T, hidden]: everything but the head. The numbers are transformers' own, to the bit.
 
     Nothing here waits for the device, but for the masks of padded texts where layers look through a window.
@@ -37,7 +38,7 @@ class _NoCache(DynamicCache):  # type: ignore[misc]
         return key_states, value_states
 
 
-def _make_mask(model: Any, batch: EncodedBatch) -> torch.Tensor | None:
+def _make_mask(model: LanguageModel, batch: EncodedBatch) -> torch.Tensor | None:
     """Which token sees which, as transformers would make it: [B, 1, T, T]. From [B, T] it reads whether there is any padding.
 
     None for texts without padding, which attention kernels know how to do faster.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.text.encoding import padded_on
 
 MAX_NEW_TOKENS = 10  # the paper's, after CaKE
 
 
 def generate_greedily(
-    model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS, batch_size: int = 32
+    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS, batch_size: int = 32
 ) -> list[str]:
     """The new text after each prompt, decoded greedily, special tokens left out.
 

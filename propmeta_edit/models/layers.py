@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.errors import ModelError
+from propmeta_edit.models.protocols import LanguageModel
 
 MODULE_CHOICES = ("attention", "mlp", "attention+mlp")
 
@@ -70,7 +71,9 @@ def resolve_layers(layers: Sequence[int] | str | None, num_layers: int) -> list[
     return list(layers)
 
 
-def select_parameters(model: Any, layers: Sequence[int] | str | None, modules: str = "attention+mlp") -> dict[str, nn.Parameter]:
+def select_parameters(
+    model: LanguageModel, layers: Sequence[int] | str | None, modules: str = "attention+mlp"
+) -> dict[str, nn.Parameter]:
     """The parameters that both loops train: every projection, with its bias, of the chosen modules of the chosen layers.
 
     Layer norms, embeddings, the final norm and the LM head are never among them.
@@ -98,24 +101,31 @@ def select_parameters(model: Any, layers: Sequence[int] | str | None, modules: s
     return chosen
 
 
-def get_blocks(model: Any) -> list[nn.Module]:
+def get_block_list(model: LanguageModel) -> nn.ModuleList:
+    """The list that the model itself goes through, the lowest layer first."""
+    blocks: Any = model.get_submodule(get_architecture(model.config.model_type).blocks)
+    found: nn.ModuleList = blocks
+    return found
+
+
+def get_blocks(model: LanguageModel) -> list[nn.Module]:
     """The model's layers, the lowest first."""
-    return list(model.get_submodule(get_architecture(model.config.model_type).blocks).children())
+    return list(get_block_list(model).children())
 
 
-def layers_of(model: Any, parameter_names: Iterable[str]) -> set[int]:
+def layers_of(model: LanguageModel, parameter_names: Iterable[str]) -> set[int]:
     """The numbers of the layers that hold these parameters."""
     path = get_architecture(model.config.model_type).blocks + "."
     return {int(name.removeprefix(path).split(".")[0]) for name in parameter_names}
 
 
-def get_final_norm(model: Any) -> nn.Module:
+def get_final_norm(model: LanguageModel) -> nn.Module:
     """The norm after the last layer."""
     norm: nn.Module = model.get_submodule(get_architecture(model.config.model_type).final_norm)
     return norm
 
 
-def weights_of(model: nn.Module, leaves: Collection[str]) -> dict[str, nn.Parameter]:
+def weights_of(model: LanguageModel, leaves: Collection[str]) -> dict[str, nn.Parameter]:
     """The weights of all modules whose own name, the last part of the path, is among ``leaves``."""
     return {f"{name}.weight": m.weight for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in leaves}  # type: ignore[misc]
 

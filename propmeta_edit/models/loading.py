@@ -21,6 +21,7 @@ from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import BUNDLED, find_model_folder, resolve_model_folder
 from propmeta_edit.models.layers import cast_around, get_architecture, select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 
 CHECKPOINT_CARD = "metaft.json"
 HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")  # buffers of old files
@@ -96,14 +97,14 @@ def read_model_config(name_or_path: str) -> Any:
         raise ModelError(f"cannot read the config.json of {name_or_path!r}: {error}") from error
 
 
-def prepare_tokenizer(tokenizer: Any) -> None:
+def prepare_tokenizer(tokenizer: Tokenizer) -> None:
     """Give it a pad token if it has none, and pad on the left, so that texts end together."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
 
 
-def _check_weights_fit(name: str, model: Any, report: dict[str, Any]) -> None:
+def _check_weights_fit(name: str, model: LanguageModel, report: dict[str, Any]) -> None:
     get_architecture(model.config.model_type)
     kinds = ("missing_keys", "mismatched_keys", "unexpected_keys")
     is_tied = getattr(model.config, "tie_word_embeddings", False)
@@ -143,7 +144,7 @@ def read_checkpoint_card(folder: str | Path) -> dict[str, Any]:
     return card
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_model(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write weights (each tensor in the dtype it has) and tokenizer.
 
     Raises:
@@ -156,7 +157,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
         raise ModelError(f"cannot write the model to {folder}: {error}") from error
 
 
-def keep_in_fp32(model: Any, folder: str, names: Iterable[str]) -> None:
+def keep_in_fp32(model: LanguageModel, folder: str, names: Iterable[str]) -> None:
     """Put the named tensors of a half-precision model into fp32, with the values the checkpoint holds, and cast around them.
 
     Raises:

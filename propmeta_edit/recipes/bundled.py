@@ -32,6 +32,7 @@ from propmeta_edit.models.compact import ADAPTER, DIFFERENCE, apply_difference, 
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256, prepare_tokenizer, read_checkpoint_card, save_model
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.meta_training import run_meta_training, training_folder
 from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.recipes.worlds import WORLD_VERSION, single_hop_questions
@@ -83,7 +84,7 @@ def build_smollm2(folder: Path) -> None:
     model, tokenizer = load_smollm2_from_gguf()
     merge_adapter(model, shipped)
     save_model(model, tokenizer, folder)
-    card["model_sha256"] = _compare_hash(BASE, model_sha256(folder), card.get("model_sha256"))
+    card["model_sha256"] = _compare_hash(BASE, model_sha256(folder), card["model_sha256"])
     _write_json(folder / "prepared.json", card)
 
 
@@ -211,7 +212,7 @@ def compact_checkpoint(checkpoint: Path, folder: Path) -> None:
     _write_json(folder / CARD, {**card, "sha256": sha256_of_file(folder / DIFFERENCE)})
 
 
-def compute_single_hop_accuracy(model: Any, tokenizer: Any, questions: Sequence[Question]) -> float:
+def compute_single_hop_accuracy(model: LanguageModel, tokenizer: Tokenizer, questions: Sequence[Question]) -> float:
     """Share of one-hop questions whose answer occurs in ten greedy tokens."""
     generated = generate_greedily(model, tokenizer, [format_question(q.text) for q in questions])
     return sum(contains_answer(text, q.answers) for text, q in zip(generated, questions, strict=True)) / len(questions)
@@ -227,8 +228,8 @@ def _read_card(shipped: Path, file: str) -> dict[str, Any]:
     return card
 
 
-def _compare_hash(name: str, made: str, expected: str | None) -> str:
-    if expected not in (None, made):
+def _compare_hash(name: str, made: str, expected: str) -> str:
+    if made != expected:
         LOG.warning("%s came out with other bits here than where its files were made; the results may differ slightly", name)
     return made
 

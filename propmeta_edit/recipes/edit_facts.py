@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.config import build_config, read_yaml
-from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams, edit_settings_of
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import EditedModel
@@ -20,7 +20,8 @@ from propmeta_edit.files import shortest_names
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
-from propmeta_edit.recipes.settings import edit_settings_of, has_hparams, hparams_file
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.records import EditRequest, as_requests
 from propmeta_edit.text.prompts import format_question
 
@@ -159,7 +160,7 @@ def _how_to_load(edits: Sequence[Edit], device: str) -> dict[str, Any]:
     return {"dtype": dtype, "layers": []}
 
 
-def _ask(model: Any, tokenizer: Any, prompts: Sequence[tuple[str, str]], edits: Sequence[Edit]) -> list[Answers]:
+def _ask(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[tuple[str, str]], edits: Sequence[Edit]) -> list[Answers]:
     texts = [text for _, text in prompts]
     columns = [view.answer(tokenizer, texts) for view in (EditedModel(model), *(EditedModel(model, edit) for edit in edits))]
     return [Answers(kind, text, said) for (kind, text), said in zip(prompts, zip(*columns, strict=True), strict=True)]

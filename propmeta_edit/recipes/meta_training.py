@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -24,17 +23,15 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.runner import batches_of, choose_cases
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
-from propmeta_edit.finetune.compiled import compiled_if
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
-from propmeta_edit.finetune.weights import apply_snapshot, only_trainable, snapshot
+from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.metatrain.checkpoint import save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
 from propmeta_edit.metatrain.run import TrainingRun
-from propmeta_edit.metatrain.task_texts import encode_step, tasks_side_by_side
 from propmeta_edit.metatrain.trainer import (
     Report,
-    compute_step_gradients,
     memory_errors_named,
     meta_train,
     order_tasks,
@@ -42,15 +39,15 @@ from propmeta_edit.metatrain.trainer import (
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
 from propmeta_edit.models.devices import free_memory, resolve_device, resolve_dtype
 from propmeta_edit.models.generation import generate_greedily
-from propmeta_edit.models.layers import num_parameters, select_parameters
+from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.sources import find_training_files
 from propmeta_edit.recipes.worlds import WORLD, ensure_world
 from propmeta_edit.records import Case, EditRequest, MetaTask
 from propmeta_edit.text.prompts import format_question
 
 EDITS_AT_ONCE = 8  # while validating, where they fit; more are no faster on a CPU
-ENOUGH_SECONDS = 10  # of timing: warming up is a small part of a step that takes so long
 
 
 def load_tasks(config: MetaTrainConfig) -> tuple[list[MetaTask], dict[str, list[Case]]]:
@@ -113,7 +110,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     with logged_to(training / "log.txt" if processes.is_main else None), stopped_by_sigterm() as should_stop:
         report = make_report(config, training) if config.tracker and processes.is_main else None
         model, tokenizer = _load_for_training(config, base_folder, processes)
-        validate = partial(compute_edited_accuracy, model, tokenizer, config, validation, processes)
+        validate = partial(compute_edited_accuracy, model, tokenizer, config.edit, validation, processes)
         progress = meta_train(model, tokenizer, tasks, config, run, validate, processes, should_stop, report)
     if not processes.is_main:
         return
@@ -203,90 +200,21 @@ def training_folder(output: Path) -> Path:
     return output.with_name(output.name + ".training")
 
 
-def plan_meta_training(config: MetaTrainConfig, steps: int = 3) -> str:
-    """What a run would do and cost, from a few timed steps that change nothing."""
-    config = resolve(config)
-    tasks, validation = load_tasks(config)
-    base_folder = resolve_model_folder(config.model)
-    model, tokenizer = load_model(
-        base_folder, device=config.device, dtype=config.dtype, layers=config.layers, modules=config.modules
-    )
-    parameters = select_parameters(model, config.layers, config.modules)
-    seconds = _time_steps(model, tokenizer, parameters, tasks, config, steps)
-    frozen = sum(p.numel() * p.element_size() for p in model.parameters())
-    at_once = tasks_side_by_side(config, min(config.tasks_per_step, len(tasks)))
-    per_task = _seconds_a_task(seconds)
-    millions = num_parameters(parameters) / 1e6
-    memory = (frozen + training_bytes(num_parameters(parameters), config, len(tasks))) / 2**30
-    lines = {
-        "model": f"{config.model}, {config.dtype} on {config.device}, {frozen / 2**30:.2f} GiB",
-        "trained": f"layers {config.layers}, {config.modules}: {len(parameters)} tensors, {millions:.2f} M numbers",
-        "tasks": f"{len(tasks)}, {config.tasks_per_step} a step, {at_once} at once, K = {config.num_inner_steps}",
-        "validation": ", ".join(f"{name} {len(cases)}" for name, cases in validation.items()) or "none",
-        "memory": f"at least {memory:.2f} GiB with all optimiser states",
-        "time": f"{per_task:.2f} s a task, about {per_task * len(tasks) / 60:.0f} min and validation (from {len(seconds)} steps)",
-    }
-    return "\n".join(f"{name:<11}{value}" for name, value in lines.items())
-
-
-def training_bytes(num_trained: int, config: MetaTrainConfig, num_tasks: int) -> int:
-    """What a run holds besides the model: θ's gradient and two moments; for each task side by side its weights, their gradient and
-    two moments; and where a step takes several turns the gradient that is added to θ's. Activations are on top."""
-    a_step = min(config.tasks_per_step, num_tasks)
-    at_once = tasks_side_by_side(config, a_step)
-    return 4 * num_trained * (3 + 4 * at_once + (at_once < a_step))
-
-
-def measure_seconds_a_task(config: MetaTrainConfig, steps: int = 3) -> float:
-    """What a task of a run takes here, from a few timed steps that change nothing."""
-    config = resolve(config)
-    tasks, _ = load_tasks(config)
-    model, tokenizer = load_model(
-        config.model, device=config.device, dtype=config.dtype, layers=config.layers, modules=config.modules
-    )
-    parameters = select_parameters(model, config.layers, config.modules)
-    return _seconds_a_task(_time_steps(model, tokenizer, parameters, tasks, config, steps))
-
-
-def _time_steps(
-    model: Any, tokenizer: Any, parameters: dict[str, Any], tasks: Sequence[MetaTask], config: MetaTrainConfig, steps: int
-) -> list[float]:
-    """Seconds a task of each of a few steps, whose gradients are thrown away; fewer steps where they take long."""
-    seconds: list[float] = []
-    begun = time.perf_counter()
-    with only_trainable(model, parameters), compiled_if(config.compile, model, parameters)():
-        for number in range(steps):
-            some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
-            started = time.perf_counter()
-            gradients = compute_step_gradients(model, parameters, encode_step(tokenizer, some, config), config)
-            if gradients is not None:
-                gradients.related_losses.tolist()  # waits for the device
-            seconds.append((time.perf_counter() - started) / len(some))
-            if time.perf_counter() - begun > ENOUGH_SECONDS:
-                break
-    return seconds
-
-
-def _seconds_a_task(seconds: Sequence[float]) -> float:
-    """The fastest step after the first, which warms everything up."""
-    return min(seconds[1:] or seconds)
-
-
 def compute_edited_accuracy(
-    model: Any,
-    tokenizer: Any,
-    config: MetaTrainConfig,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    settings: EditSettings,
     validation: Mapping[str, Sequence[Case]],
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Two-hop accuracy after one edit a case, by split, with the run's own layer and inner loop.
+    """Two-hop accuracy after one edit a case, a share in 0 to 1 by split.
 
     Every process computes all of it, as sharded blocks need all of them in every forward.
 
     Raises:
         ModelError: the edits do not fit in memory.
     """
-    parameters = select_parameters(model, config.layers, config.modules)
+    parameters = select_parameters(model, settings.layers, settings.modules)
     fitting = choose_at_once(parameters, free_memory(model.device))
     at_once = min(EDITS_AT_ONCE, *processes.join([fitting]))
     scores = {}
@@ -299,7 +227,7 @@ def compute_edited_accuracy(
                     f"in validation, with {len(some)} edits at once, the first of them that of case {some[0].case_id}; edit fewer "
                     "layers or modules, leave validation out (validate_every: null), or make room (dtype bfloat16, or shard)"
                 ),
-                many_edits(model, tokenizer, edits, config.inner, layers=config.layers, modules=config.modules),
+                many_edits(model, tokenizer, edits, settings),
             ):
                 prompts = [format_question(case.question.text) for case in some]
                 texts = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts))

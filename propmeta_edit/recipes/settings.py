@@ -1,11 +1,9 @@
-"""The settings that come with the package, one YAML a method and model, and those that a meta-training leaves."""
+"""The settings that come with the package, one YAML a method and model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from propmeta_edit.errors import ConfigError
 
@@ -32,9 +30,3 @@ def hparams_file(method: str, model: str) -> Path:
         known = sorted(str(p.relative_to(root)) for p in root.glob("*/*.yaml"))
         raise ConfigError(f"no settings for {method} on {model!r}; there are {', '.join(known)}")
     return path
-
-
-def edit_settings_of(trained: Mapping[str, Any]) -> dict[str, Any]:
-    """MetaFT's settings for an edit with the inner loop of a meta-training, from that one's settings."""
-    same = {key: trained[key] for key in ("layers", "modules", "weight_decay", "loss_reduction")}
-    return {**same, "alg_name": "MetaFT", "lr": trained["inner_lr"], "num_steps": trained["num_inner_steps"]}

@@ -28,9 +28,9 @@ from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import key_module_name, resolve_layers
 from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world, single_hop_questions
 
-EARLIER_CARD = "corpus.json"  # one for all files of a folder: what earlier releases wrote
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
 OPENINGS = ("The", "In", "It", "A", "When", "This", "He", "She", "There", "For", "One", "As")
 MAX_NEW_TOKENS, MAX_LENGTH = 48, 256  # of a text the model writes; of a text that is read
@@ -108,11 +108,10 @@ def _read_seconds(files: Mapping[Path, str]) -> dict[str, float]:
     """``statistics``: the seconds of the runs that made these files (with their hashes), each run once; {} where no file says."""
     runs: dict[str, float] = {}
     for file, sha256 in files.items():
-        path = card_file(file) if card_file(file).is_file() else file.parent / EARLIER_CARD
-        if path.is_file():
-            card = json.loads(path.read_text(encoding="utf-8"))
-            if card.pop("file_sha256", None) in (None, sha256):
-                runs[sha256_of_json(card)] = float(card.get("seconds", 0.0))
+        if card_file(file).is_file():
+            card = json.loads(card_file(file).read_text(encoding="utf-8"))
+            if card.pop("file_sha256", None) == sha256:
+                runs[sha256_of_json(card)] = float(card["seconds"])
     return {"statistics": sum(runs.values())} if runs else {}
 
 
@@ -172,7 +171,7 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
     return Statistics(str(folder), sha256_of_json(list(hashes.values())), seconds)
 
 
-def sample_corpus(model: Any, tokenizer: Any, num_texts: int, seed: int) -> list[str]:
+def sample_corpus(model: LanguageModel, tokenizer: Tokenizer, num_texts: int, seed: int) -> list[str]:
     """Texts without any file: what the model itself writes, and sentences of the offline world, shuffled."""
     world = _sentences_of_the_world()
     from_model = sample_texts(model, tokenizer, round(SAMPLED_SHARE * num_texts), seed)
@@ -190,7 +189,12 @@ def _sentences_of_the_world() -> list[str]:
 
 
 def sample_texts(
-    model: Any, tokenizer: Any, num_texts: int, seed: int, max_new_tokens: int = MAX_NEW_TOKENS, batch_size: int = 64
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    num_texts: int,
+    seed: int,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = 64,
 ) -> list[str]:
     """Texts the model writes after common openings, drawn at temperature 1 with ``seed``."""
     texts: list[str] = []

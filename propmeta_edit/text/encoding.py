@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from propmeta_edit.errors import RequestError
+from propmeta_edit.models.protocols import Tokenizer
 from propmeta_edit.records import EditRequest, Question
 from propmeta_edit.text.prompts import format_question
 
@@ -61,7 +61,7 @@ class EncodedBatch:
 
 
 @contextmanager
-def padded_on(tokenizer: Any, side: str) -> Iterator[None]:
+def padded_on(tokenizer: Tokenizer, side: str) -> Iterator[None]:
     """Inside, the tokenizer pads on that side; outside as before."""
     before, tokenizer.padding_side = tokenizer.padding_side, side
     try:
@@ -70,7 +70,7 @@ def padded_on(tokenizer: Any, side: str) -> Iterator[None]:
         tokenizer.padding_side = before
 
 
-def encode_answer(tokenizer: Any, context: str, answer: str) -> EncodedText:
+def encode_answer(tokenizer: Tokenizer, context: str, answer: str) -> EncodedText:
     """Token ids of ``context + " " + answer`` and their labels.
 
     A token that straddles the boundary counts as the answer's: it holds part of it. Nothing follows the answer (no period,
@@ -107,7 +107,7 @@ def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
     return length
 
 
-def collate(tokenizer: Any, encoded: Sequence[EncodedText], padding_side: str = "left") -> EncodedBatch:
+def collate(tokenizer: Tokenizer, encoded: Sequence[EncodedText], padding_side: str = "left") -> EncodedBatch:
     """Pad encoded texts into one batch; every loss is the same under either ``padding_side``."""
     width = max(len(ids) for ids, _ in encoded)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -132,7 +132,7 @@ def collate(tokenizer: Any, encoded: Sequence[EncodedText], padding_side: str = 
     )
 
 
-def encode_requests(tokenizer: Any, edits: Sequence[Sequence[EditRequest]], batch_size: int = 1) -> list[EncodedBatch]:
+def encode_requests(tokenizer: Tokenizer, edits: Sequence[Sequence[EditRequest]], batch_size: int = 1) -> list[EncodedBatch]:
     """Target facts for the inner loop, for one edit or for several independent ones side by side.
 
     Args:
@@ -152,7 +152,7 @@ def encode_requests(tokenizer: Any, edits: Sequence[Sequence[EditRequest]], batc
     return [collate(tokenizer, [text for texts in encoded for text in texts[start : start + batch_size]]) for start in starts]
 
 
-def encode_questions(tokenizer: Any, questions: Sequence[Question], template: str = "qa") -> EncodedBatch:
+def encode_questions(tokenizer: Tokenizer, questions: Sequence[Question], template: str = "qa") -> EncodedBatch:
     """Related questions with their first accepted answers, for the outer loop."""
     texts = [encode_answer(tokenizer, format_question(question.text, template), question.answers[0]) for question in questions]
     return collate(tokenizer, texts)

@@ -7,7 +7,6 @@ import random
 import sys
 from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
 
 import tiny
 import torch
@@ -19,7 +18,7 @@ from propmeta_edit.easyedit.alphaedit import AlphaEditHyperParams, apply_alphaed
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import edit_from_weights, standing_edits
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.records import EditRequest
@@ -36,8 +35,7 @@ REQUESTS = [
     },
     {"prompt": "A citizen is Ann Lee", "subject": "Ann Lee", "target_new": "Peru", "ground_truth": "x"},
 ]
-INNER = InnerLoopSettings(inner_lr=0.01)
-METAFT = SimpleNamespace(layers=[1], modules="attention+mlp", batch_size=1, model_name="tiny", inner_loop_settings=lambda: INNER)
+METAFT = EditSettings([1], inner_lr=0.01)
 NAMES = {"gpt2": "gpt2-xl", "llama": "llama", "qwen2": "qwen2"}  # its AlphaEdit knows families by these words
 
 

@@ -19,6 +19,7 @@ from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.recipes import meta_training
 from propmeta_edit.records import Case, EditRequest, MetaTask, Question
+from propmeta_edit.studies import cost
 
 REQUEST = EditRequest("Smith Innovation PLC was founded in", "Greece", "Smith Innovation PLC")
 TASKS = [MetaTask(f"t{i}", REQUEST, Question("What is its currency?", ("euro",))) for i in range(6)]
@@ -77,7 +78,7 @@ def test_validation_holds_as_many_edits_as_fit(tokenizer, monkeypatch, room, exp
 
     monkeypatch.setattr(meta_training, "free_memory", lambda device: room * 2 * 5 * edited)
     monkeypatch.setattr(meta_training, "many_edits", count)
-    assert meta_training.compute_edited_accuracy(model, tokenizer, CONFIG, {"valid-id": CASES}) == {"valid-id": 0.0}
+    assert meta_training.compute_edited_accuracy(model, tokenizer, CONFIG.edit, {"valid-id": CASES}) == {"valid-id": 0.0}
     assert held == expected
 
 
@@ -86,7 +87,7 @@ def test_out_of_memory_in_validation_says_so(tokenizer, monkeypatch):
     with pytest.raises(
         ModelError, match=r"out of memory in validation, with 6 edits at once, .* of case c0; .*validate_every: null"
     ):
-        meta_training.compute_edited_accuracy(tiny.make_model("llama"), tokenizer, CONFIG, {"valid-id": CASES})
+        meta_training.compute_edited_accuracy(tiny.make_model("llama"), tokenizer, CONFIG.edit, {"valid-id": CASES})
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,6 @@ def test_out_of_memory_in_validation_says_so(tokenizer, monkeypatch):
     [
         ({}, 2, 3 + 4 * 2),
         ({"tasks_at_once": 1}, 1, 3 + 4 + 1),
-        ({"order": "second"}, 1, 3 + 4 + 1),
         ({"tasks_per_step": 1}, 1, 3 + 4),
     ],
 )
@@ -103,8 +103,8 @@ def test_the_dry_run_counts_the_gradient_of_a_part(tokenizer, monkeypatch, tmp_p
     base = tiny.save_model_folder(tmp_path / "base", tokenizer)
     data = tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 4))
     config = replace(CONFIG, model=str(base), data=str(data), device="cpu", **options)
-    monkeypatch.setattr(meta_training, "num_parameters", lambda parameters: 2**28)
-    plan = meta_training.plan_meta_training(config, steps=1)
+    monkeypatch.setattr(cost, "num_parameters", lambda parameters: 2**28)
+    plan = cost.describe_run(config, steps=1)
     assert f"{config.tasks_per_step} a step, {side_by_side} at once" in plan and f"at least {gibibytes:.2f} GiB" in plan
 
 

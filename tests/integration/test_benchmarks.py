@@ -1,4 +1,4 @@
-"""The smaller benchmark scripts on tiny models: what they compute, what they write, what they refuse."""
+"""The smaller studies and the speed benchmarks on tiny models: what they compute, what they write, what they refuse."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-import report
-import run_convergence
-import run_dependent
-import run_search
-import run_speed
-import speed_edit
-import speed_meta
-import speed_parts
 import tiny
 import torch
 from torch.autograd import DeviceType
 
 from propmeta_edit.baselines.second_moments import collect_second_moments
+from propmeta_edit.cli import main, read_arguments
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.recipes.comparison import hash_of_model
 from propmeta_edit.records import Case, EditRequest, Question
+from propmeta_edit.speed import edits as speed_edit
+from propmeta_edit.speed import meta_training as speed_meta
+from propmeta_edit.speed import parts as speed_parts
+from propmeta_edit.speed import run as run_speed
+from propmeta_edit.studies import convergence, dependent, report, search
+from propmeta_edit.studies.dependent import ChainOptions
+from propmeta_edit.studies.runs import hash_of_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,20 +38,20 @@ def base(tmp_path, tokenizer):
 
 
 def test_grid_of_settings():
-    grid = run_search.read_grid(["layers=[3],[5]", "v_lr=0.1,5e-1", "loss=mean"])
+    grid = search.read_grid(["layers=[3],[5]", "v_lr=0.1,5e-1", "loss=mean"])
     assert grid == {"layers": [[3], [5]], "v_lr": [0.1, 0.5], "loss": ["mean"]}
-    names = run_search.name_combinations("ROME", {"layers": [[3], [5]], "v_lr": [0.1, 0.5]})
+    names = search.name_combinations("ROME", {"layers": [[3], [5]], "v_lr": [0.1, 0.5]})
     assert list(names)[1] == "ROME layers=[3] v_lr=0.5" and names["ROME layers=[5] v_lr=0.1"] == {"layers": [5], "v_lr": 0.1}
-    assert list(run_search.name_combinations("ROME", {})) == ["ROME"]
+    assert list(search.name_combinations("ROME", {})) == ["ROME"]
     for bad in ("layers", "layers=", "layers=[3"):
         with pytest.raises(ConfigError, match="write settings as NAME=VALUE"):
-            run_search.read_grid([bad])
+            search.read_grid([bad])
 
 
 def test_search_runs_every_combination_on_validation_and_ranks_them(base, tmp_path, capsys):
     arguments = ["FT", "layers=[0],[1]", "--model", str(base), "lr=0.01", "--hparams", "smollm2-135m", "--limit", "2"]
     arguments += ["--device", "cpu", "--dtype", "float32", "--output", str(tmp_path / "search")]
-    assert run_search.main(arguments) == 0
+    assert main(["search", *arguments]) == 0
     table = (tmp_path / "search" / "search.md").read_text()
     assert table in capsys.readouterr().out
     assert "valid-id: accuracy % (efficacy %)" in table and "valid-ood" in table
@@ -64,10 +63,10 @@ def test_search_runs_every_combination_on_validation_and_ranks_them(base, tmp_pa
         row["method"]: row["hparams_sha256"] for row in rows
     }
     kept = settings["FT layers=[1] lr=0.01"]["settings"]
-    assert (kept["layers"], kept["limit"], kept["seed"], kept["datasets"]) == ([1], 2, 0, "valid-id,valid-ood")
+    assert (kept["layers"], kept["limit"], kept["seed"], kept["datasets"]) == ([1], 2, 0, ["valid-id", "valid-ood"])
     assert kept["model_name"] == str(base) and kept["model_sha256"] == rows[0]["model_sha256"]
-    assert kept["versions"] == rows[0]["versions"]
-    assert run_search.main([*arguments[:1], "layers=", *arguments[2:]]) == 2
+    assert rows[0]["versions"]["torch"] == torch.__version__
+    assert main(["search", *arguments[:1], "layers=", *arguments[2:]]) == 2
 
 
 def test_ranking_puts_the_best_mean_first():
@@ -76,29 +75,31 @@ def test_ranking_puts_the_best_mean_first():
         for name, values in {"a": (0.2, 0.4), "b": (0.5, 0.3)}.items()
         for data, value in zip(("one", "two"), values, strict=True)
     ]
-    lines = run_search.make_table(rows, ["one", "two"]).splitlines()
+    lines = search.make_table(rows, ["one", "two"], ["b", "a"], {"a": 0.3, "b": 0.4}).splitlines()
     assert lines[2] == "| b | 50.0 (100, n = 4) | 30.0 (100, n = 4) | 40.0 |" and lines[3].startswith("| a |")
+    lines = search.make_table(rows[:1], ["one", "two"], ["a"], {}).splitlines()
+    assert lines[2] == "| a | 20.0 (100, n = 4) | – | – |", "not asked everything yet, so nothing decides"
 
 
 def test_moments_are_compared_by_definition():
     generator = torch.Generator().manual_seed(0)
     factor = torch.randn(6, 6, generator=generator, dtype=torch.double)
     moment, keys = factor @ factor.T, torch.randn(6, 2, generator=generator, dtype=torch.double)
-    same = run_convergence.compare_moments(moment, moment, keys, 2.0, 1.0)
+    same = convergence.compare_moments(moment, moment, keys, 2.0, 1.0)
     assert same["moment"] == 0 and same["update"] == 0 and same["null_space"] == pytest.approx(0, abs=1e-6)
-    update = run_convergence.compute_update(moment, keys, 2.0)
+    update = convergence.compute_update(moment, keys, 2.0)
     torch.testing.assert_close((2.0 * moment + keys @ keys.T) @ update, keys)
-    double = run_convergence.compare_moments(2 * moment, moment, keys, 2.0, 1.0)
+    double = convergence.compare_moments(2 * moment, moment, keys, 2.0, 1.0)
     assert double["moment"] == pytest.approx(1.0) and double["update"] > 0.1
     first, second = torch.diag(torch.tensor([0.0, 0.0, 9.0])), torch.diag(torch.tensor([0.0, 9.0, 0.0]))
-    null = run_convergence.compare_moments(first, second, torch.eye(3, dtype=torch.double), 2.0, 1.0)["null_space"]
+    null = convergence.compare_moments(first, second, torch.eye(3, dtype=torch.double), 2.0, 1.0)["null_space"]
     assert null == pytest.approx(0.5), "of two directions one is shared"
 
 
 def test_growing_numbers_of_texts_are_read_once(tokenizer):
     model = tiny.make_model("llama", dtype=torch.float32)
     texts = [f"Ann Lee {n} lives in Peru and speaks Spanish." for n in range(8)]
-    found = run_convergence.gather(model, tokenizer, texts, [1], [2, 8])
+    found = convergence.gather(model, tokenizer, texts, [1], [2, 8])
     for moments, count in zip(found, (2, 8), strict=True):
         direct = collect_second_moments(model, tokenizer, texts[:count], [1], max_length=256)
         assert (moments.num_texts, moments.num_tokens) == (count, direct.num_tokens)
@@ -110,12 +111,14 @@ def test_convergence_writes_a_table_and_a_picture(base, tmp_path):
     corpus = tmp_path / "texts.txt"
     corpus.write_text("\n\n".join(f"Ann Lee {n} lives in Peru and speaks Spanish, Greek or French." for n in range(40)))
     arguments = ["--model", str(base), "--layers", "0,1", "--corpus", str(corpus), "--num-texts", "16", "--steps", "2"]
-    assert run_convergence.main([*arguments, "--threshold", "0.5", "--device", "cpu", "--output", str(tmp_path / "out")]) == 0
+    assert main(["convergence", *arguments, "--threshold", "0.5", "--device", "cpu", "--output", str(tmp_path / "out")]) == 0
     table = pd.read_csv(tmp_path / "out" / "convergence.csv")
     assert sorted(set(table["texts"])) == [4, 8, 16] and len(table) == 6
     assert (tmp_path / "out" / "convergence.png").read_bytes()[:4] == b"\x89PNG"
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())["convergence"]["settings"]
-    assert [settings[name] for name in ("layers", "num_texts", "threshold")] == ["0,1", 16, 0.5] and "torch" in settings["versions"]
+    assert [settings[name] for name in ("layers", "num_texts", "threshold")] == [[0, 1], 16, 0.5] and "torch" in settings[
+        "versions"
+    ]
 
 
 @pytest.fixture
@@ -167,14 +170,14 @@ def quick_edits(cases, monkeypatch):
 
     timers = {speed_edit.EASYEDIT: lambda *_: 1.0, speed_edit.SINGLE: lambda *_: 0.5, speed_edit.BATCHED: side_by_side}
     monkeypatch.setattr(speed_edit, "TIMERS", timers)
-    monkeypatch.setattr(speed_parts, "peak_memory", lambda run, device: 0.0)
+    monkeypatch.setattr(speed_edit, "peak_memory", lambda run, device: 0.0)
     monkeypatch.setattr(speed_edit, "measure_machine", lambda *_: {"bytes a second": 1e9, "operations a second": 1e12})
 
 
 def test_edits_that_do_not_fit_side_by_side_are_recorded(base, tmp_path, quick_edits, monkeypatch):
     monkeypatch.setattr(speed_parts, "free_unused", lambda: None)  # takes half a second beside all that the tests hold
     arguments = ["edit", "--models", str(base), "--at-once", "1,2,4", "--layers", "1", "--number", "4", "--repeats", "1"]
-    assert run_speed.main([*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path)]) == 0
+    assert main(["speed", *arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "speed.json").read_text())
     first = [(row["side"], row["at once"], row["seconds an edit"], row["note"]) for row in result["rows"][:6]]
     sides = [("EasyEdit FT", 1, 1.0, ""), ("single", 1, 0.5, "")]
@@ -251,10 +254,10 @@ def test_meta_training_that_does_not_fit_is_recorded(base, tmp_path, cases, monk
     monkeypatch.setattr(speed_meta.Side, "_step", fail)
     monkeypatch.setattr(speed_meta.Side, "load", load_some)
     monkeypatch.setattr(speed_parts, "free_unused", lambda: None)
-    monkeypatch.setattr(speed_parts, "peak_memory", lambda run, device: 0.5)
+    monkeypatch.setattr(speed_meta, "peak_memory", lambda run, device: 0.5)
     monkeypatch.setattr(speed_parts, "share_of_time", lambda run, device: {"share products": 1.0})
     arguments = ["meta", "--models", str(base), "--at-once", "1,2", "--layers", "1", "--number", "2", "--repeats", "1"]
-    assert run_speed.main([*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path)]) == 0
+    assert main(["speed", *arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "speed.json").read_text())
     rows = {(row["side"], row["modules"], row["tasks a step"]): row for row in result["rows"]}
     assert {key for key, row in rows.items() if row["note"] == ""} == {
@@ -269,7 +272,7 @@ def test_a_run_that_memory_ends_leaves_no_gradients(base, cases, monkeypatch):
     config = MetaTrainConfig(model=str(base), layers=[1], inner_lr=1e-3, outer_lr=1e-4, num_inner_steps=1)
     side = speed_meta.Side(speed_meta.REFERENCE, str(base), "cpu", config)
     model, tokenizer = side.load()
-    monkeypatch.setattr(speed_meta.reference_loops, "outer_step", out_of_memory)
+    monkeypatch.setattr(speed_meta.reference, "outer_step", out_of_memory)
     step = speed_meta._PLAIN_LOOPS[speed_meta.REFERENCE]
 
     def leave_gradients(model, tokenizer, parameters, *arguments):
@@ -313,55 +316,50 @@ def test_on_a_gpu_every_kernel_counts_once():
 
 
 def test_as_many_tasks_are_measured_as_run_side_by_side(capsys):
-    with pytest.raises(SystemExit):
-        run_speed.parse_arguments(["edit", "--at-once", "1,8", "--number", "4"])
+    assert main(["speed", "edit", "--at-once", "1,8", "--number", "4"]) == 2
     assert "--number must be at least the largest of --at-once (1,8), got 4" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("script", "option", "value", "got"),
+    ("verb", "option", "value", "message"),
     [
-        (run_dependent, "--counts", "x", "'x'"),
-        (run_dependent, "--counts", "0,1", "'0'"),
-        (run_dependent, "--counts", "1,", "''"),
-        (run_dependent, "--asked", "0", "'0'"),
-        (run_dependent, "--batch-size", "0", "'0'"),
-        (run_speed, "--at-once", "0", "'0'"),
-        (run_speed, "--at-once", "-1", "'-1'"),
-        (run_speed, "--at-once", "1,x", "'x'"),
-        (run_speed, "--number", "0", "'0'"),
-        (run_speed, "--number", "1.5", "'1.5'"),
-        (run_speed, "--repeats", "0", "'0'"),
+        ("dependent", "--counts", "x", "--counts: whole numbers are wanted, separated by commas, got 'x'"),
+        ("dependent", "--counts", "0,1", "--counts must be 1 or more, got 0"),
+        ("dependent", "--counts", ",", "--counts: at least one value is wanted, got ','"),
+        ("dependent", "--asked", "0", "--asked must be 1 or more, got 0"),
+        ("dependent", "--batch-size", "0", "--batch-size must be 1 or more, got 0"),
+        ("speed edit", "--at-once", "0", "--at-once must be 1 or more, got 0"),
+        ("speed edit", "--at-once=-1", "", "--at-once must be 1 or more, got -1"),
+        ("speed edit", "--at-once", "1,x", "--at-once: whole numbers are wanted, separated by commas, got 'x'"),
+        ("speed edit", "--number", "0", "--number must be 1 or more, got 0"),
+        ("speed edit", "--number", "1.5", "--number: Expected a int"),
+        ("speed edit", "--repeats", "0", "--repeats must be 1 or more, got 0"),
     ],
 )
-def test_numbers_that_nothing_can_be_done_with_are_refused(script, option, value, got, capsys):
-    what = ["edit"] if script is run_speed else []
-    with pytest.raises(SystemExit) as stopped:
-        script.main([*what, option, value])
-    assert stopped.value.code == 2
-    assert f"argument {option}: must be a whole number of 1 or more, got {got}" in capsys.readouterr().err
+def test_numbers_that_nothing_can_be_done_with_are_refused(verb, option, value, message, capsys):
+    assert main([*verb.split(), option, *([value] if value else [])]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_layer_may_be_the_first(capsys):
-    assert run_speed.parse_arguments(["edit", "--layers", "0, 3"]).layers == [0, 3]
-    with pytest.raises(SystemExit):
-        run_speed.parse_arguments(["edit", "--layers=-1"])
-    assert "argument --layers: must be a whole number of 0 or more, got '-1'" in capsys.readouterr().err
+    _, values = read_arguments(["speed", "edit", "--layers", "0, 3"])
+    assert values["options"].layers == [0, 3]
+    assert main(["speed", "edit", "--layers=-1"]) == 2
+    assert "--layers must be 0 or more, got -1" in capsys.readouterr().err
 
 
 def test_names_of_chains_are_those_there_are(capsys):
-    options = run_dependent.parse_arguments(["--modes", "sequential, joint", "--methods", "FT ,MetaFT,FT", "--counts", "10,1,10"])
-    assert (options.modes, options.methods, options.counts) == (["sequential", "joint"], ["FT", "MetaFT"], [1, 10])
+    _, values = read_arguments(["dependent", "--modes", "sequential, joint", "--methods", "FT ,MetaFT,FT", "--counts", "10,1,10"])
+    options = values["options"]
+    assert (options.modes, options.methods, options.counts) == (["sequential", "joint"], ["FT", "MetaFT"], [10, 1])
     for option, value, known in (("--modes", "Joint", "sequential, joint"), ("--methods", "FT,ROME", "MetaFT, FT")):
-        with pytest.raises(SystemExit):
-            run_dependent.parse_arguments([option, value])
-        wrong = value.split(",")[-1]
-        assert f"argument {option}: must be of {known}, got {wrong!r}" in capsys.readouterr().err
+        assert main(["dependent", option, value]) == 2
+        assert f"{option} takes {known}, got {value.split(',')[-1]}" in capsys.readouterr().err
 
 
 def test_speed_of_meta_training(base, tmp_path, cases):
     arguments = ["meta", "--models", str(base), "--at-once", "1,2", "--layers", "1", "--number", "2", "--repeats", "1"]
-    assert run_speed.main([*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path / "out")]) == 0
+    assert main(["speed", *arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "speed.json").read_text())
     assert result["engine_vs_reference"] > 0 and result["engine_vs_reference_one_task"] > 0
     rows = result["rows"]
@@ -381,7 +379,7 @@ def test_speed_of_compiled_blocks(base, tmp_path, cases, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", count)
     arguments = ["compile", "--models", str(base), "--at-once", "1,2", "--layers", "0", "--number", "2", "--repeats", "1"]
-    assert run_speed.main([*arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path)]) == 0
+    assert main(["speed", *arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "speed.json").read_text())
     sides = [("engine", 1), ("compiled", 1), ("engine", 2), ("compiled", 2)]
     assert [(row["side"], row["at once"]) for row in result["rows"]] == sides
@@ -424,14 +422,14 @@ def test_floor_counts_bytes_and_operations(base, cases):
 def test_edits_that_stay(base, tmp_path, cases, monkeypatch):
     from propmeta_edit.evaluation.runner import DataSet
 
-    monkeypatch.setattr(run_dependent, "load_dataset", lambda item, seed: DataSet("d", "x", cases))
+    monkeypatch.setattr(dependent, "load_dataset", lambda item, seed: DataSet("d", "x", cases))
     folder = tmp_path / "hparams"
     (folder / "FT").mkdir(parents=True)
     text = f"alg_name: MetaFT\nmodel_name: {base}\nlayers: [1]\nlr: 0.02\nnum_steps: 3\n"
     (folder / "FT" / "tiny.yaml").write_text(text)
-    monkeypatch.setattr(run_dependent, "hparams_file", lambda method, name: folder / method / f"{name}.yaml")
+    monkeypatch.setattr(dependent, "hparams_file", lambda method, name: folder / method / f"{name}.yaml")
     arguments = ["--hparams", "tiny", "--methods", "FT", "--counts", "1,4", "--device", "cpu", "--asked", "5"]
-    assert run_dependent.main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert main(["dependent", *arguments, "--output", str(tmp_path / "out")]) == 0
     table = pd.read_csv(tmp_path / "out" / "dependent.csv")
     assert list(zip(table["mode"], table["facts"], strict=True)) == [
         ("sequential", 1),
@@ -452,17 +450,17 @@ def test_edits_that_stay(base, tmp_path, cases, monkeypatch):
 
     with monkeypatch.context() as stopped:
         order = []
-        stopped.setattr(speed_parts, "peak_memory", lambda run, device: order.append("asked for") or 0.0)
-        stopped.setattr(speed_parts, "wait_for", lambda device: order.append("done"))
-        stopped.setattr(run_dependent, "time", SimpleNamespace(perf_counter=lambda: order.append("clock") or 0.0))
-        run_dependent.edit_and_ask("FT", "joint", [1], cases, run_dependent.parse_arguments(arguments))
+        stopped.setattr(dependent, "peak_memory", lambda run, device: order.append("asked for") or 0.0)
+        stopped.setattr(dependent, "wait_for", lambda device: order.append("done"))
+        stopped.setattr(dependent, "time", SimpleNamespace(perf_counter=lambda: order.append("clock") or 0.0))
+        dependent.edit_and_ask("FT", "joint", [1], cases, ChainOptions("tiny", asked=5, device="cpu"))
         assert order == ["clock", "asked for", "done", "clock"]
 
     with monkeypatch.context() as again:  # a second call finds every chain on disk
-        again.setattr(run_dependent, "edit_and_ask", lambda *_: pytest.fail("a chain that is there ran again"))
-        assert run_dependent.main([*arguments, "--output", str(tmp_path / "out")]) == 0
+        again.setattr(dependent, "edit_and_ask", lambda *_: pytest.fail("a chain that is there ran again"))
+        assert main(["dependent", *arguments, "--output", str(tmp_path / "out")]) == 0
     assert pd.read_csv(tmp_path / "out" / "dependent.csv").equals(table)
-    assert run_dependent.main([*arguments[:5], "50", "--output", str(tmp_path / "no")]) == 2
+    assert main(["dependent", *arguments[:5], "50", "--output", str(tmp_path / "no")]) == 2
 
 
 def test_the_table_of_chains_is_of_all_that_fit(base, tmp_path, cases, monkeypatch):
@@ -471,19 +469,19 @@ def test_the_table_of_chains_is_of_all_that_fit(base, tmp_path, cases, monkeypat
 
     def chain(method, mode, counts, cases, options):
         row = {"method": method, "mode": mode, "seconds": 1.0, "peak GiB added": 0.0}
-        shares = {f"{measure}{bound}": 0.5 for measure in run_dependent.MEASURES for bound in ("", " low", " high")}
+        shares = {f"{measure}{bound}": 0.5 for measure in dependent.MEASURES for bound in ("", " low", " high")}
         return [{**row, "facts": count, **shares} for count in counts]
 
     def asked(*more):
-        assert run_dependent.main(["--hparams", "tiny", "--device", "cpu", "--output", str(tmp_path), *more]) == 0
+        assert main(["dependent", "--hparams", "tiny", "--device", "cpu", "--output", str(tmp_path), *more]) == 0
         table = pd.read_csv(tmp_path / "dependent.csv")
         return list(zip(table["method"], table["mode"], table["facts"], strict=True))
 
-    monkeypatch.setattr(run_dependent, "edit_and_ask", chain)
-    monkeypatch.setattr(run_dependent, "read_cases", lambda items, seed: cases)
-    monkeypatch.setattr(run_dependent, "has_hparams", lambda method, name: True)
-    monkeypatch.setattr(run_dependent, "hparams_file", lambda method, name: method)
-    monkeypatch.setattr(run_dependent, "read_yaml", lambda method: {"model_name": models[method]})
+    monkeypatch.setattr(dependent, "edit_and_ask", chain)
+    monkeypatch.setattr(dependent, "read_cases", lambda items, seed: cases)
+    monkeypatch.setattr(dependent, "has_hparams", lambda method, name: True)
+    monkeypatch.setattr(dependent, "hparams_file", lambda method, name: method)
+    monkeypatch.setattr(dependent, "read_yaml", lambda method: {"model_name": models[method]})
     first, second = ("--methods", "FT", "--modes", "joint"), ("--methods", "MetaFT", "--modes", "sequential")
     assert asked(*first, "--counts", "2") == [("FT", "joint", 2)]
     both = [("MetaFT", "sequential", 2), ("FT", "joint", 2)]

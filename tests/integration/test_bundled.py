@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
 from propmeta_edit.cli import main
 from propmeta_edit.data.cre import load_cre
+from propmeta_edit.easyedit.algorithms import easyedit_request
 from propmeta_edit.edits.compute import compute_edit, edit_many
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ModelError
-from propmeta_edit.evaluation.methods import easyedit_request
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
@@ -34,9 +34,10 @@ from propmeta_edit.models.compact import ADAPTER, DIFFERENCE
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.bundled import BASE, build_smollm2, build_smollm2_metaft, compute_single_hop_accuracy, shipped_folder
-from propmeta_edit.recipes.comparison import Setup, make_specs
 from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.recipes.worlds import ensure_world, single_hop_questions
+from propmeta_edit.studies.methods import METHODS
+from propmeta_edit.studies.variants import Bench, prepare
 from propmeta_edit.text.prompts import format_question
 
 pytestmark = pytest.mark.slow
@@ -158,7 +159,7 @@ def test_two_hundred_edits_in_a_row_leave_no_trace(loaded, hparams, cases):
 @pytest.fixture
 def base_setup():
     """One model in fp32 for every method."""
-    return Setup("smollm2-135m", {}, "cpu", "float32", seed=0, edits_at_once=8)
+    return Bench("smollm2-135m", BASE, "cpu", "float32")
 
 
 @pytest.mark.long
@@ -167,7 +168,7 @@ def test_a_thousand_edits_of_mixed_methods_leave_no_trace(prepared, base_setup):
     """Ours, several standing at once and undone in any order, among those of EasyEdit's methods that write in place."""
     cases = load_cre(ensure_world() / "train_data_id.jsonl")
     counts = {"ROME": 2, "MEMIT": 3, "AlphaEdit": 3, "LoRA": 6}
-    methods = {spec.name: spec.build() for spec in make_specs(list(counts), base_setup, BASE)}
+    methods = {name: prepare(METHODS[name], base_setup).build() for name in counts}
     model, tokenizer = methods["ROME"].model, methods["ROME"].tokenizer
     assert all(method.model is model for method in methods.values())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

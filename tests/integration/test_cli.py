@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 import json
 import shutil
 import subprocess
@@ -18,15 +18,19 @@ import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from safetensors.torch import load_file
 
-from propmeta_edit.cli import main
+import propmeta_edit
+from propmeta_edit.cli import VERBS, main, make_parser, read_arguments
 from propmeta_edit.edits.edit import Edit, edit_from_weights
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
-from propmeta_edit.recipes import comparison, data_sets
+from propmeta_edit.recipes import data_sets
 from propmeta_edit.recipes.edit_facts import name_columns, read_hparams, read_requests
 from propmeta_edit.recipes.statistics import OPENINGS, SAMPLED_SHARE, ensure_statistics, make_statistics, sample_corpus
 from propmeta_edit.records import EditRequest
+from propmeta_edit.studies import runs, variants
+from propmeta_edit.studies.methods import METHODS
+from propmeta_edit.studies.variants import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -173,9 +177,8 @@ def test_a_loss_that_is_not_finite_names_the_task(base, tmp_path, capsys):
 def test_unknown_artefact_and_unknown_verb(capsys):
     assert main(["prepare", "smollm9"]) == 2
     assert "built here are smollm2-135m, smollm2-135m-metaft" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as caught:
-        main(["frobnicate"])
-    assert caught.value.code == 2
+    assert main(["frobnicate"]) == 2
+    assert "unknown verb 'frobnicate'; there are prepare, edit, ask" in capsys.readouterr().err
 
 
 def test_files_that_cannot_be_written_whole(base, tmp_path):
@@ -202,34 +205,86 @@ def test_a_broken_config_is_named_with_its_line(tmp_path, capsys, text, message)
     assert message in error and "c.yaml" in error
 
 
-@pytest.mark.parametrize("verb", [[], ["prepare"], ["meta-train"], ["rebuild"], ["export"]])
+@pytest.mark.parametrize("verb", [[], *(name.split() for name in VERBS)], ids=" ".join)
 def test_help_teaches(verb, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main([*verb, "--help"])
-    assert caught.value.code == 0
+    assert main([*verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert len(text) > 200
     if verb == ["meta-train"]:
         assert "Eq. 2" in text and "--num_inner_steps" in text
 
 
+@pytest.mark.parametrize("name", VERBS)
+def test_every_option_says_what_it_is(name):
+    function = VERBS[name].load()
+    parser = make_parser(name, function, VERBS[name].positional)
+    undocumented = [action.dest for action in parser._actions if not action.help]
+    assert not undocumented and (inspect.getdoc(function) or "").split("\n")[0].endswith(".")
+
+
+def test_without_arguments_there_is_help(capsys):
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in VERBS)
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"propmeta-edit {propmeta_edit.__version__}\n"
+
+
+def test_settings_are_printed_and_read_back(tmp_path, capsys):
+    given = ["--output", str(tmp_path), "--methods", "FT,MetaFT", "--limits", "FT=3", "--plan"]
+    assert main(["table2", *given, "--print_config"]) == 0
+    (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
+    _, values = read_arguments(["table2", "--config", str(tmp_path / "c.yaml")])
+    assert values == read_arguments(["table2", *given])[1]
+    assert (values["methods"], values["limits"], values["options"].plan) == (["FT", "MetaFT"], {"FT": 3}, True)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        (["--num-tasks", "3", "--shard"], {"num_tasks": 3, "shard": True}),
+        (["--num_tasks=3", "--shard=true"], {"num_tasks": 3, "shard": True}),
+        (["--shard", "false", "--num_tasks", "3"], {"num_tasks": 3, "shard": False}),
+    ],
+)
+def test_dashes_and_switches(written, meant):
+    config = read_arguments(["meta-train", "--model", "m", *written])[1]["config"]
+    assert {name: getattr(config, name) for name in meant} == meant
+
+
+def test_ray_has_an_address_or_none():
+    for given, meant in (([], False), (["--ray"], True), (["--ray", "auto"], "auto"), (["--ray", "--plan"], True)):
+        assert read_arguments(["table2", *given])[1]["options"].ray == meant
+
+
+def test_lists_with_commas_or_as_yaml_has_them():
+    for written in ("a,b=c", "[a, b=c]", " a , b=c,a"):
+        assert read_arguments(["table2", "--datasets", written])[1]["datasets"] == ["a", "b=c"]
+    assert read_arguments(["table2", "--datasets", '["a,b.json"]'])[1]["datasets"] == ["a,b.json"]
+    for written in ("2,5", "[2, 5]"):
+        assert read_arguments(["figure2", "--layers", written])[1]["layers"] == [2, 5]
+
+
 @pytest.fixture
 def run_table2(tmp_path, monkeypatch, capsys):
-    """The benchmark's own entry point, in an empty folder; (exit code, what it said on stderr)."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    """The command in an empty folder; (exit code, what it said on stderr)."""
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module("run_table2")
 
     def run(*arguments):
-        comparison._HELD.clear()
-        comparison.hash_of_model.cache_clear()
-        try:
-            code = module.main(list(arguments))
-        except SystemExit as stopped:
-            code = stopped.code
-        return code, capsys.readouterr().err
+        variants._HELD.clear()
+        runs.hash_of_model.cache_clear()
+        return main(["table2", *arguments]), capsys.readouterr().err
 
     return run
+
+
+def test_the_benchmark_of_a_clone_is_the_command(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "run_table2.py"), "--methods", "GRACE"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2 and "unknown methods GRACE" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -243,9 +298,9 @@ def run_table2(tmp_path, monkeypatch, capsys):
         (["--datasets", "cre-xyz"], "unknown data set 'cre-xyz'"),
         (["--datasets", "mquake-subset"], "does not come with the package"),
         (["--limit", "0"], "--limit must be 1 or more"),
-        (["--limits", "ROME"], "--limits must be METHOD=NUMBER,..."),
-        (["--limits", "GRACE=1"], "--limits names methods that are not among"),
-        (["--methods", ","], "unknown methods ','"),
+        (["--limits", "ROME"], "--limits: NAME=VALUE is wanted, separated by commas, got 'ROME'"),
+        (["--limits", "GRACE=1"], "--limits takes unedited, in-context, FT"),
+        (["--methods", ","], "--methods: at least one value is wanted, got ','"),
         (["--edits-at-once", "0"], "--edits-at-once must be 1 or more"),
         (["--ray", "--gpus-per-worker", "1", "--device", "cpu"], "--gpus-per-worker 1: workers compute on what this machine"),
     ],
@@ -318,11 +373,11 @@ def test_table2_on_a_tiny_model_end_to_end(run_table2, base, tmp_path):
 def test_rows_edit_as_the_checkpoint_was_trained_and_variants_of_ft_as_ft(base, tmp_path, caplog):
     """A YAML has no say against a checkpoint's card, and FT's variants without a YAML do not become MetaFT's row."""
     assert meta_train(base, tmp_path) == 0
-    setup = comparison.Setup(str(base), {"metaft": str(tmp_path / "out")}, "cpu", "float32", 0, 8)
+    setup = Bench(str(base), "", "cpu", "float32", checkpoints={"metaft": str(tmp_path / "out")})
     trained = {"layers": [1], "lr": 0.01, "num_steps": 2}
 
     def settings_of(name, hparams_name, keys=("layers", "lr", "num_steps")):
-        found = comparison.read_settings(comparison.METHODS[name], setup, hparams_name)
+        found = variants.read_settings(METHODS[name], replace(setup, hparams=hparams_name))
         return {key: found[key] for key in keys}
 
     assert all(settings_of(name, "llama3-8b") == trained for name in ("MetaFT", "K0-FT", "FT-as-MetaFT"))
@@ -333,8 +388,7 @@ def test_rows_edit_as_the_checkpoint_was_trained_and_variants_of_ft_as_ft(base, 
     assert settings_of("FT", "no-such-yaml") == trained
     assert settings_of("FT-all-layers", "no-such-yaml") == {**trained, "layers": "all"}
     assert settings_of("FT-all-layers", "smollm2-135m", ("lr",)) == {"lr": 5e-5}, "it has a YAML of its own"
-    elsewhere = comparison.Setup(str(base), {}, "cpu", "float32", 0, 8)
-    own = comparison.read_settings(comparison.METHODS["FT-as-MetaFT"], elsewhere, "llama3-8b")
+    own = variants.read_settings(METHODS["FT-as-MetaFT"], Bench(str(base), "llama3-8b", "cpu", "float32"))
     assert own["layers"] == [9], "no checkpoint is at hand"
 
 
@@ -342,7 +396,7 @@ def test_one_model_is_in_memory_at_a_time(base, tmp_path, monkeypatch):
     other = tmp_path / "other"
     shutil.copytree(base, other)
     alive = weakref.WeakSet()
-    load = comparison.load_model
+    load = variants.load_model
 
     def load_alone(*arguments, **options):
         assert not len(alive), "the former model is still there"
@@ -350,12 +404,12 @@ def test_one_model_is_in_memory_at_a_time(base, tmp_path, monkeypatch):
         alive.add(loaded[0])
         return loaded
 
-    monkeypatch.setattr(comparison, "load_model", load_alone)
-    comparison._HELD.clear()
+    monkeypatch.setattr(variants, "load_model", load_alone)
+    variants._HELD.clear()
     for model in (base, base, other):
-        comparison._load_one(str(model), "null", "cpu", "float32")
+        variants._load_shared(str(model), None, "cpu", "float32")
         assert len(alive) == 1
-    comparison._HELD.clear()
+    variants._HELD.clear()
 
 
 def test_rows_that_do_not_belong_together_are_refused_before_anything_runs(run_table2, base, tmp_path):
@@ -393,13 +447,13 @@ def test_a_plan_says_what_is_left_and_starts_nothing(run_table2, base, tmp_path,
     arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--device", "cpu", "--output", "results"]
     arguments += ["--datasets", f"cre-id={tmp_path / 'train.jsonl'}", "--limit", "4"]
     assert run_table2(*arguments, "--methods", "FT")[0] == 0
-    comparison_plan = importlib.import_module("run_table2").main([*arguments, "--methods", "FT,MetaFT,MEMIT,K0-FT", "--plan"])
+    comparison_plan = main(["table2", *arguments, "--methods", "FT,MetaFT,MEMIT,K0-FT", "--plan"])
     said = capsys.readouterr().out
     lines = {line.split()[0]: line for line in said.splitlines() if line}
     assert comparison_plan == 0
     assert "0 of 4" in lines["FT"] and lines["FT"].endswith("none")
     assert "4 of 4" in lines["MetaFT"] and lines["MetaFT"].endswith("0 min (a guess)") and "(to fetch)" in lines["K0-FT"]
-    assert "No model was touched." in said
+    assert "No row was started." in said
     rows = (tmp_path / "results" / "rows.jsonl").read_text().splitlines()
     assert len(rows) == 4 and all(json.loads(row)["seconds"] > 0 for row in rows)
 
@@ -439,17 +493,16 @@ def test_a_later_run_labels_its_own_files_alone(base, tmp_path):
     assert cards.keys() > first.keys() and cards["model.layers.0.mlp.down_proj_float32_mom2_2"] != next(iter(first.values()))
 
 
-def test_files_and_the_card_of_an_earlier_release_serve_as_they_are(base, tmp_path):
+def test_files_from_elsewhere_serve_as_they_are(base, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("Ann Lee was founded in Peru.\n\nThe answer is euro.")
     stats = tmp_path / "stats"
     files = make_statistics(str(base), [0, 1], str(texts), stats, num_texts=2, dataset="wiki", device="cpu", dtype="float32")
     for file in files:
         file.with_suffix(".json").unlink()
-    (files[0].parent / "corpus.json").write_text(json.dumps({"seconds": 61.2}))
     before = [file.read_bytes() for file in files]
     settings = {"stats_dir": str(stats), "layers": [0, 1], "mom2_dataset": "wiki", "mom2_n_samples": 2}
-    assert ensure_statistics(str(base), settings, "cpu").seconds == {"statistics": 61.2}
+    assert ensure_statistics(str(base), settings, "cpu").seconds == {}, "no card says what they took"
     assert [file.read_bytes() for file in files] == before
 
 

@@ -6,6 +6,7 @@ Each test runs on the CPU everywhere, and on the GPU of a machine that has one (
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -74,9 +75,7 @@ def test_an_edit_is_put_in_place_taken_out_kept_and_asked(device, base, tmp_path
     assert EditedModel(model, loaded).answer(tokenizer, PROMPTS[:1]) == one_by_one[:1]
     with loaded.applied(model):
         assert not all(torch.equal(value, before[name]) for name, value in model.named_parameters())
-    write_facts(
-        model, tokenizer, as_requests(FACTS), hparams.inner_loop_settings(), layers=[1], modules=hparams.modules, batch_size=2
-    )
+    write_facts(model, tokenizer, as_requests(FACTS), replace(hparams.edit, batch_size=2))
     for name, value in model.named_parameters():
         assert value.device.type == device and torch.equal(value, before[name]) == (name not in edits[0].weights), name
 

@@ -6,14 +6,21 @@ import html.parser
 import json
 from dataclasses import asdict
 
-import report
-
+from propmeta_edit.cli import main
 from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import MethodSpec
 from propmeta_edit.evaluation.tables import summarise, write_settings, write_tables
+from propmeta_edit.studies import report
 
-COMMON = {"model": "m", "model_sha256": "a" * 64, "data_sha256": "b" * 64, "hparams_sha256": "c" * 64, "seed": 0}
+COMMON = {
+    "model": "m",
+    "model_sha256": "a" * 64,
+    "base_sha256": "a" * 64,
+    "data_sha256": "b" * 64,
+    "hparams_sha256": "c" * 64,
+    "seed": 0,
+}
 
 
 def make_results(folder):
@@ -53,7 +60,7 @@ def test_a_page_with_tables_pictures_and_origins(tmp_path):
     (tmp_path / "speed" / "speed.json").write_text(json.dumps(speed))
     (tmp_path / "speed" / "speed.csv").write_text("side,seconds a task\nengine,0.123456\n")
     output = tmp_path / "report"
-    assert report.main([str(tmp_path / "table2"), str(tmp_path / "speed"), "--output", str(output)]) == 0
+    assert main(["report", str(tmp_path / "table2"), str(tmp_path / "speed"), "--output", str(output)]) == 0
     page, markdown = (output / "report.html").read_text(), (output / "report.md").read_text()
     reader = Reader()
     reader.feed(page)
@@ -79,7 +86,7 @@ def test_settings_are_readable_and_said_once(tmp_path):
     ]
     write_settings(specs[:1], tmp_path / "table2")
     write_settings(specs[1:], tmp_path / "table2")
-    assert report.main([str(tmp_path / "table2"), "--output", str(tmp_path / "out")]) == 0
+    assert main(["report", str(tmp_path / "table2"), "--output", str(tmp_path / "out")]) == 0
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert 'All: `device: "cpu"`, `loss_reduction: "mean"`, `layers: [8]`' in markdown
     assert (
@@ -107,7 +114,7 @@ def test_the_same_numbers_are_not_shown_twice(tmp_path):
 def test_folders_without_results(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for folder, message in ((tmp_path / "empty", "holds nothing"), (tmp_path / "none", "is no folder")):
-        assert report.main([str(folder), "--output", str(tmp_path / "out")]) == 2
+        assert main(["report", str(folder), "--output", str(tmp_path / "out")]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -122,30 +129,30 @@ def test_a_report_is_no_part_of_the_next_one(tmp_path, capsys):
     make_speed(tmp_path / "results" / "speed")
     output = tmp_path / "results" / "report"
     first = ["--output", str(output), str(tmp_path / "results" / "speed"), str(tmp_path / "results" / "table2")]
-    assert report.main(first) == 0
+    assert main(["report", *first]) == 0
     page, pictures = (output / "report.html").read_text(), sorted(output.glob("*.png"))
     assert [path.name for path in pictures] == ["1-accuracy-cre-id.png"]
     (output / "7-mine.png").write_bytes(b"of somebody else")
     everything = [str(path) for path in sorted((tmp_path / "results").iterdir())]
-    assert len(everything) == 3 and report.main([*everything[1:], everything[0], "--output", str(output)]) == 0
+    assert len(everything) == 3 and main(["report", *everything[1:], everything[0], "--output", str(output)]) == 0
     assert f"left out: {everything[0]} is the folder of a report" in capsys.readouterr().err
     assert (output / "report.html").read_text() == page and sorted(output.glob("[01]*.png")) == pictures
-    assert report.main([everything[2], "--output", str(output)]) == 0
+    assert main(["report", everything[2], "--output", str(output)]) == 0
     assert sorted(path.name for path in output.glob("*.png")) == ["0-accuracy-cre-id.png", "7-mine.png"], "its own alone are gone"
-    assert report.main([everything[0], "--output", str(tmp_path / "other")]) == 2
+    assert main(["report", everything[0], "--output", str(tmp_path / "other")]) == 2
     assert "nothing is left to report on" in capsys.readouterr().err and not (tmp_path / "other").exists()
-    assert report.main([everything[1], "--output", everything[1]]) == 2, "results and report in one folder would be mixed up"
+    assert main(["report", everything[1], "--output", everything[1]]) == 2, "results and report in one folder would be mixed up"
     assert "choose another --output" in capsys.readouterr().err
 
 
 def test_sections_have_names_of_their_own(tmp_path, monkeypatch):
     folders = [make_speed(tmp_path / name) for name in ("one/speed", "two/speed", "alone")]
-    assert report.main([*folders, folders[0] + "/.", "--output", str(tmp_path / "out")]) == 0
+    assert main(["report", *folders, folders[0] + "/.", "--output", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     names = ["one/speed", "two/speed", "alone"]
     assert [page.count(f">{name}</a>") for name in names] == [page.count(f"<h2>{name}</h2>") for name in names] == [1, 1, 1]
     monkeypatch.chdir(tmp_path / "alone")
-    assert report.main([".", "--output", str(tmp_path / "out")]) == 0
+    assert main(["report", ".", "--output", str(tmp_path / "out")]) == 0
     assert "\n## alone\n" in (tmp_path / "out" / "report.md").read_text()
 
 

@@ -1,4 +1,4 @@
-"""run_analysis.py on tiny models: every part, resuming, what it refuses; and who wins which cases."""
+"""propmeta-edit analysis on tiny models: every part, resuming, what it refuses; and who wins which cases."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import math
 
 import pytest
-import run_analysis
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,13 +20,16 @@ from propmeta_edit.analysis.gains import (
     cut_at_median_of_relation,
     cut_into_thirds,
 )
+from propmeta_edit.cli import main
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.rows import Row, RowFile
+from propmeta_edit.finetune.saved_state import write_tensors
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import data_sets
-from propmeta_edit.recipes.analysis import list_stages, make_arms, study_weights
-from propmeta_edit.recipes.comparison import hash_of_model
 from propmeta_edit.recipes.data_sets import load_dataset
+from propmeta_edit.studies import analysis
+from propmeta_edit.studies.inside import list_stages, make_arms, study_weights
+from propmeta_edit.studies.runs import hash_of_model
 
 NAMES = [
     f"model.layers.1.{name}.weight" for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -49,7 +51,7 @@ def place(tmp_path, tokenizer, monkeypatch):
     text = "alg_name: MetaFT\nmodel_name: {}\nlayers: [{}]\nlr: 0.02\nnum_steps: 3\n"
     (tmp_path / "hparams" / "FT" / "tiny.yaml").write_text(text.format(base, 0))
     (tmp_path / "hparams" / "MetaFT" / "tiny.yaml").write_text(text.format(tuned, 1))
-    monkeypatch.setattr(run_analysis, "hparams_file", lambda method, name: tmp_path / "hparams" / method / f"{name}.yaml")
+    monkeypatch.setattr(analysis, "hparams_file", lambda method, name: tmp_path / "hparams" / method / f"{name}.yaml")
     (tmp_path / "world").mkdir()
     tiny.write_records(tmp_path / "world" / "valid_data_ood.jsonl", tiny.world_records("valid_data_ood", 12))
     monkeypatch.setattr(data_sets, "ensure_world", lambda: tmp_path / "world")
@@ -65,13 +67,13 @@ def keep_state(place, number, shift):
     weights = load_file(place / "base" / "model.safetensors")
     folder = place / "run" / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: weights[name] + shift for name in NAMES}, folder / f"tasks-{number:06d}.safetensors")
+    write_tensors(folder / f"tasks-{number:06d}.safetensors", {name: weights[name] + shift for name in NAMES})
     return str(place / "run")
 
 
 def test_states_are_studied_once_and_drawn(place, capsys):
     run = arguments(place, "--parts", "states", "--limit", "3", "--every", "1")
-    assert run_analysis.main(run) == 0
+    assert main(["analysis", *run]) == 0
     text = (place / "out" / "states.md").read_text()
     assert text in capsys.readouterr().out and "## valid-ood: inside the two-hop prompt, n = 3" in text
     for picture in ("lens-valid-ood", "patching"):
@@ -82,17 +84,17 @@ def test_states_are_studied_once_and_drawn(place, capsys):
     assert sorted(arm for arm, *_ in keys) == ["FT"] * 3 + ["FT-as-MetaFT"] * 3 + ["MetaFT"] * 3
     assert [f"| {arm} | subject | " in text for arm in ("FT", "FT-as-MetaFT", "MetaFT")] == [True] * 3
     (place / "out" / "states.jsonl").write_text("\n".join(lines.splitlines()[:7]) + "\n{torn")
-    assert run_analysis.main(run) == 0
+    assert main(["analysis", *run]) == 0
     again = (place / "out" / "states.jsonl").read_text()
     assert again.splitlines()[:7] == lines.splitlines()[:7], "what was finished stays as it was"
     assert sorted(json.loads(line)["key"].split("|") for line in again.splitlines()) == sorted(keys)
-    assert run_analysis.main(run) == 0 and (place / "out" / "states.jsonl").read_text() == again, "nothing is computed twice"
+    assert main(["analysis", *run]) == 0 and (place / "out" / "states.jsonl").read_text() == again, "nothing is computed twice"
     settings = json.loads((place / "out" / "settings.json").read_text())
     assert list(settings) == ["states, FT", "states, FT-as-MetaFT", "states, MetaFT"]
     kept = settings["states, MetaFT"]["settings"]
-    assert (kept["limit"], kept["every"], kept["seed"], kept["datasets"], kept["layers"]) == (3, 1, 0, "valid-ood", [1])
+    assert (kept["limit"], kept["every"], kept["seed"], kept["datasets"], kept["layers"]) == (3, 1, 0, ["valid-ood"], [1])
     assert kept["model_sha256"] == hash_of_model(str(place / "tuned")) and kept["versions"]["torch"] == torch.__version__
-    assert run_analysis.main([*run[:-1], "2"]) == 2
+    assert main(["analysis", *run[:-1], "2"]) == 2
     assert json.loads((place / "out" / "settings.json").read_text()) == settings, "what was refused made nothing"
     assert "made with other settings (every 1 -> 2); choose another --output" in capsys.readouterr().err
 
@@ -100,7 +102,7 @@ def test_states_are_studied_once_and_drawn(place, capsys):
 def test_weights_along_a_run(place, capsys):
     run = keep_state(place, 40, 0.01)
     keep_state(place, 80, 0.02)
-    assert run_analysis.main(arguments(place, "--parts", "weights", "--weight-cases", "3", "--checkpoints", run)) == 0
+    assert main(["analysis", *arguments(place, "--parts", "weights", "--weight-cases", "3", "--checkpoints", run)]) == 0
     text = capsys.readouterr().out
     table = [line.split(" | ") for line in text.splitlines() if line.startswith(("| FT", "| after", "| MetaFT"))]
     stages = [row[0].strip("| ") for row in table if len(row) == 9]
@@ -138,15 +140,16 @@ def test_a_run_from_another_base_is_refused(place, capsys):
     run = keep_state(place, 40, 0.01)
     card = {"trained_tensors": NAMES, "settings": {}, "base_sha256": "0" * 64, "base_model": "another"}
     (place / "run" / "metaft.json").write_text(json.dumps(card))
-    assert run_analysis.main(arguments(place, "--parts", "weights", "--checkpoints", run)) == 2
+    assert main(["analysis", *arguments(place, "--parts", "weights", "--checkpoints", run)]) == 2
     assert "was meta-trained from other weights (sha256 000000000000...)" in capsys.readouterr().err
-    assert run_analysis.main(arguments(place, "--parts", "weights", "--checkpoints", str(place / "world"))) == 2
+    assert main(["analysis", *arguments(place, "--parts", "weights", "--checkpoints", str(place / "world"))]) == 2
     assert "keeps no states of a meta-training run" in capsys.readouterr().err
 
 
 def make_row(method, number, correct, generated=" Lima.", relation="capital", **more):
     tags = {"relation": relation, "entity_type": "Country", "entity_name": "the Peru"}
-    values = {"model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c", "seed": 0, **more}
+    shas = {"model_sha256": "a", "base_sha256": "a", "data_sha256": "b", "hparams_sha256": "c"}
+    values = {"model": "m", "seed": 0, **shas, **more}
     question = f"What is the capital of the country that Ann Lee {number} lives in?"
     return Row(
         method, "cre", str(number), correct=correct, generated=generated, question=question, answers=("Lima",), tags=tags, **values
@@ -209,7 +212,7 @@ def test_gains_are_read_from_rows(place, capsys):
         rows.append(make_row("FT", n, n < 2))
         rows.append(make_row("MetaFT", n, n < 6))
     run = arguments(place, "--parts", "gains", "--rows", str(path))
-    assert run_analysis.main(run) == 0
+    assert main(["analysis", *run]) == 0
     text = capsys.readouterr().out
     assert "## cre: MetaFT against FT by kind of case, n = 12" in text and "| capital | 12 | 50 | 17 | +33 [" in text
     assert "| low | 4 |" in text and "| something else | 4 | 0 | 0 | 6 | 83 [" in text
@@ -217,11 +220,11 @@ def test_gains_are_read_from_rows(place, capsys):
     settings = json.loads((place / "out" / "settings.json").read_text())
     assert list(settings) == ["gains, FT"] and settings["gains, FT"]["settings"]["rows"] == [str(path)]
     kept = (place / "out" / "priors.jsonl").read_text()
-    assert run_analysis.main(run) == 0 and (place / "out" / "priors.jsonl").read_text() == kept
+    assert main(["analysis", *run]) == 0 and (place / "out" / "priors.jsonl").read_text() == kept
     with open(path, "a") as file:
         file.write('{"another process": "is writing')
     written = path.read_bytes()
-    assert run_analysis.main(run) == 0 and path.read_bytes() == written, "what is read is left as it is"
+    assert main(["analysis", *run]) == 0 and path.read_bytes() == written, "what is read is left as it is"
     others = {
         "strange.jsonl": (make_row("unedited", 0, False), "the unedited rows of cre are of m, not of "),
         "mixed.jsonl": (make_row("ROME", 0, False, seed=1), "were run with different seeds"),
@@ -229,13 +232,13 @@ def test_gains_are_read_from_rows(place, capsys):
     for name, (row, message) in others.items():
         RowFile(place / name).append(row)
         files = [str(place / name), *([str(path)] if name == "mixed.jsonl" else [])]
-        assert run_analysis.main([*run[:-1], *files]) == 2 and message in capsys.readouterr().err
-    assert run_analysis.main([*run[:-1], str(place / "none.jsonl")]) == 2
+        assert main(["analysis", *run[:-1], ",".join(files)]) == 2 and message in capsys.readouterr().err
+    assert main(["analysis", *run[:-1], str(place / "none.jsonl")]) == 2
     assert "no file" in capsys.readouterr().err and not (place / "none.jsonl").exists()
 
 
 def test_a_plan_starts_nothing(place, capsys):
-    assert run_analysis.main(arguments(place, "--limit", "5", "--checkpoints", keep_state(place, 40, 0.1), "--plan")) == 0
+    assert main(["analysis", *arguments(place, "--limit", "5", "--checkpoints", keep_state(place, 40, 0.1), "--plan")]) == 0
     text = capsys.readouterr().out
     assert "states: 5 cases of valid-ood, 15 edits; about 2 min" in text and "at FT, FT-as-MetaFT, after 40 tasks, MetaFT" in text
     assert not (place / "out").exists()
@@ -246,19 +249,18 @@ def test_a_plan_starts_nothing(place, capsys):
     [
         (["--limit", "0"], "--limit must be 1 or more, got 0"),
         (["--weight-cases", "2"], "--weight-cases must be 3 or more, got 2"),
-        (["--parts", "states,heads"], "--parts must be of states, weights, gains, got 'heads'"),
+        (["--parts", "states,heads"], "--parts takes states, weights, gains, got heads"),
         (["--parts", "gains"], "the part gains and --rows go together"),
         (["--parts", "states", "--rows", "x"], "the part gains and --rows go together"),
     ],
 )
 def test_what_cannot_be_run_is_refused(given, message, capsys):
-    with pytest.raises(SystemExit):
-        run_analysis.parse_arguments(given)
+    assert main(["analysis", *given]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_data_without_usable_cases_is_refused(place, capsys):
-    assert run_analysis.main(arguments(place, "--parts", "states", "--datasets", "mquake-4hop")) == 2
+    assert main(["analysis", *arguments(place, "--parts", "states", "--datasets", "mquake-4hop")]) == 2
     assert "no case of mquake-4hop can be studied: one edit with a subject" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 
+from propmeta_edit.easyedit.algorithms import EditWith
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, PropMetaError
@@ -47,9 +48,8 @@ class Mortal:
 def build(folder):
     torch.set_num_threads(1)
     hparams = MetaFTHyperParams("tiny", device="cpu", layers=[1], lr=1e-2, num_steps=3)
-    return Mortal(
-        Editing(tiny.make_model("llama", dtype=torch.float32), tiny.make_tokenizer(), apply_metaft_to_model, hparams), folder
-    )
+    loaded = tiny.make_model("llama", dtype=torch.float32), tiny.make_tokenizer()
+    return Mortal(Editing(*loaded, EditWith(*loaded, apply_metaft_to_model, hparams)), folder)
 
 
 def run(folder, deaths, execute=None):

@@ -26,6 +26,7 @@ from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.evaluation.statistics import adjust_holm, mean_interval, pair_mean_interval, ratio_interval
+from propmeta_edit.finetune.saved_state import write_tensors
 from propmeta_edit.metatrain.run import TrainingRun, find_kept_states, read_kept_state
 from propmeta_edit.models.layers import get_blocks
 from propmeta_edit.records import Case, EditRequest, Question
@@ -258,7 +259,7 @@ def test_kept_states_are_found_and_checked(tmp_path):
     folder = tmp_path / "checkpoint" / "training" / "checkpoints"
     folder.mkdir(parents=True)
     for number in (200, 40):
-        save_file(state, folder / f"tasks-{number:06d}.safetensors")
+        write_tensors(folder / f"tasks-{number:06d}.safetensors", state)
     for given in (tmp_path / "checkpoint", tmp_path / "checkpoint" / "training", folder):
         assert list(find_kept_states(given)) == [40, 200]
     file = find_kept_states(folder)[40]
@@ -281,6 +282,9 @@ def test_a_kept_state_with_one_bit_turned_is_refused(tmp_path):
     damaged = bytearray(file.read_bytes())
     damaged[-1] ^= 1
     file.write_bytes(damaged)
+    with pytest.raises(ModelError, match=r"tasks-000040.safetensors is damaged: its checksum"):
+        read_kept_state(file)
+    save_file({"w": torch.arange(4.0)}, file)
     with pytest.raises(ModelError, match=r"tasks-000040.safetensors is damaged: its checksum"):
         read_kept_state(file)
 

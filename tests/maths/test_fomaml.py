@@ -10,17 +10,18 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from exact_maml import compute_exact_task_gradients
 from transformers import LlamaConfig
 
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, ModelError
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain import trainer
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.metatrain.exact_maml import compute_exact_task_gradients
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
 from propmeta_edit.metatrain.run import TrainingRun
 from propmeta_edit.metatrain.task_texts import encode_step
@@ -60,7 +61,7 @@ def test_inner_loop_is_adamw_on_the_target_loss_step_by_step(setting):
     """The obvious loop (whole-model loss, AdamW by hand) reaches the same weights and sees the same losses."""
     model, parameters, target, _ = setting
     before, gradients, seen = snapshot(parameters), [], []
-    settings = InnerLoopSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.1)
+    settings = EditSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.1)
     with only_trainable(model, parameters):
         for _ in range(3):
             for name, p in parameters.items():
@@ -82,7 +83,7 @@ def test_inner_loop_is_adamw_on_the_target_loss_step_by_step(setting):
 
 def test_task_gradient_is_the_plain_gradient_at_the_adapted_weights(setting):
     model, parameters, target, related = setting
-    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=2)
+    settings = EditSettings(inner_lr=0.02, num_inner_steps=2)
     before = snapshot(parameters)
     with only_trainable(model, parameters):
         task = compute_task_gradients(model, parameters, target, answer_loss(related), settings)
@@ -101,7 +102,7 @@ def test_many_tasks_at_once_are_the_single_tasks(family, tokenizer):
     parameters = select_parameters(model, [0, 1])
     requests = [REQUEST, EditRequest("Ann Lee is a citizen of", "Peru"), EditRequest("The capital of France is", "Paris in Greece")]
     questions = [QUESTION, Question("What does Ann Lee speak?", ("Spanish",)), Question("Where?", ("Lima in Peru",))]
-    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=3)
+    settings = EditSettings(inner_lr=0.02, num_inner_steps=3)
     with only_trainable(model, parameters):
         single = [
             compute_task_gradients(
@@ -118,7 +119,7 @@ def test_many_tasks_at_once_are_the_single_tasks(family, tokenizer):
         torch.testing.assert_close(together.gradients[number], expected, rtol=1e-5, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("settings", [InnerLoopSettings(num_inner_steps=0), InnerLoopSettings(inner_lr=0.0, num_inner_steps=4)])
+@pytest.mark.parametrize("settings", [EditSettings(num_inner_steps=0), EditSettings(inner_lr=0.0, num_inner_steps=4)])
 def test_without_inner_learning_the_gradient_is_the_ordinary_one(setting, settings):
     model, parameters, target, related = setting
     with only_trainable(model, parameters):
@@ -178,7 +179,7 @@ def test_first_order_and_not_second_order_on_a_quadratic(monkeypatch):
 
     monkeypatch.setattr("propmeta_edit.finetune.inner_loop.compute_answer_loss", loss)
     monkeypatch.setattr(torch.optim, "AdamW", PlainSgd)
-    settings = InnerLoopSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
+    settings = EditSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
     parameters = {"model.layers.0.0.weight": model.w}
     related = partial(loss, batch=(b, relateds), num_edits=2)
     task = compute_task_gradients(model, parameters, [(a, targets)], related, settings, num_tasks=2)
@@ -200,9 +201,9 @@ def test_exact_maml_carries_the_factor_on_a_quadratic(monkeypatch):
     def plain_sgd(values, gradients, first, second, step, settings):
         return [v - settings.inner_lr * g for v, g in zip(values, gradients, strict=True)], first, second
 
-    monkeypatch.setattr("propmeta_edit.metatrain.exact_maml._adamw", plain_sgd)
-    monkeypatch.setattr("propmeta_edit.metatrain.exact_maml.compute_answer_loss", lambda m, batch, reduction: loss(m, batch, a))
-    settings = InnerLoopSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
+    monkeypatch.setattr("exact_maml._adamw", plain_sgd)
+    monkeypatch.setattr("exact_maml.compute_answer_loss", lambda m, batch, reduction: loss(m, batch, a))
+    settings = EditSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
     parameters = {"model.layers.0.0.weight": model.w}
     task = compute_exact_task_gradients(model, parameters, [target], lambda m: loss(m, related, b), settings)
     adapted = target + (1 - alpha * a) ** k * (3.0 - target)
@@ -219,7 +220,7 @@ def test_exact_maml_is_the_derivative_of_the_whole_inner_loop(tokenizer):
     model = tiny.make_model("gpt2")
     parameters = select_parameters(model, [1])
     target, related = encode_requests(tokenizer, [[REQUEST]]), encode_questions(tokenizer, [QUESTION])
-    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=3, eps=1e-2)
+    settings = EditSettings(inner_lr=0.02, num_inner_steps=3, eps=1e-2)
     exact = compute_exact_task_gradients(model, parameters, target, answer_loss(related), settings)
     with only_trainable(model, parameters):
         first_order = compute_task_gradients(model, parameters, target, answer_loss(related), settings)
@@ -251,13 +252,16 @@ def test_exact_maml_is_the_derivative_of_the_whole_inner_loop(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_second_order_step_runs_and_leaves_theta_alone(name, tokenizer):
+def test_exact_maml_runs_and_leaves_theta_alone(name, tokenizer):
+    """Two tasks one after another, as an outer step of second order would take them."""
     model = tiny.make_model(name)
     parameters = select_parameters(model, [1])
     before = snapshot(parameters)
-    config = MetaTrainConfig(model="tiny", layers=[1], order="second", inner_lr=0.01, num_inner_steps=2, num_tasks=1)
-    tasks = [MetaTask("a", REQUEST, QUESTION), MetaTask("b", EditRequest("Ann Lee lives in", "Peru"), QUESTION)]
-    found = compute_step_gradients(model, parameters, encode_step(tokenizer, tasks, config), config)
+    settings = EditSettings(inner_lr=0.01, num_inner_steps=2)
+    related = answer_loss(encode_questions(tokenizer, [QUESTION]))
+    targets = [encode_requests(tokenizer, [[request]]) for request in (REQUEST, EditRequest("Ann Lee lives in", "Peru"))]
+    first, second = (compute_exact_task_gradients(model, parameters, target, related, settings) for target in targets)
+    found = first.take_in(second)
     assert len(found.related_losses) == 2 and all(torch.isfinite(g).all() for g in found.gradients)
     assert all(torch.equal(p, before[n]) for n, p in parameters.items())
 
@@ -333,7 +337,7 @@ def test_meta_training_and_editing_share_one_inner_loop(family, tokenizer, monke
         seen.update({name: value[0].T if value.dim() == 3 and family != "gpt2" else value[0] for name, value in adapted.items()})
         return losses
 
-    monkeypatch.setattr("propmeta_edit.metatrain.fomaml.apply_inner_loop", record)
+    monkeypatch.setattr("propmeta_edit.finetune.many_edits.apply_inner_loop", record)
     meta_train(model, tokenizer, [MetaTask("t", REQUEST, QUESTION)], config)
     assert all(torch.equal(p.data, before[name]) for name, p in parameters.items())
     hparams = MetaFTHyperParams(model_name="tiny", device="cpu", layers=[1], lr=0.01, num_steps=4)
@@ -366,13 +370,12 @@ def test_half_precision_is_refused(tokenizer):
         meta_train(model, tokenizer, [MetaTask("t", REQUEST, QUESTION)], config)
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
-def test_a_step_in_parts_holds_one_sum_of_gradients(tokenizer, monkeypatch, order):
+def test_a_step_in_parts_holds_one_sum_of_gradients(tokenizer, monkeypatch):
     """However many parts there are; their sum is the gradient of all at once."""
     model = tiny.make_model("llama")
     parameters = select_parameters(model, [1])
     tasks = [MetaTask(name, EditRequest("Ann Lee lives in", name), QUESTION) for name in ("Peru", "Greece", "France", "Lima")]
-    config = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.01, num_inner_steps=2, tasks_per_step=4, order=order)
+    config = MetaTrainConfig(model="tiny", layers=[1], inner_lr=0.01, num_inner_steps=2, tasks_per_step=4)
     compute, made, alive = trainer._compute_gradients, [], []
 
     def watch(*arguments):
@@ -387,8 +390,8 @@ def test_a_step_in_parts_holds_one_sum_of_gradients(tokenizer, monkeypatch, orde
     assert alive == [0, 1, 1, 1]
     singly = [compute(model, parameters, part, config) for part in parts]
     expected = [sum(column) for column in zip(*(task.gradients for task in singly), strict=True)]
-    [whole] = encode_step(tokenizer, tasks, replace(config, order="first"))
-    together = expected if order == "second" else compute(model, parameters, whole, config).gradients
+    [whole] = encode_step(tokenizer, tasks, config)
+    together = compute(model, parameters, whole, config).gradients
     for own, one_by_one, at_once in zip(in_parts.gradients, expected, together, strict=True):
         assert own.is_contiguous()
         torch.testing.assert_close(own, one_by_one, rtol=1e-12, atol=1e-12)

@@ -1,13 +1,13 @@
-"""The engine against the plain loops of ``benchmarks/reference_loops.py``: the same weights, losses and outer steps."""
+"""The engine against the plain loops of ``propmeta_edit/speed/reference.py``: the same weights, losses and outer steps."""
 
 from __future__ import annotations
 
 import pytest
-import reference_loops
 import tiny
 import torch
 
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import apply_outer_step
@@ -15,6 +15,7 @@ from propmeta_edit.metatrain.task_texts import encode_step
 from propmeta_edit.metatrain.trainer import compute_step_gradients
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest, MetaTask, Question
+from propmeta_edit.speed import reference
 from propmeta_edit.text.encoding import encode_requests
 
 TASKS = [
@@ -26,11 +27,11 @@ TASKS = [
 
 def test_an_edit_of_several_facts(family, tokenizer):
     requests = [task.target for task in TASKS]
-    settings = InnerLoopSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.1)
+    settings = EditSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.1)
     plain, engine = tiny.make_model(family), tiny.make_model(family)
     expected, parameters = select_parameters(plain, [1]), select_parameters(engine, [1])
     with only_trainable(plain, expected):
-        reference_loops.edit(plain, tokenizer, expected, requests, settings)
+        reference.edit(plain, tokenizer, expected, requests, settings)
     with only_trainable(engine, parameters):
         apply_inner_loop(engine, parameters, encode_requests(tokenizer, [requests]), settings)
     for name, p in parameters.items():
@@ -39,12 +40,12 @@ def test_an_edit_of_several_facts(family, tokenizer):
 
 def test_one_task_by_higher(family, tokenizer):
     """Other people's code for the same gradient; its Adam has no decoupled weight decay."""
-    settings = InnerLoopSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.0)
+    settings = EditSettings(inner_lr=0.01, num_inner_steps=3, weight_decay=0.0)
     model = tiny.make_model(family)
     parameters = select_parameters(model, [1])
     with only_trainable(model, parameters):
-        expected, expected_loss = reference_loops.task_gradients_by_higher(model, tokenizer, parameters, TASKS[0], settings)
-        gradients, loss = reference_loops.task_gradients(model, tokenizer, parameters, TASKS[0], settings)
+        expected, expected_loss = reference.task_gradients_by_higher(model, tokenizer, parameters, TASKS[0], settings)
+        gradients, loss = reference.task_gradients(model, tokenizer, parameters, TASKS[0], settings)
     assert loss == pytest.approx(expected_loss, rel=1e-4)
     for own, other in zip(gradients, expected, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3)
@@ -63,8 +64,8 @@ def test_two_outer_steps(family, tokenizer, at_once):
     before = snapshot(parameters)
     for _ in range(2):
         with only_trainable(plain, expected):
-            own = [reference_loops.task_gradients(plain, tokenizer, expected, task, config.inner) for task in TASKS]
-        reference_loops.outer_step(first, expected, [gradients for gradients, _ in own])
+            own = [reference.task_gradients(plain, tokenizer, expected, task, config.edit) for task in TASKS]
+        reference.outer_step(first, expected, [gradients for gradients, _ in own])
         with only_trainable(engine, parameters):
             gradients = compute_step_gradients(engine, parameters, encode_step(tokenizer, TASKS, config), config)
         apply_outer_step(second, parameters, gradients)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import propmeta_edit
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "propmeta_edit"
 ORDER = [
@@ -25,15 +27,19 @@ ORDER = [
     "evaluation",
     "analysis",
     "recipes",
-    "cli",
+    "studies",
+    "speed",
+    "command",
 ]
-BASE = {"errors", "records", "files", "config", "__init__"}
+BASE = {"errors", "records", "files", "config", "options", "__init__"}
+COMMAND = {"cli", "commands"}
+NAMED = re.compile(r"(propmeta_edit|easyeditor)(\.\w+)+(:\w+)?")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room(module):
     part = module.split(".")[1] if "." in module else "__init__"
-    return "base" if part in BASE else part
+    return "base" if part in BASE else "command" if part in COMMAND else part
 
 
 def imports(path, top_level_only=False):
@@ -43,6 +49,8 @@ def imports(path, top_level_only=False):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMED.fullmatch(node.value):
+            yield node.value.partition(":")[0]  # what importlib is given, here or elsewhere, is an import too
 
 
 def module_name(path):
@@ -63,6 +71,22 @@ def test_a_room_imports_only_rooms_above_it(path):
         assert imported.split(".")[0] not in ("benchmarks", "tests"), name
         if imported.split(".")[0] == "easyeditor":
             assert here == "easyedit", f"{name} imports EasyEdit"
+
+
+def test_a_module_named_in_a_string_is_an_import(tmp_path):
+    file = tmp_path / "x.py"
+    file.write_text('import importlib\nimportlib.import_module("propmeta_edit.recipes.bundled")\nVERB = "propmeta_edit.cli:main"\n')
+    assert sorted(imports(file)) == ["importlib", "propmeta_edit.cli", "propmeta_edit.recipes.bundled"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_import_public_names_alone(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert all(alias.name.split(".")[0] in sys.stdlib_module_names for alias in node.names), path.name
+        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] not in sys.stdlib_module_names:
+            assert node.module == "propmeta_edit" and {alias.name for alias in node.names} <= set(propmeta_edit.__all__)
 
 
 def test_easyedit_is_never_imported_while_importing():

@@ -24,13 +24,20 @@ from propmeta_edit.baselines.cake import (
 )
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake
 from propmeta_edit.easyedit import cake as cake_of_easyedit
+from propmeta_edit.easyedit.algorithms import easyedit_request
 from propmeta_edit.easyedit.cake import CaKEHyperParams, apply_cake_to_model
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.evaluation.methods import easyedit_request
 from propmeta_edit.records import EditRequest
 
 EDIT = EditRequest("Ann Lee is a citizen of", "Peru", "Ann Lee")
 REQUEST = {"prompt": EDIT.prompt, "target_new": EDIT.target_new, "subject": EDIT.subject}
+
+
+def test_easyedits_names_give_the_recipe():
+    """None of the values is a default, and EasyEdit's own ``batch_size`` is none of the recipe's."""
+    same = {"rank": 3, "lora_alpha": 5, "lora_dropout": 0.2, "max_length": 99, "learn_prompts": True, "seed": 7}
+    hparams = CaKEHyperParams("tiny", device="cpu", lr=3e-3, num_steps=6, train_batch_size=2, batch_size=9, **same)
+    assert hparams.recipe == CakeSettings(learning_rate=3e-3, num_epochs=6, batch_size=2, **same)
 
 
 def test_templates_speak_of_the_fact_and_lead_on_from_its_object():

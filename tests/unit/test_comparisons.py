@@ -37,7 +37,8 @@ def test_no_difference_is_no_evidence():
 
 
 def make_rows(method, verdicts, first=0):
-    base = {"dataset": "cre-id", "model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c", "seed": 0}
+    shas = {"model_sha256": "a", "base_sha256": "a", "data_sha256": "b", "hparams_sha256": "c"}
+    base = {"dataset": "cre-id", "model": "m", "seed": 0, **shas}
     return [
         Row(
             method=method, case_id=f"c{first + i}", correct=v, question=f"q|{i}?", answers=("yes", "ja"), generated=f" {v}\n.",

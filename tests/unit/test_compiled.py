@@ -93,7 +93,6 @@ def test_weights_of_compiled_blocks_are_not_packed(monkeypatch):
         assert not inside & set(packed._find_packed(model, parameters)) and packed._find_packed(model, parameters)
 
 
-@pytest.mark.parametrize(("other", "message"), [({"order": "second"}, "order: second"), ({"shard": True}, "shard")])
-def test_what_it_cannot_be_combined_with(other, message):
-    with pytest.raises(ConfigError, match=f"compile cannot be combined with {message}"):
-        MetaTrainConfig(model="tiny", compile=True, **other)
+def test_what_it_cannot_be_combined_with():
+    with pytest.raises(ConfigError, match="compile cannot be combined with shard"):
+        MetaTrainConfig(model="tiny", compile=True, shard=True)

@@ -20,7 +20,7 @@ from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, m
 from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.stacking import StackedWeights, stacked_weights
 from propmeta_edit.finetune.weights import snapshot
@@ -38,15 +38,7 @@ REQUESTS = [
 
 
 def hparams(layers=(1,), **values):
-    settings = InnerLoopSettings(inner_lr=0.02, num_inner_steps=3)
-    return SimpleNamespace(
-        layers=list(layers),
-        modules="attention+mlp",
-        batch_size=1,
-        model_name="tiny",
-        inner_loop_settings=lambda: settings,
-        **values,
-    )
+    return SimpleNamespace(model_name="tiny", edit=EditSettings(list(layers), inner_lr=0.02, num_inner_steps=3), **values)
 
 
 @pytest.fixture
@@ -220,15 +212,10 @@ def test_loaded_edits_are_the_saved_ones(model, edits, saved):
         assert same(values_of(model), both)
 
 
-def test_requests_are_kept_whole_and_those_of_older_edits_are_read(edits, tmp_path):
+def test_requests_are_kept_whole(edits, tmp_path):
     request = EditRequest("Ann lives in", "Peru", "Ann", (("Ann's home:", "Peru."),), ("Ann's home is in",))
     replace(edits[0], requests=(request,)).save(tmp_path / "edit")
     assert Edit.load(tmp_path / "edit").requests == (request,)
-    file = tmp_path / "edit" / CONFIG
-    config = json.loads(file.read_text())
-    del config["requests"][0]["rephrasings"]
-    file.write_text(json.dumps(config))
-    assert Edit.load(tmp_path / "edit").requests == (replace(request, rephrasings=()),)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no config", "no weights", "no edit"])
@@ -256,8 +243,9 @@ def test_damaged_files(saved, damage):
         ("settings", None),
         ("settings", "ten steps"),
         ("base_sha256", 5),
+        ("base", None),
         ("base_model", 5),
-        ("requests", [{"prompt": "", "target_new": "Peru", "augmentation": []}]),
+        ("requests", [{"prompt": "", "target_new": "Peru", "augmentation": [], "rephrasings": []}]),
     ],
 )
 def test_a_config_with_something_else_in_it_names_its_folder(saved, name, value):
@@ -352,14 +340,6 @@ def test_an_edit_pinned_to_another_model_belongs_there(model, edits, saved, rela
         assert all(torch.equal(foreign.get_parameter(name), value) for name, value in edits[0].weights.items())
     with pytest.raises(ModelError, match=r"is torch\.bfloat16 in this model and torch\.float64 in the edit"):
         edits[0].pin_to(other.bfloat16())
-
-
-def test_folders_of_before_bases_were_known_are_read(edits, saved, relative):
-    config = json.loads((saved / CONFIG).read_text())
-    del config["base"]
-    (saved / CONFIG).write_text(json.dumps(config))
-    with Edit.load(saved).applied(relative[0]):
-        pass
 
 
 def test_folders_that_cannot_be_written(edits, saved, tmp_path):
@@ -591,12 +571,25 @@ def test_what_many_at_once_refuse(model, tokenizer):
     assert edit_many(model, tokenizer, [], hparams()) == []
 
 
+def test_settings_alone_make_the_edit_of_hyperparameters_that_hold_them(model, edits, tokenizer):
+    model.config._name_or_path = "models/here"
+    for found in (
+        compute_edit(model, tokenizer, REQUESTS[0], hparams().edit),
+        *edit_many(model, tokenizer, REQUESTS, hparams().edit),
+    ):
+        expected = next(edit for edit in edits if edit.requests == found.requests)
+        assert (found.base_model, found.method, found.settings) == ("models/here", "MetaFT", expected.settings)
+        assert expected.base_model == "tiny" and found.weights.keys() == expected.weights.keys()
+        for name, value in expected.weights.items():
+            torch.testing.assert_close(found.weights[name], value, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     "compute", [lambda *a: compute_edit(*a[:2], REQUESTS[0], a[2]), lambda *a: edit_many(*a[:2], REQUESTS, a[2])]
 )
 def test_an_edit_that_diverged_is_refused_and_leaves_no_trace(model, tokenizer, compute):
     before, settings = values_of(model), hparams()
-    settings.inner_loop_settings = lambda: InnerLoopSettings(inner_lr=1e300, num_inner_steps=3)
+    settings.edit = replace(settings.edit, inner_lr=1e300)
     with pytest.raises(ModelError, match=r"the edit diverged: .* after 3 steps at rate 1e\+300; lower the rate"):
         compute(model, tokenizer, settings)
     assert same(values_of(model), before)

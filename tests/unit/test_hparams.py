@@ -6,16 +6,17 @@ import copy
 import json
 import logging
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
-from propmeta_edit import MetaFTHyperParams
+from propmeta_edit import EditSettings, MetaFTHyperParams
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.easyedit.algorithms import default_layers, fill_layers
+from propmeta_edit.easyedit.hparams import edit_settings_of
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.devices import resolve_device
@@ -35,7 +36,7 @@ def test_numbers_as_text_are_numbers_and_the_suffix_is_optional(tmp_path):
     write(tmp_path, 'model_name: x\ndevice: cpu\nlr: 5e-4\nnum_steps: "7"\nlayers: [1]\n')
     hparams = MetaFTHyperParams.from_hparams(str(tmp_path / "hparams"))
     assert (hparams.lr, hparams.num_steps, hparams.layers) == (5e-4, 7, [1])
-    assert hparams.inner_loop_settings().inner_lr == 5e-4 and hparams.inner_loop_settings().num_inner_steps == 7
+    assert hparams.edit.inner_lr == 5e-4 and hparams.edit.num_inner_steps == 7
 
 
 @pytest.mark.parametrize(
@@ -155,6 +156,36 @@ def test_layers_are_filled_where_they_are_left_out(tmp_path, caplog):
         fill_layers("MEMIT", {"layers": [3]}, "nowhere")
 
 
+def test_what_an_edit_is_made_with_comes_whole_from_every_kind_of_settings():
+    """None of the values is a default; those that EasyEdit calls otherwise are among them."""
+    own = EditSettings([3], "mlp", 3e-4, 7, weight_decay=0.3, loss_reduction="sum", batch_size=5)
+    shared = {"layers": [3], "modules": "mlp", "weight_decay": 0.3, "loss_reduction": "sum"}
+    assert MetaFTHyperParams("x", device="cpu", lr=3e-4, num_steps=7, batch_size=5, **shared).edit == own
+    train = MetaTrainConfig("x", inner_lr=3e-4, num_inner_steps=7, **shared)
+    assert train.edit == replace(own, batch_size=1)
+    values = edit_settings_of(asdict(train))
+    assert values == {"alg_name": "MetaFT", "lr": 3e-4, "num_steps": 7, **shared}
+    assert MetaFTHyperParams("x", device="cpu", **values).edit == train.edit
+    with pytest.raises(KeyError, match="num_inner_steps"):
+        edit_settings_of({**shared, "inner_lr": 3e-4})
+
+
+def test_saved_edits_and_rows_say_all_but_how_many_facts_share_an_update():
+    assert EditSettings([3], batch_size=4).to_dict() == EditSettings([3]).to_dict() != EditSettings([4]).to_dict()
+    assert set(asdict(EditSettings())) - set(EditSettings().to_dict()) == {"batch_size"}
+
+
+def test_what_the_loop_cannot_use_is_refused():
+    for values, message in (
+        ({"inner_lr": -1.0}, "the inner learning rate must be 0 or more, got -1.0"),
+        ({"num_inner_steps": -1}, "the number of inner steps must be 0 or more, got -1"),
+        ({"loss_reduction": "max"}, "loss_reduction must be mean or sum, got 'max'"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            EditSettings(**values)
+
+
 def test_metaft_settings_agree_with_meta_training():
     """An edit must use the loop that the checkpoint was meta-trained with; the controls are edited as the model they are for."""
     for path in sorted((HPARAMS / "MetaTrain").glob("*.yaml")):
@@ -162,7 +193,7 @@ def test_metaft_settings_agree_with_meta_training():
         own = HPARAMS / EDITED_AS.get(path.stem, f"MetaFT/{path.stem}.yaml")
         edit = MetaFTHyperParams.from_hparams(own if own.exists() else HPARAMS / "MetaFT" / "smollm2-135m.yaml")
         steps = train.num_inner_steps or edit.num_steps  # the K = 0 control has no inner loop in training
-        assert edit.inner_loop_settings() == replace(train.inner, num_inner_steps=steps), path
+        assert edit.edit == replace(train.edit, num_inner_steps=steps), path
         assert edit.layers == train.layers and edit.modules == train.modules
 
 

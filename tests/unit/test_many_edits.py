@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
 
 from propmeta_edit.errors import ModelError
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings, apply_inner_loop
+from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.prefix import FrozenPrefix
@@ -24,7 +27,7 @@ EDITS = [
     [EditRequest("Lima is", "Spanish"), EditRequest("Greece uses", "euro")],
 ]
 PROMPTS = ["Question: What is the currency of the country? Answer: The answer is", "Ann Lee is"]
-SETTINGS = InnerLoopSettings(inner_lr=0.05, num_inner_steps=3)
+SETTINGS = EditSettings([1], inner_lr=0.05, num_inner_steps=3)
 
 
 def test_edits_at_once_answer_as_one_by_one(family, tokenizer):
@@ -38,7 +41,7 @@ def test_edits_at_once_answer_as_one_by_one(family, tokenizer):
             with only_trainable(model, parameters):
                 apply_inner_loop(model, parameters, encode_requests(tokenizer, [edits]), SETTINGS)
             one_by_one += generate_greedily(model, tokenizer, PROMPTS)
-    with many_edits(model, tokenizer, EDITS, SETTINGS, layers=[1]):
+    with many_edits(model, tokenizer, EDITS, SETTINGS):
         at_once = generate_greedily(model, tokenizer, PROMPTS * len(EDITS))
     assert at_once == one_by_one and len(set(one_by_one)) > len(PROMPTS), "the edits must differ for this to mean anything"
     assert generate_greedily(model, tokenizer, PROMPTS) == unedited
@@ -48,7 +51,7 @@ def test_edits_at_once_answer_as_one_by_one(family, tokenizer):
 def test_a_failure_inside_leaves_the_model_as_it_was(family, tokenizer):
     model = tiny.make_model(family)
     before = generate_greedily(model, tokenizer, PROMPTS)
-    with pytest.raises(ValueError, match="mine"), many_edits(model, tokenizer, EDITS, SETTINGS, layers=[0]):
+    with pytest.raises(ValueError, match="mine"), many_edits(model, tokenizer, EDITS, replace(SETTINGS, layers=[0])):
         raise ValueError("mine")
     assert generate_greedily(model, tokenizer, PROMPTS) == before
 
@@ -107,6 +110,6 @@ def test_edits_of_half_precision_tensors_are_refused(tokenizer):
     model = tiny.make_model("llama", dtype=torch.bfloat16)
     with (
         pytest.raises(ModelError, match=r"must be fp32, but model\.layers\.1\..* is torch\.bfloat16.*load_model with layers="),
-        many_edits(model, tokenizer, EDITS, SETTINGS, layers=[1]),
+        many_edits(model, tokenizer, EDITS, SETTINGS),
     ):
         pass

@@ -8,13 +8,15 @@ import huggingface_hub
 import pytest
 import tiny
 
-from propmeta_edit.evaluation.rows import Row, RowFile
+from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.models.artefacts import find_model_folder
-from propmeta_edit.recipes import plan
-from propmeta_edit.recipes.comparison import METHODS, Setup
-from propmeta_edit.recipes.plan import TYPICAL_SECONDS, describe_plan
 from propmeta_edit.records import Case, EditRequest, Question
+from propmeta_edit.studies import cost
+from propmeta_edit.studies.cost import TYPICAL_SECONDS, Asked, describe_plan, estimate_memory
+from propmeta_edit.studies.methods import METHODS
+from propmeta_edit.studies.runs import shape_of
+from propmeta_edit.studies.variants import Bench
 
 CASES = [Case(f"c{n}", (EditRequest(f"Ann {n} lives in", "Peru"),), Question("Where?", ("Lima",))) for n in range(30)]
 DATA = [DataSet("d", "sha", CASES)]
@@ -34,21 +36,19 @@ def hub(tmp_path, monkeypatch, tokenizer):
         return fetch(name, cache_dir=tmp_path / "hub", **options)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", local_only)
-    plan._read_shape.cache_clear()
+    shape_of.cache_clear()
     return snapshot
 
 
 def describe(tmp_path, model, names, rows=(), minutes=None):
-    file = RowFile(tmp_path / "rows.jsonl")
-    for row in rows:
-        file.append(row)
-    setup = Setup(model, {}, "cpu", "float32", 0, 8)
-    said = describe_plan(names, setup, "smollm2-135m", DATA, file, None, {}, minutes)
+    bench = Bench(model, "tiny", "cpu", "float32", folder=tmp_path)
+    asked = [Asked(name, METHODS[name], data) for name in names for data in DATA]
+    said = describe_plan(asked, bench, rows, limit=None, limits={}, minutes_per_row=minutes)
     return {line.split()[0]: line for line in said.splitlines() if line}
 
 
 def make_row(number, seconds):
-    return Row("FT", "d", f"c{number}", "m", "h", "sha", "p", 0, seconds=seconds)
+    return Row("FT", "d", f"c{number}", "m", "h", "sha", "p", 0, "h", seconds=seconds)
 
 
 def test_a_model_in_the_hubs_cache_is_there(hub, tmp_path):
@@ -72,7 +72,8 @@ def test_weights_of_which_a_part_is_missing_are_to_be_fetched(hub):
 
 
 def test_what_was_never_timed_is_a_guess_by_size_and_a_budget_caps_it(hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "TYPICAL_PARAMETERS", plan._read_shape("owner/tiny").num_parameters / 3)
+    size = sum(p.numel() for p in shape_of("owner/tiny").parameters())
+    monkeypatch.setattr(cost, "TYPICAL_PARAMETERS", size / 3)
     lines = describe(tmp_path, "owner/tiny", ["FT", "CaKE"])
     assert lines["CaKE"].endswith(f"{30 * 3 * TYPICAL_SECONDS['CaKE'] / 60:.0f} min (a guess)")
     lines = describe(tmp_path, "owner/tiny", ["FT", "CaKE"], [make_row(0, 60.0), make_row(1, 120.0)])
@@ -80,20 +81,31 @@ def test_what_was_never_timed_is_a_guess_by_size_and_a_budget_caps_it(hub, tmp_p
     lines = describe(tmp_path, "owner/tiny", ["FT", "CaKE"], minutes=10)
     assert lines["FT"].endswith("  7 min"), "3 of 10 min are used up"
     assert lines["CaKE"].endswith("  10 min (a guess)")
-    assert "17 min in all, 10 min of it guessed" in lines["on"]
+    assert "17 min in all, 10 min guessed" in lines["58"], "28 and 30 cases"
 
 
-def test_memory_counts_the_edits_side_by_side():
-    """A shape of 8 billion parameters in 32 layers: 14.9 GiB in bf16, 0.93 GiB a layer in fp32."""
-    shape = plan._Shape(8_000_000_000, 32, 14336)
-    one, eight = (plan._estimate(METHODS["FT"], Setup("m", {}, "cpu", "bfloat16", 0, n), shape, "llama3-8b")[0] for n in (1, 8))
-    assert one == pytest.approx(14.90 + 5 * 0.931, abs=0.02) and eight == pytest.approx(14.90 + 33 * 0.931, abs=0.05)
-    setup = Setup("m", {}, "cpu", "bfloat16", 0, 1)
-    whole, _ = plan._estimate(METHODS["FT-all-layers"], setup, shape, "llama3-8b")
-    assert whole == pytest.approx(14.90 + 5 * 32 * 0.931, rel=0.001), "all layers, though there is no YAML of its own"
-    moments = plan._estimate(METHODS["MEMIT"], Setup("m", {}, "cpu", "bfloat16", 0, 8), shape, "llama3-8b")
-    assert moments == (pytest.approx(2 * 14.90 + 5 * 0.766, abs=0.02), pytest.approx(5 * 0.766, abs=0.01))
+@pytest.fixture
+def llama(tmp_path):
+    """The shape of Llama-3-8B, from its configuration alone: 14.96 GiB in bf16, of which a layer has 0.8125 GiB in fp32."""
+    from transformers import LlamaConfig
+
+    shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    LlamaConfig(**shape, num_key_value_heads=8, vocab_size=128256).save_pretrained(tmp_path / "llama3-8b")
+    return str(tmp_path / "llama3-8b")
+
+
+def test_memory_counts_the_edits_side_by_side(llama):
+    def memory_of(name, edits_at_once):
+        bench = Bench(llama, "llama3-8b", "cpu", "bfloat16", edits_at_once=edits_at_once)
+        return estimate_memory(METHODS[name], bench)
+
+    one, eight = (memory_of("FT", n)[0] for n in (1, 8))
+    assert one == pytest.approx(14.96 + 5 * 0.8125, abs=0.02) and eight == pytest.approx(14.96 + 33 * 0.8125, abs=0.05)
+    whole, _ = memory_of("FT-all-layers", 1)
+    assert whole == pytest.approx(14.96 + 5 * 32 * 0.8125, rel=0.001), "all layers, though there is no YAML of its own"
+    moments = memory_of("MEMIT", 8)
+    assert moments == (pytest.approx(2 * 14.96 + 5 * 0.766, abs=0.02), pytest.approx(5 * 0.766, abs=0.01))
 
 
 def test_every_row_has_a_typical_time():
-    assert {kind.edit for kind in plan.METHODS.values()} <= set(TYPICAL_SECONDS)
+    assert {variant.edit for variant in METHODS.values()} <= set(TYPICAL_SECONDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import published
+from propmeta_edit.studies import published
 
 
 def is_share_of(percent, n):

@@ -135,7 +135,8 @@ def test_broken_lines_are_named(tmp_path):
         rows.append(rows.rows[0])
 
 
-BASE = {"method": "FT", "dataset": "d", "model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c", "seed": 0}
+SOURCES = {"model": "m", "model_sha256": "a", "base_sha256": "a", "data_sha256": "b", "hparams_sha256": "c", "seed": 0}
+BASE = {"method": "FT", "dataset": "d", **SOURCES}
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c", "\n", "\r\n"])
@@ -208,20 +209,18 @@ def test_an_interrupt_stops_the_run_and_keeps_what_is_done(tmp_path):
 
 
 def test_tables_refuse_to_mix():
-    row = {"method": "FT", "dataset": "d", "model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c", "seed": 0}
     with pytest.raises(DataError, match="tabulate them apart"):
-        summarise([Row(case_id="1", **row), Row(case_id="2", **{**row, "seed": 1})])
+        summarise([Row(case_id="1", **BASE), Row(case_id="2", **{**BASE, "seed": 1})])
     with pytest.raises(DataError, match="different protocols"):
-        summarise([Row(case_id="1", **row), Row(case_id="2", **{**row, "method": "ROME"}, protocol="another")])
+        summarise([Row(case_id="1", **BASE), Row(case_id="2", **{**BASE, "method": "ROME"}, protocol="another")])
     assert PROTOCOL != "another"
     with pytest.raises(DataError, match="different files"):
-        summarise([Row(case_id="1", **row), Row(case_id="2", **{**row, "method": "ROME", "data_sha256": "other"})])
+        summarise([Row(case_id="1", **BASE), Row(case_id="2", **{**BASE, "method": "ROME", "data_sha256": "other"})])
 
 
 def test_tables_refuse_rows_of_different_bases_and_seeds():
-    row = {"dataset": "d", "model": "m", "model_sha256": "a", "data_sha256": "b", "hparams_sha256": "c"}
-    ft = Row("FT", case_id="1", seed=0, base_sha256="a", **row)
-    require_comparable([ft, replace(ft, method="MetaFT", model_sha256="z"), replace(ft, method="old", base_sha256="")])
+    ft = Row(case_id="1", **BASE)
+    require_comparable([ft, replace(ft, method="MetaFT", model_sha256="z")])
     with pytest.raises(DataError, match=r"rows of FT \(a\) and ROME \(other\) started from different base models"):
         require_comparable([ft, replace(ft, method="ROME", base_sha256="other")])
     with pytest.raises(DataError, match=r"rows of FT \(0\) and ROME \(1\) were run with different seeds"):

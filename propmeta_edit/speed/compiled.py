@@ -7,11 +7,10 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-import speed_parts
-from speed_edit import Setting, time_batched, time_single
-
 from propmeta_edit.finetune.compiled import compiled_if
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.speed import parts
+from propmeta_edit.speed.edits import Setting, time_batched, time_single
 
 ENGINE, COMPILED = "engine", "compiled"
 
@@ -23,7 +22,7 @@ def compare(settings: Sequence[Setting], number: int, repeats: int) -> Iterator[
         edit = partial(time_single if setting.at_once == 1 else time_batched, model, tokenizer, setting, number)
         names = select_parameters(model, [setting.layer])
         sides = {name: partial(_time, edit, compiled_if(name == COMPILED, model, names)) for name in (ENGINE, COMPILED)}
-        times = speed_parts.measure(sides, repeats)
+        times = parts.measure(sides, repeats)
         usual = {name: timing.usual for name, timing in times.items()}
         for side, timing in times.items():
             yield {
@@ -33,7 +32,7 @@ def compare(settings: Sequence[Setting], number: int, repeats: int) -> Iterator[
                 "at once": setting.at_once,
                 "seconds an edit": timing.usual,
                 "seconds once": timing.once(number),
-                "times engine": speed_parts.ratio(usual.get(ENGINE), timing.usual),
+                "times engine": parts.ratio(usual.get(ENGINE), timing.usual),
             }
 
 

@@ -1,10 +1,10 @@
-"""Tables and pictures of Table 1 and Figures 2 to 4, readable at the width of a column and in grey."""
+"""Tables and pictures of meta-trained variants, readable at the width of a column and in grey."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.evaluation.rows import Row, select_rows
+from propmeta_edit.evaluation.rows import select_rows
 from propmeta_edit.evaluation.tables import FEW, markdown_table, summarise
 from propmeta_edit.files import save_figure, write_text_atomically
-from propmeta_edit.recipes.splits import Split
+from propmeta_edit.recipes.splits import TEST, VALIDATION, Split
+from propmeta_edit.studies.engine import Results
 
 LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (5, 1)))
 MARKERS = ("o", "s", "D", "^", "v", "X", "P", "<", ">", "p", "h", "d")
@@ -30,53 +31,33 @@ APART = 0.02  # of the x axis between two series at the same place
 ON_TEST = "the best (filled) on test"
 
 
-def make_table(rows: Sequence[Row], labels: Sequence[str], splits: Sequence[Split]) -> pd.DataFrame | None:
-    """A line a variant and data set in the variants' order, with interval and split; None if nothing was asked yet."""
-    asked, order = {split.data.name: split for split in splits}, {label: place for place, label in enumerate(labels)}
-    known = [row for row in rows if row.method in order and row.dataset in asked]
-    if not known:
-        return None
-    table = _as_table(sorted(summarise(known), key=lambda entry: order[entry["method"]]), is_reported=False)
-    table["panel"] = table["dataset"]
-    return _tell_split(table, asked)
+def make_table(results: Results) -> pd.DataFrame:
+    """A line a variant and data set in the variants' order, with its coordinates, interval and split.
 
-
-def _tell_split(table: pd.DataFrame, asked: Mapping[str, Split]) -> pd.DataFrame:
-    table["kind"] = [asked[name].kind for name in table["panel"]]
-    table["is_released"] = [asked[name].is_released for name in table["panel"]]
-    return table
-
-
-def _as_table(summary: Sequence[dict[str, Any]], is_reported: bool) -> pd.DataFrame:
-    table = pd.DataFrame(summary)
-    table["entry"] = list(summary)
-    table["low"], table["high"] = zip(*table["accuracy_ci95"], strict=True)
-    table["reported"], table["chosen"] = is_reported, is_reported
-    return table
-
-
-def mark_best(
-    table: pd.DataFrame,
-    rows: Sequence[Row],
-    best: Sequence[tuple[str, str]],
-    reported: Mapping[str, Split],
-    annotate: Callable[[pd.DataFrame], None],
-) -> pd.DataFrame:
-    """The table with the best variants marked, each followed by what it reached on the test split, if it was asked there.
-
-    Args:
-        best: (variant, data set it was chosen on).
-        reported: the test splits by the data sets that variants are chosen on.
+    The best variants are marked ``chosen``, and those that were asked on the test split too have a line of what they reached there,
+    ``reported``; ``panel`` is the data set they were chosen on.
     """
-    parts = [table.assign(chosen=[pair in best for pair in zip(table["method"], table["dataset"], strict=True)])]
-    for label, name in best:
-        own = select_rows(rows, label, reported[name].data.name) if name in reported else []
-        if own:
-            part = _as_table(summarise(own), is_reported=True)
-            part["panel"] = name
-            annotate(_tell_split(part, reported))
-            parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    study = results.study
+    splits = {split.data.name: split for split in study.splits}
+    coordinates = {variant.name: dict(variant.coordinates) for variant in study.variants}
+    asked = [row for row in results.rows if row.dataset in splits]
+    lines = [_as_line(entry, splits[entry["dataset"]], entry["dataset"]) for entry in (summarise(asked) if asked else [])]
+    for line in lines:
+        line["chosen"] = (line["method"], line["dataset"]) in results.best
+    for name, data in results.best:
+        own = select_rows(results.rows, name, study.reported[data].data.name) if data in study.reported else []
+        lines += [{**_as_line(entry, study.reported[data], data), "chosen": True, "reported": True} for entry in summarise(own)]
+    for line in lines:
+        is_papers_way = line["kind"] == TEST and study.series is not None
+        on_test = f"{TEST} (chosen on test, as in the paper)" if is_papers_way else line["kind"]
+        line["split"] = f"{TEST} (chosen on {VALIDATION})" if line["reported"] else on_test
+    return pd.DataFrame({**line, **coordinates[line["method"]]} for line in lines)
+
+
+def _as_line(entry: dict[str, Any], split: Split, panel: str) -> dict[str, Any]:
+    low, high = entry["accuracy_ci95"]
+    about = {"panel": panel, "kind": split.kind, "is_released": split.is_released, "chosen": False, "reported": False}
+    return {**entry, "entry": entry, "low": low, "high": high, **about}
 
 
 def write_summary(table: pd.DataFrame, path: Path) -> None:
@@ -84,7 +65,7 @@ def write_summary(table: pd.DataFrame, path: Path) -> None:
     extra = table[["split", "chosen"]].to_dict("records")
     entries = [{**entry, **more} for entry, more in zip(table["entry"], extra, strict=True)]
     write_text_atomically(path.with_suffix(".json"), json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
-    left_out = ["accuracy_ci95", "efficacy_ci95", "entry", "reported", "panel", "kind", "is_released"]
+    left_out = ["accuracy_ci95", "efficacy_ci95", "entry", "reported", "panel", "kind", "is_released"]  # for programs
     write_text_atomically(path.with_suffix(".csv"), table.drop(columns=left_out).to_csv(index=False))
 
 
@@ -107,20 +88,18 @@ def to_markdown(table: pd.DataFrame, columns: Sequence[str], notes: Sequence[str
     return markdown_table([*columns, "n", "accuracy % [95 %]", "efficacy %", *extra], rows) + (f"\n{lines}" if lines else "")
 
 
-def write_figure(
-    table: pd.DataFrame,
-    path: Path,
-    x: str,
-    series: str,
-    title: str,
-    xlabel: str,
-    columns: Sequence[str],
-    notes: Sequence[str] = (),
-) -> str:
-    """``draw_lines`` as PNG and SVG, and the same numbers as Markdown beside them, which is returned."""
-    text = to_markdown(table, [*columns, "dataset", "split"], notes)
+def write_figure(results: Results, x: str, line: str, title: str, xlabel: str, columns: Sequence[str]) -> str:
+    """Accuracy against the coordinate ``x``, as a picture (PNG and SVG), a table and a summary; the table's text.
+
+    Args:
+        line: the coordinate each of whose values is a line of the picture.
+        columns: of the table, besides data set and split.
+    """
+    table, path = make_table(results), results.folder / results.study.name
+    write_summary(table, results.folder / f"summary-{results.study.name}")
+    text = to_markdown(table, [*columns, "dataset", "split"], results.notes)
     write_text_atomically(path.with_suffix(".md"), text)
-    save(draw_lines(table, x, series, title, xlabel), path)
+    save(draw_lines(table, x, line, title, xlabel), path)
     return text
 
 

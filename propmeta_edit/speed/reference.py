@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest, MetaTask
 from propmeta_edit.text.encoding import encode_answer
 from propmeta_edit.text.prompts import format_question
 
 
-def text_loss(model: Any, tokenizer: Any, context: str, answer: str) -> torch.Tensor:
+def text_loss(model: LanguageModel, tokenizer: Tokenizer, context: str, answer: str) -> torch.Tensor:
     """Mean cross-entropy on the answer's tokens."""
     input_ids, labels = (torch.tensor([row], device=model.device) for row in encode_answer(tokenizer, context, answer))
     logits = model(input_ids=input_ids).logits[0, :-1]
@@ -30,24 +31,28 @@ def text_loss(model: Any, tokenizer: Any, context: str, answer: str) -> torch.Te
 
 
 def edit(
-    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], requests: Sequence[EditRequest], settings: InnerLoopSettings
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    parameters: Mapping[str, nn.Parameter],
+    requests: Sequence[EditRequest],
+    settings: EditSettings,
 ) -> None:
     """K passes over the facts, in place."""
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.inner_lr, weight_decay=settings.weight_decay)
     for _ in range(settings.num_inner_steps):
         for request in requests:
             optimizer.zero_grad()
-            text_loss(model, tokenizer, request.prompt, request.target_new).backward()
+            torch.autograd.backward(text_loss(model, tokenizer, request.prompt, request.target_new))
             optimizer.step()
     optimizer.zero_grad()
 
 
 def task_gradients(
-    model: Any,
-    tokenizer: Any,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
     parameters: Mapping[str, nn.Parameter],
     task: MetaTask,
-    settings: InnerLoopSettings,
+    settings: EditSettings,
     template: str = "qa",
 ) -> tuple[list[torch.Tensor], float]:
     """First-order MAML's gradient of one task and its related loss; the parameters are put back."""
@@ -62,7 +67,7 @@ def task_gradients(
 
 
 def task_gradients_by_higher(
-    model: Any, tokenizer: Any, parameters: Mapping[str, nn.Parameter], task: MetaTask, settings: InnerLoopSettings
+    model: LanguageModel, tokenizer: Tokenizer, parameters: Mapping[str, nn.Parameter], task: MetaTask, settings: EditSettings
 ) -> tuple[list[torch.Tensor], float]:
     """The same by ``higher``, which has no AdamW: Adam, so the two agree where ``weight_decay`` is 0."""
     optimizer = torch.optim.Adam(parameters.values(), lr=settings.inner_lr)
@@ -97,6 +102,6 @@ def outer_step(
 ) -> None:
     """The mean of the tasks' gradients to the outer optimiser."""
     for number, parameter in enumerate(parameters.values()):
-        parameter.grad = sum(own[number] for own in gradients) / len(gradients)
+        parameter.grad = torch.stack([own[number] for own in gradients]).sum(dim=0) / len(gradients)
     optimizer.step()
     optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""What run_analysis.py found, as Markdown tables with 95 % intervals."""
+"""What an analysis found, as Markdown tables with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def lens_array(studies: Sequence[Mapping[str, Any]], run: str, quantity: str, gr
 
 def lens_rise(studies: Sequence[Mapping[str, Any]], group: str) -> np.ndarray:
     """[cases, layers, 3]: log-probability in the edited run minus that in the unedited one."""
-    return lens_array(studies, "edited", "log_prob", group) - lens_array(studies, "unedited", "log_prob", group)
+    rise: np.ndarray = lens_array(studies, "edited", "log_prob", group) - lens_array(studies, "unedited", "log_prob", group)
+    return rise
 
 
 def restored_share(studies: Sequence[Mapping[str, Any]], prompt: str, group: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,7 +179,8 @@ def _by_layer(studies: Studies) -> str:
     for arm, own in studies.items():
         shares = {group: restored_share(own, "question", group) for group in groups}
         for place, layer in enumerate(own[0]["layers"]):
-            cells = [with_interval(*(float(part[place]) for part in shares[group]), scale=100, digits=0) for group in groups]
+            at_layer = [tuple(float(part[place]) for part in shares[group]) for group in groups]
+            cells = [with_interval(mean, low, high, scale=100, digits=0) for mean, low, high in at_layer]
             rows.append([arm, str(layer), *cells])
     return markdown_table(["edited by", "after block", *groups], rows)
 

@@ -1,6 +1,8 @@
-"""Exact (second-order) MAML, for small models: the outer gradient taken through the inner loop, to measure what Eq. 4 leaves out.
+"""Exact (second-order) MAML as the tests' oracle: the outer gradient taken through the inner loop, so that it is known what Eq. 4
+leaves out.
 
-It keeps the graph of all K steps, so memory grows with K times the model's activations, and it runs one task at a time.
+It keeps the graph of all K steps, so memory grows with K times the model's activations, and it runs one task at a time. What a
+training with it was worth is in docs/search.md.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.metatrain.fomaml import TaskGradients
 from propmeta_edit.metatrain.outer_losses import OuterLoss
@@ -25,7 +27,7 @@ def compute_exact_task_gradients(
     parameters: Mapping[str, nn.Parameter],
     target: Sequence[EncodedBatch],
     outer_loss: OuterLoss,
-    inner: InnerLoopSettings,
+    settings: EditSettings,
 ) -> TaskGradients:
     """``∇_θ L_related(f_{θ_τ(θ)})`` of one task, the inner loop's own derivative included.
 
@@ -40,13 +42,13 @@ def compute_exact_task_gradients(
         adapted: Sequence[torch.Tensor] = theta
         first = second = [torch.zeros_like(value) for value in theta]
         step, target_loss = 0, None
-        for _ in range(inner.num_inner_steps):
+        for _ in range(settings.num_inner_steps):
             for batch in target:
                 step += 1
                 given = dict(zip(names, adapted, strict=True))
-                loss = functional_call(holder, given, (lambda m, b=batch: compute_answer_loss(m, b, inner.loss_reduction),))
+                loss = functional_call(holder, given, (lambda m, b=batch: compute_answer_loss(m, b, settings.loss_reduction),))
                 gradients = torch.autograd.grad(loss.sum(), list(adapted), create_graph=True)
-                adapted, first, second = _adamw(adapted, gradients, first, second, step, inner)
+                adapted, first, second = _adamw(adapted, gradients, first, second, step, settings)
                 target_loss = loss.detach()
         related = functional_call(holder, dict(zip(names, adapted, strict=True)), (outer_loss,))
         gradients = torch.autograd.grad(related.sum(), theta)
@@ -68,7 +70,7 @@ Tensors = Sequence[torch.Tensor]
 
 
 def _adamw(
-    values: Tensors, gradients: Tensors, first: Tensors, second: Tensors, step: int, settings: InnerLoopSettings
+    values: Tensors, gradients: Tensors, first: Tensors, second: Tensors, step: int, settings: EditSettings
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
     """torch's AdamW as plain differentiable arithmetic: new values and moments."""
     b1, b2 = settings.beta1, settings.beta2

@@ -36,8 +36,9 @@ from propmeta_edit.finetune.weights import apply_snapshot, restored_on_exit, sna
 from propmeta_edit.metatrain.run import find_kept_states
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
-from propmeta_edit.recipes.comparison import hash_of_model
+from propmeta_edit.models.protocols import Tokenizer
 from propmeta_edit.records import Case
+from propmeta_edit.studies.runs import hash_of_model
 
 ARMS = ("FT", "FT-as-MetaFT", "MetaFT")
 AT_ONCE = 4  # edits computed side by side
@@ -84,7 +85,7 @@ def make_arms(ft: Mapping[str, Any], metaft: Mapping[str, Any], device: str) -> 
     return {n: Arm(n, build_config(MetaFTHyperParams, {**v, **more}, f"the settings of {n}")) for n, v in values.items()}
 
 
-def choose_cases(dataset: DataSet, tokenizer: Any, number: int, seed: int) -> list[tuple[Case, Case]]:
+def choose_cases(dataset: DataSet, tokenizer: Tokenizer, number: int, seed: int) -> list[tuple[Case, Case]]:
     """Cases in a seeded order, each with its companion; more of them begin with the same ones.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What run_analysis.py found, as pictures with 95 % intervals: PNG and SVG, told apart without colour."""
+"""What an analysis found, as pictures with 95 % intervals: PNG and SVG, told apart without colour."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from analysis_tables import (
+from matplotlib.figure import Figure
+
+from propmeta_edit.analysis.gains import HALVES, THIRDS, CaseResult, compare_by_group
+from propmeta_edit.evaluation.statistics import mean_interval
+from propmeta_edit.files import save_figure
+from propmeta_edit.studies.analysis_tables import (
     MEASURES,
     TOKENS,
     Studies,
@@ -17,11 +22,6 @@ from analysis_tables import (
     measure_interval,
     restored_share,
 )
-from matplotlib.figure import Figure
-
-from propmeta_edit.analysis.gains import HALVES, THIRDS, CaseResult, compare_by_group
-from propmeta_edit.evaluation.statistics import mean_interval
-from propmeta_edit.files import save_figure
 
 LINES = [
     ("black", "-", "o"),

@@ -6,22 +6,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
-import speed_parts
 import torch
 
-from propmeta_edit.easyedit.algorithms import find_algorithm, make_hparams
+from propmeta_edit.easyedit.algorithms import easyedit_request, find_algorithm, make_hparams
 from propmeta_edit.edits.compute import edit_many
-from propmeta_edit.evaluation.methods import easyedit_request
 from propmeta_edit.evaluation.runner import batches_of
-from propmeta_edit.finetune.inner_loop import InnerLoopSettings
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.models.devices import free_unused
+from propmeta_edit.models.devices import free_unused, peak_memory, wait_for
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
+from propmeta_edit.speed import parts
 
 EASYEDIT, SINGLE, BATCHED = "EasyEdit FT", "single", "batched"
 FLOOR = ("traffic seconds", "arithmetic seconds", "floor")
@@ -47,15 +46,19 @@ class Setting:
     at_once: int = 8
 
     def load(self) -> tuple[Any, Any]:
-        return speed_parts.load(self.model_name, self.device, self.dtype, [self.layer], "attention+mlp")
+        return parts.load(self.model_name, self.device, self.dtype, [self.layer], "attention+mlp")
+
+    @property
+    def edit(self) -> EditSettings:
+        return EditSettings([self.layer], inner_lr=RATE, num_inner_steps=self.num_steps)
 
     def requests(self, number: int) -> list[EditRequest]:
         before = "It is well known that " * (self.filler // 5)
-        facts = [case.edits[0] for case in speed_parts.read_cases(number)]
+        facts = [case.edits[0] for case in parts.read_cases(number)]
         return [EditRequest(before + fact.prompt, fact.target_new, fact.subject) for fact in facts]
 
 
-def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
+def time_easyedit(model: LanguageModel, tokenizer: Tokenizer, setting: Setting, number: int) -> float:
     """Seconds an edit of EasyEdit's FT, on the same layer and steps (its template takes the layer's two norms as well)."""
     hparams = make_hparams(
         "FT",
@@ -76,7 +79,7 @@ def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> 
         for request in requests:
             _, original = apply(model, tokenizer, [easyedit_request(request)], hparams, **keep)
             apply_snapshot(dict(model.named_parameters()), original)
-        speed_parts.wait_for(model.device)
+        wait_for(model.device)
         return (time.perf_counter() - started) / number
     finally:
         for parameter, flag in zip(model.parameters(), flags, strict=True):
@@ -84,35 +87,30 @@ def time_easyedit(model: Any, tokenizer: Any, setting: Setting, number: int) -> 
             parameter.grad = None
 
 
-def time_single(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
+def time_single(model: LanguageModel, tokenizer: Tokenizer, setting: Setting, number: int) -> float:
     """Seconds of one edit after another by the inner loop, putting back included."""
-    settings = InnerLoopSettings(inner_lr=RATE, num_inner_steps=setting.num_steps)
     parameters, requests = select_parameters(model, [setting.layer]), setting.requests(number)
     started = time.perf_counter()
     for request in requests:
-        put_in_place(parameters, write_facts(model, tokenizer, [request], settings, layers=[setting.layer]))
-    speed_parts.wait_for(model.device)
+        put_in_place(parameters, write_facts(model, tokenizer, [request], setting.edit))
+    wait_for(model.device)
     return (time.perf_counter() - started) / number
 
 
-def time_batched(model: Any, tokenizer: Any, setting: Setting, number: int) -> float:
+def time_batched(model: LanguageModel, tokenizer: Tokenizer, setting: Setting, number: int) -> float:
     """Seconds an edit with ``at_once`` of them side by side, which stay on the model's device."""
-    settings = InnerLoopSettings(inner_lr=RATE, num_inner_steps=setting.num_steps)
-    hparams = SimpleNamespace(
-        layers=[setting.layer], modules="attention+mlp", batch_size=1, model_name="", inner_loop_settings=lambda: settings
-    )
     requests = setting.requests(number)
     started = time.perf_counter()
     for some in batches_of(requests, setting.at_once):  # not all in one call: edits that nobody keeps need not be held
-        edit_many(model, tokenizer, some, hparams, setting.at_once, keep_on_device=True)
-    speed_parts.wait_for(model.device)
+        edit_many(model, tokenizer, some, setting.edit, setting.at_once, keep_on_device=True)
+    wait_for(model.device)
     return (time.perf_counter() - started) / number
 
 
-def time_transfer(model: Any, setting: Setting) -> float:
+def time_transfer(model: LanguageModel, setting: Setting) -> float:
     """Seconds to copy the tensors of one edit to the CPU, as ``edit_many`` does by itself."""
     tensors = [parameter.detach() for parameter in select_parameters(model, [setting.layer]).values()]
-    speed_parts.wait_for(model.device)
+    wait_for(model.device)
     started = time.perf_counter()
     for tensor in tensors:
         tensor.cpu()
@@ -132,10 +130,10 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> dict[str, float
     def best_of(run: Callable[[], Any]) -> float:
         seconds = []
         for _ in range(8):
-            speed_parts.wait_for(device)
+            wait_for(device)
             started = time.perf_counter()
             run()
-            speed_parts.wait_for(device)
+            wait_for(device)
             seconds.append(time.perf_counter() - started)
         return min(seconds)
 
@@ -145,7 +143,9 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> dict[str, float
     }
 
 
-def estimate_floor(model: Any, tokenizer: Any, setting: Setting, machine: Mapping[str, float], number: int) -> dict[str, float]:
+def estimate_floor(
+    model: LanguageModel, tokenizer: Tokenizer, setting: Setting, machine: Mapping[str, float], number: int
+) -> dict[str, float]:
     """The least seconds an edit can take here: the larger of its traffic at full bandwidth and its arithmetic at full rate.
 
     Traffic: below the edited layer every weight once; from it upwards every weight twice a step (forward and back); of the
@@ -192,21 +192,21 @@ def _compare_one(setting: Setting, number: int, repeats: int) -> Iterator[dict[s
     free_unused()  # the setting before
     machine = measure_machine(torch.device(setting.device), getattr(torch, setting.dtype))
     plain = replace(setting, dtype="float32")
-    ours = speed_parts.run_if_it_fits(setting.load)
+    ours = parts.run_if_it_fits(setting.load)
     floor = estimate_floor(*ours, setting, machine, number) if ours else dict.fromkeys(FLOOR)
     easyedit_seconds = None
     for names in [(EASYEDIT, SINGLE, BATCHED)] if plain == setting else [(EASYEDIT, SINGLE), (BATCHED,)]:
-        models = dict.fromkeys(names, ours)
+        models: dict[str, tuple[Any, Any] | None] = dict.fromkeys(names, ours)
         if EASYEDIT in names and plain != setting:
-            models[EASYEDIT] = speed_parts.run_if_it_fits(plain.load)
+            models[EASYEDIT] = parts.run_if_it_fits(plain.load)
         runs = {name: partial(TIMERS[name], *model, setting, number) for name, model in models.items() if model}
-        times = speed_parts.measure(runs, repeats)
+        times = parts.measure(runs, repeats)
         usual = {name: timing.usual for name, timing in times.items()}
         easyedit_seconds = usual.get(EASYEDIT, easyedit_seconds)
         for name in names:
             seconds, peak = usual.get(name), None
             if seconds is not None:
-                peak = speed_parts.run_if_it_fits(partial(speed_parts.peak_memory, runs[name], torch.device(setting.device)))
+                peak = parts.run_if_it_fits(partial(peak_memory, runs[name], torch.device(setting.device)))
             yield {
                 "model": setting.model_name,
                 "side": name,
@@ -217,14 +217,14 @@ def _compare_one(setting: Setting, number: int, repeats: int) -> Iterator[dict[s
                 "at once": setting.at_once if name == BATCHED else 1,
                 "seconds an edit": seconds,
                 "seconds once": times[name].once(number) if name in times else None,
-                "edits a second": speed_parts.ratio(1, seconds),
-                "times EasyEdit FT": speed_parts.ratio(easyedit_seconds, seconds),
-                "times floor": speed_parts.ratio(seconds, floor["floor"]),
+                "edits a second": parts.ratio(1, seconds),
+                "times EasyEdit FT": parts.ratio(easyedit_seconds, seconds),
+                "times floor": parts.ratio(seconds, floor["floor"]),
                 "seconds to the CPU": time_transfer(ours[0], setting) if ours and name == BATCHED else None,
                 "peak GiB added": peak,
                 **floor,
                 **machine,
-                "note": speed_parts.NO_MEMORY if peak is None else "",
+                "note": parts.NO_MEMORY if peak is None else "",
             }
         del models, runs
         free_unused()

@@ -1,16 +1,13 @@
-"""What the speed benchmarks share: models to time, rounds by turns, peak memory, shares of time."""
+"""What the speed benchmarks share: models to time, rounds by turns, shares of time."""
 
 from __future__ import annotations
 
-import gc
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
-import psutil
 import torch
-from torch.autograd import DeviceType
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -37,7 +34,7 @@ KINDS = {
 }
 
 
-def load(name: str, device: str, dtype: str, layers: Sequence[int], modules: str) -> tuple[Any, Any]:
+def load(name: str, device: str, dtype: str, layers: Sequence[int] | str, modules: str) -> tuple[Any, Any]:
     """A model to time, its trained tensors in fp32."""
     if name not in SHAPES:
         return load_model(name, device=device, dtype=dtype, layers=layers, modules=modules)
@@ -66,12 +63,6 @@ def depth_of(name: str) -> int:
 def read_cases(number: int) -> list[Case]:
     """Training cases of the offline world."""
     return load_cre(ensure_world() / "train_data_id.jsonl", seed=0)[:number]
-
-
-def wait_for(device: torch.device) -> None:
-    """Until everything that was asked of a device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def run_if_it_fits(run: Callable[[], T]) -> T | None:
@@ -115,35 +106,6 @@ def measure(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str,
             else:
                 times[name].append(seconds)
     return {name: Timing(values[0], median(values[1:])) for name, values in times.items()}
-
-
-def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
-    """GiB that a run adds to what is there before it: the allocator's own count on CUDA, else the process's memory, sampled."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**30
-    gc.collect()
-    before, peak, is_over = _resident_bytes(), 0, threading.Event()
-
-    def sample() -> None:
-        nonlocal peak
-        while not is_over.wait(0.002):
-            peak = max(peak, _resident_bytes())
-
-    sampler = threading.Thread(target=sample)
-    sampler.start()
-    try:
-        run()
-    finally:
-        is_over.set()
-        sampler.join()
-    return max(0, peak - before) / 2**30
-
-
-def _resident_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)
 
 
 def share_of_time(run: Callable[[], Any], device: torch.device) -> dict[str, float]:

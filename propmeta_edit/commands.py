@@ -1,0 +1,249 @@
+"""The verbs of the ``propmeta-edit`` command that are no studies: each a function whose signature and docstring are its options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from propmeta_edit.errors import ConfigError, DataError, ModelError
+from propmeta_edit.metatrain.checkpoint import expand_compact, export_checkpoint, export_compact
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.models.artefacts import ensure_artefact
+from propmeta_edit.options import WholeNumbers
+from propmeta_edit.recipes import NAMES, edit_facts
+from propmeta_edit.recipes.bundled import rebuild as rebuild_files
+from propmeta_edit.recipes.data_check import describe_files
+from propmeta_edit.recipes.meta_training import train_to_folder
+from propmeta_edit.recipes.statistics import SAMPLED, make_statistics
+from propmeta_edit.records import EditRequest
+from propmeta_edit.studies.cost import describe_run
+
+
+def prepare(names: Sequence[str] = NAMES[:2]) -> None:
+    """Build bundled models that are not there yet, in the cache folder (PROPMETA_HOME, or ~/.cache/propmeta_edit).
+
+    Args:
+        names: which of them (default: the two that need no training).
+    """
+    for name in names:
+        print(f"{name}: {ensure_artefact(name)}", flush=True)
+
+
+def edit(
+    prompt: str | None = None,
+    target: str | None = None,
+    subject: str | None = None,
+    requests: str | None = None,
+    related: Sequence[str] = (),
+    unrelated: Sequence[str] = edit_facts.UNRELATED,
+    model: str | None = None,
+    hparams: str | None = None,
+    save: str | None = None,
+    json: bool = False,
+    device: str | None = None,
+) -> None:
+    """Write a fact into a model by plain fine-tuning and show, side by side, what it says before and after.
+
+    It is asked about the fact, about what follows from it, and about other things. Without arguments: an example on the bundled
+    model.
+
+    Args:
+        prompt: the fact without its object: "Ann Lee lives in".
+        target: the object: "Peru".
+        subject: who or what the fact is about, if methods that need it are to read the edit.
+        requests: a file of requests instead (JSON list or lines: prompt, target_new, subject).
+        related: a question whose answer follows from it (repeat).
+        unrelated: a question about something else (repeat).
+        model: a meta-tuned folder or bundled name (default: the bundled one).
+        hparams: a MetaFT YAML (default: as the model was meta-trained, else that of its name in hparams/MetaFT).
+        save: new folder for the edit, for propmeta-edit ask.
+        json: print JSON.
+        device: auto, cpu, mps, cuda or cuda:N (default: as the YAML says, which is auto in those that come along).
+    """
+    facts, related = _read_facts(prompt, target, subject, requests, related)
+    if save:
+        edit_facts.require_new_folder(Path(save))
+    settings = edit_facts.read_hparams(model, hparams, device)
+    made, answers = edit_facts.edit_and_ask(facts, related, unrelated, settings)
+    names = ["before", "after"]
+    if json:
+        print(edit_facts.to_json(answers, names, made), flush=True)
+    else:
+        for request in made.requests:
+            print(f"edit: {request.prompt} -> {request.target_new}")
+        print(edit_facts.format_answers(answers, names), flush=True)
+    if save:
+        made.save(save)  # after the answers, which would be lost with it otherwise
+    if save and not json:
+        print(f'saved in {save}; ask it: propmeta-edit ask "..." --edit {save}')
+
+
+def _read_facts(
+    prompt: str | None, target: str | None, subject: str | None, requests: str | None, related: Sequence[str]
+) -> tuple[list[EditRequest], Sequence[str]]:
+    """The facts to write and the questions that follow from them: those that are given, or the example."""
+    if requests and prompt is not None:
+        raise ConfigError("give a fact or --requests, not both")
+    if requests:
+        return edit_facts.read_requests(Path(requests)), related
+    if prompt is None:
+        if subject or related:
+            raise ConfigError(
+                "give the fact as well: propmeta-edit edit 'Ann Lee lives in' 'Peru' --related ... (or --requests FILE)"
+            )
+        return [edit_facts.EXAMPLE], edit_facts.RELATED
+    if not target:
+        raise ConfigError(f"a fact needs its object as well: propmeta-edit edit {prompt!r} 'the object'")
+    return [EditRequest(prompt, target, subject)], related
+
+
+def ask(
+    questions: Sequence[str],
+    edit: Sequence[str],
+    model: str | None = None,
+    any_base: bool = False,
+    json: bool = False,
+    device: str = "auto",
+) -> None:
+    """Ask questions of a model as it is and under saved edits, side by side.
+
+    Args:
+        questions: in full sentences.
+        edit: a folder that edit --save wrote (repeat).
+        model: the model they were made on, if not where they say.
+        any_base: put their tensors into the model even if it is not, number by number, the one they were made on: for a base that
+            was built elsewhere.
+        json: print JSON.
+        device: auto, cpu, mps, cuda or cuda:N.
+    """
+    folders = [Path(folder) for folder in edit]
+    names = edit_facts.name_columns(folders)
+    answers = edit_facts.ask_with_edits(folders, questions, model, device, any_base=any_base)
+    print(edit_facts.to_json(answers, names) if json else edit_facts.format_answers(answers, names))
+
+
+def meta_train(config: MetaTrainConfig, output: str | None = None, dry_run: bool = False) -> None:
+    """Meta-train by first-order MAML over (new fact, two-hop question) pairs, each used once.
+
+    Settings come from --config; any of them can be given on the command line as well and then wins. A run that was stopped
+    continues when the same command is given again.
+
+    Args:
+        output: new folder for the checkpoint (default: checkpoints/<model>-metaft).
+        dry_run: time a few tasks, say what the run would take in memory and time, and stop.
+    """
+    if dry_run:
+        print(describe_run(config), flush=True)
+        return
+    folder = Path(output or f"checkpoints/{Path(config.model).name}-metaft")
+    if folder.exists():
+        raise ModelError(f"{folder} exists; choose another --output, or remove it")
+    train_to_folder(config, folder)
+    print(f"wrote {folder}", flush=True)
+
+
+def rebuild(name: str, output: str) -> None:
+    """Train a bundled model's compact files anew, as those in the package were made (long).
+
+    Args:
+        name: smollm2-135m or smollm2-135m-metaft.
+        output: new folder for the files.
+    """
+    rebuild_files(name, Path(output))
+    print(f"wrote {output}", flush=True)
+
+
+def check_data(path: str) -> None:
+    """Say what a data file is, count what is in it, and show one case as the model will see it.
+
+    CRE, MQuAKE and its kin, CaKE's, and EasyEdit's own.
+
+    Args:
+        path: the file, a folder whose data files are all checked, or hub:owner/name.
+    """
+    text, num_broken = describe_files(path)
+    print(text)
+    if num_broken:
+        raise DataError(f"{num_broken} of its files cannot be used; the blocks above say why", path)
+
+
+def statistics(
+    model: str,
+    layers: WholeNumbers,
+    corpus: str = SAMPLED,
+    dataset: str = SAMPLED,
+    num_texts: int = 100_000,
+    max_length: int = 512,
+    batch_tokens: int = 4096,
+    output: str = "data/stats",
+    device: str = "auto",
+    dtype: str = "fast",
+    seed: int = 0,
+) -> None:
+    """Gather the second moments that MEMIT and AlphaEdit need, in the files that EasyEdit reads.
+
+    All layers are gathered in one pass over the texts. The YAML's stats_dir is --output, mom2_dataset is --dataset and
+    mom2_n_samples is --num-texts. A stopped run continues.
+
+    Args:
+        model: a folder, a bundled name, or a hub id.
+        layers: 0-based, e.g. 4,5,6,7,8.
+        corpus: FILE.txt, FILE.jsonl, hub:owner/name[:configuration], or sampled for text that the model writes itself and the
+            offline world's sentences.
+        dataset: what the corpus is called in the files' path.
+        num_texts: how many texts.
+        max_length: tokens of a text that are read.
+        batch_tokens: tokens at once: lower it if memory runs out.
+        output: EasyEdit's stats_dir.
+        device: auto, cpu, mps, cuda or cuda:N.
+        dtype: float32, bfloat16, float16, or fast.
+        seed: of the sampled texts and of their order.
+    """
+    files = make_statistics(
+        model,
+        layers,
+        corpus,
+        Path(output),
+        num_texts=num_texts,
+        dataset=dataset,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
+    print(f"wrote {len(files)} files to {files[0].parent}", flush=True)
+
+
+def export(checkpoint: str, output: str, dtype: str = "bfloat16", compact: bool = False) -> None:
+    """Write a meta-tuned checkpoint in another dtype and say what that costs.
+
+    Half precision rounds what meta-training moved.
+
+    Args:
+        checkpoint: a meta-tuned folder or bundled name.
+        output: folder for the copy; must not exist yet.
+        dtype: bfloat16, float16 or float32.
+        compact: only the trained tensors, unrounded, with the base's name and hash: what to upload.
+    """
+    if compact:
+        size = export_compact(checkpoint, Path(output))
+        print(f"wrote {output}: {size / 2**20:.1f} MiB of trained tensors", flush=True)
+        return
+    cost = export_checkpoint(checkpoint, Path(output), dtype)
+    print(
+        f"wrote {output} in {dtype}: trained tensors are off by at most {cost['max_abs_error']:.2e} "
+        f"({100 * cost['relative_error']:.3f} % of their norm); for further edits use the fp32 checkpoint"
+    )
+
+
+def expand(compact: str, output: str, base: str | None = None) -> None:
+    """Put a compact checkpoint and its base together again, as an ordinary model folder.
+
+    Args:
+        compact: a folder that export --compact wrote.
+        output: folder for the checkpoint; must not exist yet.
+        base: the base model, if not where the card says.
+    """
+    expand_compact(Path(compact), Path(output), base)
+    print(f"wrote {output}", flush=True)

@@ -1,0 +1,52 @@
+"""What an edit is made with: which tensors the inner loop moves, and how. Meta-training, editing and evaluation share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from propmeta_edit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EditSettings:
+    """Settings of Eq. 2.
+
+    Args:
+        layers: 0-based layers to edit, ``all``, or None for a quarter of the depth.
+        modules: attention, mlp, or attention+mlp.
+        inner_lr: α. The paper's 2e-5 is for models of 1B to 8B; smaller models need more.
+        num_inner_steps: K, passes over the target facts; always exactly K, no early stop.
+        weight_decay, beta1, beta2, eps: AdamW's, torch's defaults.
+        loss_reduction: over answer tokens, ``mean`` or ``sum``.
+        batch_size: target facts of one edit in one update.
+
+    Raises:
+        ConfigError: a value that the loop cannot use.
+    """
+
+    layers: Sequence[int] | str | None = None
+    modules: str = "attention+mlp"
+    inner_lr: float = 2e-5
+    num_inner_steps: int = 10
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    loss_reduction: str = "mean"
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.inner_lr < 0:
+            raise ConfigError(f"the inner learning rate must be 0 or more, got {self.inner_lr}")
+        if self.num_inner_steps < 0:
+            raise ConfigError(f"the number of inner steps must be 0 or more, got {self.num_inner_steps}")
+        if self.loss_reduction not in ("mean", "sum"):
+            raise ConfigError(f"loss_reduction must be mean or sum, got {self.loss_reduction!r}")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of all that decides an edit of one fact, which ``batch_size`` does not: what saved edits and rows say."""
+        return {name: value for name, value in asdict(self).items() if name != "batch_size"}

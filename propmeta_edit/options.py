@@ -1,0 +1,114 @@
+"""Types of options that a command line and a YAML file share: lists and assignments, written with commas or as YAML has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse.typing import register_type
+
+from propmeta_edit.errors import ConfigError
+
+
+class Names(list[str]):
+    """Texts: ``a,b`` or ``[a, b]``; the second for texts that hold commas."""
+
+
+class WholeNumbers(list[int]):
+    """Whole numbers: ``2,5,8`` or ``[2, 5, 8]``."""
+
+
+class Numbers(list[float]):
+    """Numbers: ``0.1,0.25`` or ``[0.1, 0.25]``."""
+
+
+class Assignments(dict[str, str]):
+    """Texts by name: ``a=x,b=y`` or ``{a: x, b: y}``."""
+
+
+class Counts(dict[str, int]):
+    """Whole numbers by name: ``a=1,b=2`` or ``{a: 1, b: 2}``."""
+
+
+def _split(value: Any) -> list[Any]:
+    items = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
+    return [item.strip() if isinstance(item, str) else item for item in items if not isinstance(item, str) or item.strip()]
+
+
+def _number(convert: Callable[[Any], Any], what: str) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        try:
+            number = convert(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is None or isinstance(value, bool) or (convert is int and number != float(value)):
+            raise ValueError(f"{what} are wanted, separated by commas, got {value!r}")
+        return number
+
+    return read
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict | list):
+        raise ValueError(f"texts are wanted, separated by commas, got {value!r}")
+    return str(value)
+
+
+def _list_of(kind: type[list[Any]], read: Callable[[Any], Any]) -> None:
+    def parse(value: Any) -> Any:
+        items = kind(dict.fromkeys(read(item) for item in _split(value)))  # each once
+        if not items:
+            raise ValueError(f"at least one value is wanted, got {value!r}")
+        return items
+
+    register_type(kind, serializer=list, deserializer=parse)
+
+
+def _dict_of(kind: type[dict[str, Any]], read: Callable[[Any], Any]) -> None:
+    def parse(value: Any) -> Any:
+        pairs = list(value.items()) if isinstance(value, dict) else [item.split("=", 1) for item in _split(value)]
+        if any(len(pair) != 2 for pair in pairs):
+            raise ValueError(f"NAME=VALUE is wanted, separated by commas, got {value!r}")
+        return kind((name.strip(), read(own.strip() if isinstance(own, str) else own)) for name, own in pairs)
+
+    register_type(kind, serializer=dict, deserializer=parse)
+
+
+_list_of(Names, _text)
+_list_of(WholeNumbers, _number(int, "whole numbers"))
+_list_of(Numbers, _number(float, "numbers"))
+_dict_of(Assignments, _text)
+_dict_of(Counts, _number(int, "whole numbers"))
+
+
+def require_among(option: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a name that is not known, and a list without any.
+
+    Raises:
+        ConfigError: naming the option, the name, and the known ones.
+    """
+    unknown = [name for name in given if name not in known]
+    if unknown or not given:
+        raise ConfigError(f"--{option} takes {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+
+
+def require_at_least(least: float, **options: float | None) -> None:
+    """Refuse a number that nothing can be done with; None, for one that was not given, is fine.
+
+    Raises:
+        ConfigError: naming the option and the number.
+    """
+    for name, value in options.items():
+        if value is not None and not value >= least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be {least:g} or more, got {value}")
+
+
+def require_positive(**options: float | None) -> None:
+    """The same for what must be more than nothing.
+
+    Raises:
+        ConfigError: naming the option and the number.
+    """
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name.replace('_', '-')} must be more than 0, got {value}")

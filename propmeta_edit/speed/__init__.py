@@ -1,0 +1,1 @@
+"""Speed claimed as a ratio, both sides by turns in one run."""

@@ -1,0 +1,60 @@
+"""The one way to choose on validation: by the cases that all candidates were asked, and never among candidates that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from propmeta_edit.evaluation.rows import Row, select_rows
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What validation says of some candidates.
+
+    Attributes:
+        ranking: their names, the best first (of equal ones the first given); empty where nothing can be said.
+        scores: by name the accuracy that decided, the mean over the data sets.
+        note: what a reader must know of it; "" where that is nothing.
+    """
+
+    ranking: tuple[str, ...]
+    scores: dict[str, float]
+    note: str
+
+    @property
+    def best(self) -> str | None:
+        """The candidate to take."""
+        return self.ranking[0] if self.ranking else None
+
+
+def choose(names: Sequence[str], datasets: Sequence[str], rows: Sequence[Row]) -> Choice:
+    """Rank candidates by their accuracy on the cases that all of them were asked, the mean over the data sets.
+
+    Nothing is said where one was not asked yet, where they share no case, or where a case failed: it counts as wrong, which says
+    nothing about the candidate.
+
+    Args:
+        names: of the methods in ``rows``.
+        datasets: the validation sets, by their names in ``rows``.
+    """
+    own = {(name, data): select_rows(rows, name, data) for name in names for data in datasets}
+    if not own or not all(own.values()):
+        return Choice((), {}, "")
+    failed = {name: sum(row.error is not None for data in datasets for row in own[name, data]) for name in names}
+    if any(failed.values()):
+        counts = ", ".join(f"{number} of {name}" for name, number in failed.items() if number)
+        note = f"nothing is chosen, since cases failed ({counts}); mend the cause and give the same command with --retry-failed"
+        return Choice((), {}, note)
+    shared = {data: set.intersection(*({row.case_id for row in own[name, data]} for name in names)) for data in datasets}
+    if not all(shared.values()):
+        return Choice((), {}, "nothing is chosen, since no case was asked of all variants")
+    scores = {
+        name: fmean(fmean(row.correct for row in own[name, data] if row.case_id in shared[data]) for data in datasets)
+        for name in names
+    }
+    is_partly = any(len(some) > len(shared[data]) for (_, data), some in own.items())
+    number = sum(len(cases) for cases in shared.values())
+    note = f"chosen by the n = {number} cases that all were asked" if is_partly else ""
+    return Choice(tuple(sorted(names, key=lambda name: -scores[name])), scores, note)

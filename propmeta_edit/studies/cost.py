@@ -1,0 +1,335 @@
+"""What meta-training, edits and questions take in time, memory and disk: behind every ``--plan`` and ``--dry-run``.
+
+Memory is of weights and of what training or editing adds to them; activations are on top.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from propmeta_edit.config import read_yaml
+from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, default_layers
+from propmeta_edit.evaluation.rows import Row
+from propmeta_edit.evaluation.runner import DataSet, choose_cases
+from propmeta_edit.finetune.compiled import compiled_if
+from propmeta_edit.finetune.weights import only_trainable
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.task_texts import encode_step, tasks_side_by_side
+from propmeta_edit.metatrain.trainer import compute_step_gradients
+from propmeta_edit.models.artefacts import BUNDLED, find_model_folder
+from propmeta_edit.models.layers import num_parameters, resolve_layers, select_parameters
+from propmeta_edit.models.loading import DTYPES, load_model, read_model_config
+from propmeta_edit.recipes.meta_training import load_tasks, resolve
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
+from propmeta_edit.records import MetaTask
+from propmeta_edit.studies.runs import read_tasks, runs_left, runs_of, shape_of
+from propmeta_edit.studies.variants import Bench, Variant
+
+GIB = 2**30
+ENOUGH_SECONDS = 10  # of timing: warming up is a small part of a step that takes so long
+# Seconds a case, edits and questions, by what edits: where no row has been timed yet. On the bundled model and two CPU cores.
+TYPICAL_SECONDS = {
+    "": 0.5,
+    "in-context": 0.5,
+    "MetaFT": 2,
+    "FT": 5,
+    "LoRA": 30,
+    "MEMIT": 24,
+    "AlphaEdit": 26,
+    "ROME": 20,
+    "CaKE": 36,
+}
+TYPICAL_PARAMETERS = 134.5e6
+HOW_TIME_IS_KNOWN = (
+    "Time comes from finished rows. A guess is that of two CPU cores, in proportion to the model's parameters (a GPU takes a "
+    "fraction): run with --limit 2 first. No row was started."
+)
+
+
+# One meta-training run
+
+
+def training_bytes(num_trained: int, config: MetaTrainConfig, num_tasks: int) -> int:
+    """What a run holds besides the model: θ's gradient and two moments; for each task side by side its weights, their gradient and
+    two moments; and where a step takes several turns the gradient that is added to θ's."""
+    a_step = min(config.tasks_per_step, num_tasks)
+    at_once = tasks_side_by_side(config, a_step)
+    return 4 * num_trained * (3 + 4 * at_once + (at_once < a_step))
+
+
+def run_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
+    """The memory of a run: the frozen tensors in its dtype, the trained ones in fp32, and what training holds besides."""
+    config = resolve(config)
+    total, trained = _count(config)
+    itemsize = DTYPES[config.dtype].itemsize
+    return total * itemsize + trained * (4 - itemsize) + training_bytes(trained, config, num_tasks)
+
+
+def checkpoint_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
+    """The size of a run's checkpoint: the base's tensors as stored, the trained ones in fp32, and the states kept on the way."""
+    total, trained = _count(config)
+    stored = getattr(shape_of(config.model).config, "dtype", None) or torch.float32
+    kept = num_tasks // config.checkpoint_every if config.checkpoint_every else 0
+    return int(total * stored.itemsize + trained * (4 - stored.itemsize) + 4 * trained * kept)
+
+
+def _count(config: MetaTrainConfig) -> tuple[int, int]:
+    """How many numbers the model has, and how many of them are trained."""
+    shape = shape_of(config.model)
+    return sum(p.numel() for p in shape.parameters()), num_parameters(select_parameters(shape, config.layers, config.modules))
+
+
+def describe_run(config: MetaTrainConfig, steps: int = 3) -> str:
+    """What a run would do and cost, from a few timed steps that change nothing."""
+    config = resolve(config)
+    tasks, validation = load_tasks(config)
+    seconds = time_tasks(config, tasks, steps)
+    total, trained = _count(config)
+    at_once = tasks_side_by_side(config, min(config.tasks_per_step, len(tasks)))
+    itemsize = DTYPES[config.dtype].itemsize
+    size = (total * itemsize + trained * (4 - itemsize)) / GIB
+    names = select_parameters(shape_of(config.model), config.layers, config.modules)
+    per_task = _fastest(seconds)
+    lines = {
+        "model": f"{config.model}, {config.dtype} on {config.device}, {size:.2f} GiB",
+        "trained": f"layers {config.layers}, {config.modules}: {len(names)} tensors, {trained / 1e6:.2f} M numbers",
+        "tasks": f"{len(tasks)}, {config.tasks_per_step} a step, {at_once} at once, K = {config.num_inner_steps}",
+        "validation": ", ".join(f"{name} {len(cases)}" for name, cases in validation.items()) or "none",
+        "memory": f"at least {run_bytes(config, len(tasks)) / GIB:.2f} GiB with all optimiser states",
+        "time": f"{per_task:.2f} s a task, about {per_task * len(tasks) / 60:.0f} min and validation (from {len(seconds)} steps)",
+    }
+    return "\n".join(f"{name:<11}{value}" for name, value in lines.items())
+
+
+def time_tasks(config: MetaTrainConfig, tasks: Sequence[MetaTask], steps: int = 3) -> list[float]:
+    """Seconds a task of each of a few steps, whose gradients are thrown away; fewer steps where they take long."""
+    where: dict[str, Any] = {"layers": config.layers, "modules": config.modules}
+    model, tokenizer = load_model(config.model, device=config.device, dtype=config.dtype, **where)
+    parameters = select_parameters(model, **where)
+    seconds: list[float] = []
+    begun = time.perf_counter()
+    with only_trainable(model, parameters), compiled_if(config.compile, model, parameters)():
+        for number in range(steps):
+            some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
+            started = time.perf_counter()
+            gradients = compute_step_gradients(model, parameters, encode_step(tokenizer, some, config), config)
+            if gradients is not None:
+                gradients.related_losses.tolist()  # waits for the device
+            seconds.append((time.perf_counter() - started) / len(some))
+            if time.perf_counter() - begun > ENOUGH_SECONDS:
+                break
+    return seconds
+
+
+def _fastest(seconds: Sequence[float]) -> float:
+    """Of the steps after the first, which warms everything up."""
+    return min(seconds[1:] or seconds)
+
+
+def measure_runs(runs: Mapping[str, MetaTrainConfig]) -> dict[str, float]:
+    """Seconds a task of each run whose model is on this machine, from a few steps: timed once a model and choice of modules, at the
+    lowest of its layers, which takes longest."""
+    lowest: dict[tuple[str, str], MetaTrainConfig] = {}
+    for config in runs.values():
+        key = (config.model, config.modules)
+        if find_model_folder(config.model) is not None and (key not in lowest or _first_layer(config) < _first_layer(lowest[key])):
+            lowest[key] = config
+    seconds = {}
+    for key, config in lowest.items():
+        config = resolve(config)
+        seconds[key] = _fastest(time_tasks(config, load_tasks(config)[0]))
+    keys = {name: (config.model, config.modules) for name, config in runs.items()}
+    return {name: seconds[key] for name, key in keys.items() if key in seconds}
+
+
+def _first_layer(config: MetaTrainConfig) -> int:
+    return min(resolve_layers(config.layers, read_model_config(config.model).num_hidden_layers))
+
+
+# A study
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Cases of a data set that a variant is asked.
+
+    Args:
+        variant: None for one that is still to be chosen; ``name`` says of which.
+    """
+
+    name: str
+    variant: Variant | None
+    data: DataSet
+
+
+def describe_plan(
+    asked: Sequence[Asked],
+    bench: Bench,
+    rows: Sequence[Row],
+    *,
+    limit: int | None,
+    limits: Mapping[str, int],
+    minutes_per_row: float | None = None,
+    seconds_a_task: float | None = None,
+) -> str:
+    """What of a study is there and what is left: its meta-training runs, then a line a variant, then the sums.
+
+    Args:
+        asked: every variant with every data set it is asked.
+        rows: those on disk, which time is taken from; without one it is guessed.
+        minutes_per_row: after which a variant stops, those on disk counted; no estimate is longer.
+        seconds_a_task: of meta-training; measured on a few tasks of each model that is here if not given.
+    """
+    variants = list(dict.fromkeys(one.name for one in asked))
+    lines = _describe_runs(asked, bench, seconds_a_task)
+    lines.append(f"{'row':<27}{'model':<34}{'cases left':>16}{'memory':>10}{'disk':>10}  time left")
+    costs = []
+    for name in variants:
+        own = [one for one in asked if one.name == name]
+        cost = _cost_of_asking(own, bench, rows, limits.get(name, limit), minutes_per_row)
+        costs.append(cost)
+        lines.append(f"{name:<27}{cost.describe()}")
+    free = shutil.disk_usage(next(place for place in (bench.folder.absolute(), *bench.folder.absolute().parents) if place.is_dir()))
+    total, guessed = sum(cost.seconds or 0.0 for cost in costs), sum(cost.seconds or 0.0 for cost in costs if cost.is_guess)
+    lines += [
+        "",
+        f"{sum(cost.num_left for cost in costs)} cases are left to ask: {_minutes(total)} in all, {_minutes(guessed)} guessed.",
+        f"on {bench.device}; {free.free / GIB:.0f} GiB of disk are free. {HOW_TIME_IS_KNOWN}",
+    ]
+    return "\n".join(lines)
+
+
+def _describe_runs(asked: Sequence[Asked], bench: Bench, seconds_a_task: float | None) -> list[str]:
+    """A line for each meta-training run of a study, and their sum; nothing where it has none."""
+    runs = runs_of(one.variant.run for one in asked if one.variant is not None)
+    if not runs:
+        return []
+    left = runs_left(runs, bench.folder)
+    seconds_of = measure_runs(left) if seconds_a_task is None else dict.fromkeys(left, seconds_a_task)
+    tasks_of = {name: read_tasks(config)[0] for name, config in left.items()}
+    minutes = {name: seconds_of[name] * tasks_of[name] / 60 for name in left if name in seconds_of}
+    sizes = {name: checkpoint_bytes(config, tasks_of[name]) / GIB for name, config in left.items()}
+    lines = [f"{name}: there" for name in runs if name not in left]
+    for name, config in left.items():
+        time_left = (
+            f"about {minutes[name]:.0f} min" if name in minutes else "time not known, since its model is not here: --seconds-a-task"
+        )
+        memory = run_bytes(config, tasks_of[name]) / GIB
+        lines.append(f"{name}: {tasks_of[name]} tasks, {time_left}, {sizes[name]:.1f} GiB, {memory:.1f} GiB of memory at least")
+    unknown = f" and {len(left) - len(minutes)} runs of unknown time" if len(minutes) < len(left) else ""
+    lines.append(f"about {sum(minutes.values()):.0f} min of meta-training are left{unknown}")
+    return [*lines, f"checkpoints to come take {sum(sizes.values()):.1f} GiB", ""]
+
+
+@dataclass(frozen=True)
+class _AskingCost:
+    """What is left of a variant; None for what is not known."""
+
+    model: str
+    num_left: int
+    num_cases: int
+    memory: float | None
+    disk: float | None
+    seconds: float | None
+    is_guess: bool
+
+    def describe(self) -> str:
+        time_left = "none"
+        if self.num_left:
+            time_left = (
+                "not known yet" if self.seconds is None else _minutes(self.seconds) + (" (a guess)" if self.is_guess else "")
+            )
+        cases = f"{self.num_left} of {self.num_cases}"
+        return f"{self.model:<34}{cases:>16}{_gib(self.memory):>10}{_gib(self.disk):>10}  {time_left}"
+
+
+def _cost_of_asking(
+    own: Sequence[Asked], bench: Bench, rows: Sequence[Row], limit: int | None, minutes_per_row: float | None
+) -> _AskingCost:
+    variant = own[0].variant
+    model = "" if variant is None else bench.model_of(variant)
+    picked = {one.data.name: choose_cases(one.data.cases, limit, bench.seed) for one in own}
+    adapted = {name: cases if variant is None else variant.adapt(cases) for name, cases in picked.items()}
+    chosen = {(name, case.case_id) for name, cases in adapted.items() for case in cases}
+    finished = {} if variant is None else {(row.dataset, row.case_id): row for row in rows if row.method == variant.name}
+    left = len(chosen - finished.keys())
+    timed = [row.seconds for row in finished.values() if row.seconds is not None]
+    each = fmean(timed) if timed else _guess_seconds(variant, model, bench)
+    seconds = None if each is None else left * each
+    if minutes_per_row is not None and left:
+        unused = max(0.0, 60 * minutes_per_row - sum(timed))
+        seconds = unused if seconds is None else min(seconds, unused)
+    memory, disk = (None, None) if variant is None else estimate_memory(variant, bench)
+    return _AskingCost(model + _state_of(model), left, len(chosen), memory, disk, seconds, is_guess=not timed)
+
+
+def _guess_seconds(variant: Variant | None, model: str, bench: Bench) -> float | None:
+    """Of a case; None for a model whose size is not known."""
+    shape = _shape_here(model) or _shape_here(bench.model)
+    if shape is None:
+        return None
+    size: int = sum(p.numel() for p in shape.parameters())
+    return TYPICAL_SECONDS["MetaFT" if variant is None else variant.edit] * size / TYPICAL_PARAMETERS
+
+
+def _shape_here(model: str) -> Any | None:
+    """A model's tensors without memory, if its configuration is on this machine."""
+    folder = find_model_folder(model)
+    return None if folder is None or not (folder / "config.json").is_file() else shape_of(model)
+
+
+def estimate_memory(variant: Variant, bench: Bench) -> tuple[float | None, float | None]:
+    """(memory, disk) of a variant in GiB: the weights and what its edits add to them; None where its model is not here."""
+    shape = _shape_here(bench.model_of(variant)) or _shape_here(bench.model)
+    if shape is None:
+        return None, None
+    layers, modules = _where(variant, bench, shape)
+    edited = 4 * num_parameters(select_parameters(shape, layers, modules))
+    weights = sum(p.numel() for p in shape.parameters()) * DTYPES[bench.dtype_of(variant)].itemsize
+    disk = 0
+    if variant.edit == "MetaFT":  # fp32: the values of before, and of each edit the weights, their gradient and two moments
+        weights += (1 + 4 * bench.edits_at_once) * edited
+    elif variant.edit in NEEDS_STATISTICS:  # second moments; projections and kept keys for AlphaEdit
+        width = getattr(shape.config, "intermediate_size", 4 * shape.config.hidden_size)
+        moments = 4 * width**2 * len(resolve_layers(layers, shape.config.num_hidden_layers))
+        weights, disk = (
+            weights + (3 if variant.edit == "AlphaEdit" else 1) * moments,
+            (2 if variant.edit == "AlphaEdit" else 1) * moments,
+        )
+    elif variant.edit in ("CaKE", "LoRA"):  # the values of before
+        weights += 4 * sum(p.numel() for p in shape.parameters())
+    elif variant.edit in BASELINES:
+        weights += edited
+    return float(weights) / GIB, disk / GIB
+
+
+def _where(variant: Variant, bench: Bench, shape: Any) -> tuple[Any, str]:
+    """Layers and modules that a variant edits, as far as its settings say so without a model being looked into."""
+    if variant.training is not None:
+        return variant.training.layers, variant.training.modules
+    folder = variant.hparams or variant.edit
+    own = read_yaml(hparams_file(folder, bench.hparams)) if has_hparams(folder, bench.hparams) else {}
+    settings = {**own, **variant.settings}
+    layers = settings.get("layers") or default_layers(variant.edit, shape.config.num_hidden_layers)
+    return layers, settings.get("modules", "mlp" if variant.edit in BASELINES else "attention+mlp")
+
+
+def _state_of(model: str) -> str:
+    if not model or find_model_folder(model) is not None:
+        return ""
+    return " (to prepare)" if model in BUNDLED else " (to fetch)"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:,.0f} min"
+
+
+def _gib(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} GiB" if value else "–"

@@ -1,0 +1,213 @@
+"""Many edits of one model that stay: one after another, and all in one inner loop, after 1, 10, 100 and 1,000 facts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.easyedit.hparams import MetaFTHyperParams
+from propmeta_edit.errors import ConfigError
+from propmeta_edit.evaluation.scoring import contains_answer
+from propmeta_edit.evaluation.statistics import wilson_interval
+from propmeta_edit.evaluation.tables import keep_settings
+from propmeta_edit.files import save_figure, sha256_of_json, write_text_atomically
+from propmeta_edit.finetune.single_edit import put_in_place, write_facts
+from propmeta_edit.models.artefacts import find_model_folder
+from propmeta_edit.models.devices import peak_memory, resolve_device, resolve_dtype, wait_for
+from propmeta_edit.models.generation import generate_greedily
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.options import Names, WholeNumbers, require_among, require_at_least
+from propmeta_edit.recipes.data_sets import load_dataset
+from propmeta_edit.recipes.settings import has_hparams, hparams_file
+from propmeta_edit.records import Case, EditRequest, Question
+from propmeta_edit.studies.engine import collect_versions
+from propmeta_edit.studies.runs import hash_of_model
+from propmeta_edit.text.prompts import format_question
+
+METHODS = ("MetaFT", "FT")
+MODES = ("sequential", "joint")
+MEASURES = ("efficacy", "portability", "locality")
+
+
+@dataclass(frozen=True)
+class ChainOptions:
+    """What a chain of edits can be told.
+
+    Args:
+        hparams: name of the YAMLs in hparams/MetaFT and hparams/FT.
+        datasets: as for table2, their cases of one edit in a random order.
+        methods: of MetaFT, FT.
+        modes: sequential: each edit on top of the last; joint: one inner loop for all of them.
+        counts: after how many facts it is asked.
+        asked: of the written facts, and of other ones, how many are asked about.
+        batch_size: facts of one update in the joint mode.
+        device: auto, cpu, mps, cuda or cuda:N.
+        seed: of the order of the cases, and of which are asked about.
+        output: folder; what is finished there is kept.
+    """
+
+    hparams: str = "smollm2-135m"
+    datasets: Names = field(default_factory=lambda: Names(("cre-id", "cre-ood", "cre-ood-entity", "cre-ood-relation")))
+    methods: Names = field(default_factory=lambda: Names(METHODS))
+    modes: Names = field(default_factory=lambda: Names(MODES))
+    counts: WholeNumbers = field(default_factory=lambda: WholeNumbers((1, 10, 100, 1000)))
+    asked: int = 100
+    batch_size: int = 8
+    device: str = "auto"
+    seed: int = 0
+    output: str = "results/dependent"
+
+    def __post_init__(self) -> None:
+        require_among("methods", self.methods, METHODS)
+        require_among("modes", self.modes, MODES)
+        require_at_least(1, asked=self.asked, batch_size=self.batch_size, counts=min(self.counts))
+
+
+def read_cases(items: Sequence[str], seed: int) -> list[Case]:
+    """The cases of one edit of all data sets, shuffled together."""
+    found = [case for item in items for case in load_dataset(item, seed).cases if len(case.edits) == 1]
+    random.Random(seed).shuffle(found)
+    return found
+
+
+def ask(
+    model: LanguageModel, tokenizer: Tokenizer, written: Sequence[Case], kept: Sequence[Question], number: int, seed: int
+) -> dict[str, list[bool]]:
+    """Of the written facts: themselves and their consequences; and single facts that no edit is about."""
+    some = random.Random(seed).sample(list(written), min(number, len(written)))
+    facts = [Question(case.edits[0].prompt, (case.edits[0].target_new,)) for case in some]
+    asked = {"efficacy": facts, "portability": [case.question for case in some], "locality": kept}
+    found = {}
+    for name, questions in asked.items():
+        prompts = [q.text if name == "efficacy" else format_question(q.text) for q in questions]
+        texts = generate_greedily(model, tokenizer, prompts)
+        found[name] = [contains_answer(text, q.answers) for text, q in zip(texts, questions, strict=True)]
+    return found
+
+
+def edit_and_ask(
+    method: str, mode: str, counts: Sequence[int], cases: Sequence[Case], options: ChainOptions
+) -> list[dict[str, Any]]:
+    """One line a count; sequential edits go on from one count to the next, joint ones start afresh."""
+    path, device = hparams_file(method, options.hparams), resolve_device(options.device)
+    values = {**read_yaml(path), "device": device, "dtype": resolve_dtype("fast", device)}
+    hparams = build_config(MetaFTHyperParams, values, str(path))
+    model, tokenizer = hparams.load_model()
+    parameters = select_parameters(model, hparams.layers, hparams.modules)
+    original = {name: parameter.data for name, parameter in parameters.items()}
+    others = cases[max(counts) :]  # about subjects that no edit names
+    kept = [case.second_hop for case in others if case.second_hop is not None][: options.asked]
+    if not kept:
+        raise ConfigError(f"{len(cases)} cases leave none to ask about besides the {max(counts)} that are edited; lower --counts")
+    rows, done, seconds = [], 0, 0.0
+    for count in counts:
+        if mode == "joint":
+            put_in_place(parameters, original)
+            done, seconds = 0, 0.0
+        requests = [case.edits[0] for case in cases[done:count]]
+        groups, size = ([requests], options.batch_size) if mode == "joint" else ([[r] for r in requests], hparams.batch_size)
+
+        def write(groups: Sequence[Sequence[EditRequest]] = groups, size: int = size) -> None:
+            for group in tqdm(groups, desc=f"{method}, {mode}", unit="call", disable=None):
+                write_facts(model, tokenizer, group, replace(hparams.edit, batch_size=size))
+
+        started = time.perf_counter()
+        added = peak_memory(write, torch.device(device))
+        wait_for(torch.device(device))
+        seconds += time.perf_counter() - started
+        done = count
+        answers = ask(model, tokenizer, cases[:count], kept, options.asked, options.seed)
+        row: dict[str, Any] = {"method": method, "mode": mode, "facts": count, "seconds": seconds, "peak GiB added": added}
+        for name, verdicts in answers.items():
+            low, high = wilson_interval(sum(verdicts), len(verdicts))
+            row |= {name: sum(verdicts) / len(verdicts), f"{name} low": low, f"{name} high": high, f"{name} n": len(verdicts)}
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    put_in_place(parameters, original)
+    return rows
+
+
+def name_chain(method: str, mode: str, options: ChainOptions) -> str:
+    """With a hash of what the chain depends on, so that another one in the same folder is not taken for it."""
+    settings = read_yaml(hparams_file(method, options.hparams))
+    asked = [list(options.datasets), options.asked, options.batch_size, options.seed, sorted(options.counts)]
+    return f"{method}-{mode}-{sha256_of_json([settings, hash_of_model(settings['model_name']), asked])[:8]}"
+
+
+def describe_chain(method: str, mode: str, options: ChainOptions) -> dict[str, Any]:
+    """What a chain is made with, for ``settings.json``."""
+    settings = read_yaml(hparams_file(method, options.hparams))
+    device = resolve_device(options.device)
+    together = {"batch_size": options.batch_size} if mode == "joint" else {}
+    given = {name: getattr(options, name) for name in ("datasets", "counts", "asked", "seed")}
+    where = {"device": device, "dtype": resolve_dtype("fast", device), "versions": collect_versions([])}
+    return {**settings, "model_sha256": hash_of_model(settings["model_name"]), **together, **given, **where}
+
+
+def read_chains(options: ChainOptions, folder: Path) -> pd.DataFrame:
+    """All chains of the folder with these settings, whichever command made them: what was asked the same of the same facts."""
+    methods = [method for method in METHODS if method in options.methods or _is_known(method, options, folder)]
+    names = [name_chain(method, mode, options) for method, mode in itertools.product(methods, MODES)]
+    return pd.concat([pd.read_csv(folder / f"{name}.csv") for name in names if (folder / f"{name}.csv").is_file()])
+
+
+def _is_known(method: str, options: ChainOptions, folder: Path) -> bool:
+    """Whether there are chains of the method, and its model to compare their names with; none is fetched or built for that."""
+    if not any(folder.glob(f"{method}-*.csv")) or not has_hparams(method, options.hparams):
+        return False
+    return find_model_folder(read_yaml(hparams_file(method, options.hparams))["model_name"]) is not None
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Each measure against the number of facts, a line a method and mode."""
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    for axis, measure in zip(figure.subplots(1, len(MEASURES)), MEASURES, strict=True):
+        for number, ((method, mode), rows) in enumerate(table.groupby(["method", "mode"], sort=False)):
+            low, high = rows[measure] - rows[f"{measure} low"], rows[f"{measure} high"] - rows[measure]
+            style = "-" if mode == "sequential" else "--"
+            shade = "black" if method == "MetaFT" else "0.55"
+            axis.errorbar(
+                rows["facts"], 100 * rows[measure], yerr=[100 * low.clip(0), 100 * high.clip(0)], fmt=style, color=shade,
+                marker="osD^"[number % 4], capsize=2, label=f"{method}, {mode}",
+            )  # fmt: skip
+        axis.set(xscale="log", xlabel="facts written", ylabel="%", ylim=(0, 103), title=measure)
+    figure.axes[0].legend(fontsize=7)
+    save_figure(figure, path)
+
+
+def dependent(options: ChainOptions) -> None:
+    """Ask after many edits of one model that stay: one after another, and all in one inner loop.
+
+    Efficacy and portability are of the written facts. Locality asks for the second hops of cases that are not edited: of 100 such
+    questions 92 to 97 are different ones, and after 1,000 facts half of them are also the second hop of a case that is.
+    """
+    counts = sorted(options.counts)
+    cases = read_cases(options.datasets, options.seed)
+    if len(cases) <= max(counts):
+        raise ConfigError(
+            f"{', '.join(options.datasets)} have {len(cases)} cases of one edit; --counts must stay below that, got {max(counts)}"
+        )
+    output = Path(options.output)
+    for method, mode in itertools.product(options.methods, options.modes):
+        own = output / f"{name_chain(method, mode, options)}.csv"
+        if not own.is_file():  # a chain of edits is whole or not there: its last count needs the weights of those before
+            chain = pd.DataFrame(edit_and_ask(method, mode, counts, cases, options))
+            keep_settings({own.stem: describe_chain(method, mode, options)}, output)
+            write_text_atomically(own, chain.to_csv(index=False))
+    table = read_chains(options, output)
+    write_text_atomically(output / "dependent.csv", table.to_csv(index=False))
+    draw(table, output / "dependent.png")
+    print(table[["method", "mode", "facts", *MEASURES, "seconds", "peak GiB added"]].round(3).to_string(index=False))
