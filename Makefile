@@ -1,10 +1,11 @@
 # make table2   all set-up, then the main job: the comparison on the bundled model
 # make test     all set-up, then the tests
 # make docs     all set-up, then these pages as a site in build/site
-# The environment is made in .venv from constraints.txt; a second call finds it there.
+# The environment is made in .venv from constraints.txt; a second call finds it there. For another Python beside it:
+#   PYTHON=python3.12 VENV=.venv-3.12 make test-fast
 
 PYTHON ?= python3.11
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 LIMIT ?= 100
 # EasyEdit's ROME and its kin take up to a minute an edit on two cores: a row gets as many cases as fit.
@@ -19,12 +20,12 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-lo
 .PHONY: help setup table2 table2-full evidence test test-fast test-gpu test-all lint docs table2-smoke clean
 
 help:
-	@sed -n '1,4p' Makefile
+	@sed -n '1,5p' Makefile
 
 setup: $(VENV)/.ready
 
 # torch goes first and by its exact version, so that nothing else decides which build it is; an index of builds need have nothing else.
-$(VENV)/.ready: setup.py constraints.txt tools/world/requirements.txt
+$(VENV)/.ready: pyproject.toml constraints.txt tools/world/requirements.txt
 	@echo "setting up $(VENV): a few minutes and about 1 GB of downloads, once"
 	@$(PYTHON) -m venv $(VENV)
 	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && $(BIN)/python -m pip install --quiet --disable-pip-version-check \
