@@ -111,9 +111,9 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Callable[..., int | None],
     function = verb.load()
     parser = make_parser(f"{PROGRAM} {name}", function, verb.positional)
     given = normalise(given, {option: action for action in parser._actions for option in action.option_strings})
-    for option, value in zip(given, [*given[1:], ""], strict=False):
-        if option == "--config" or option.startswith("--config="):  # broken YAML is named with its line
-            read_yaml(value if option == "--config" else option.removeprefix("--config="))
+    for argument in given:
+        if argument.startswith("--config="):  # broken YAML is named with its line
+            read_yaml(argument.removeprefix("--config="))
     try:
         found = parser.parse_args(given)
     except ArgumentError as error:
@@ -147,17 +147,34 @@ def make_parser(program: str, function: Callable[..., Any], positional: Sequence
 
 
 def normalise(arguments: Sequence[str], actions: dict[str, Any]) -> list[str]:
-    """``--num-tasks`` is ``--num_tasks``, and a switch needs no value: ``--plan`` is ``--plan=true``."""
-    found = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
+    """What has no name first, then the options, each with its value.
+
+    ``--num-tasks`` is ``--num_tasks``, a switch needs no value (``--plan`` is ``--plan=true``), and the two kinds may be mixed.
+
+    Args:
+        actions: of the parser, by option.
+    """
+    unnamed: list[str] = []
+    named: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
         option, equals, value = argument.partition("=")
         if option.startswith("--") and option not in actions:
-            option = option.replace("-", "_").replace("__", "--", 1)
-        kind = getattr(actions.get(option), "_typehint", None)
-        kinds = get_args(kind) or (kind,)
+            option = "--" + option[2:].replace("-", "_")
+        if option not in actions:
+            (named if argument.startswith("--") else unnamed).append(argument)
+            continue
+        action = actions[option]
+        kind = getattr(action, "_typehint", None)
+        kinds, following = get_args(kind) or (kind,), left[0] if left else "--"
         stands_alone = following.startswith("--") or (kinds == (bool,) and following not in ("true", "false"))
-        found.append(f"{option}=true" if bool in kinds and not equals and stands_alone else f"{option}{equals}{value}")
-    return found
+        if not equals and bool in kinds and stands_alone:
+            value, equals = "true", "="
+        elif not equals and action.nargs is None and left:
+            value, equals = left.pop(0), "="
+        named.append(f"{option}{equals}{value}")
+    return [*unnamed, *named]
 
 
 def _values_of(function: Callable[..., Any], found: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Types of options that a command line and a YAML file share: lists and assignments, written with commas or as YAML has them."""
+"""Lists as options that a command line and a YAML file share: written with commas, or as YAML has them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,6 @@ class WholeNumbers(list[int]):
 
 class Numbers(list[float]):
     """Numbers: ``0.1,0.25`` or ``[0.1, 0.25]``."""
-
-
-class Assignments(dict[str, str]):
-    """Texts by name: ``a=x,b=y`` or ``{a: x, b: y}``."""
-
-
-class Counts(dict[str, int]):
-    """Whole numbers by name: ``a=1,b=2`` or ``{a: 1, b: 2}``."""
 
 
 def _split(value: Any) -> list[Any]:
@@ -64,21 +56,33 @@ def _list_of(kind: type[list[Any]], read: Callable[[Any], Any]) -> None:
     register_type(kind, serializer=list, deserializer=parse)
 
 
-def _dict_of(kind: type[dict[str, Any]], read: Callable[[Any], Any]) -> None:
-    def parse(value: Any) -> Any:
-        pairs = list(value.items()) if isinstance(value, dict) else [item.split("=", 1) for item in _split(value)]
-        if any(len(pair) != 2 for pair in pairs):
-            raise ValueError(f"NAME=VALUE is wanted, separated by commas, got {value!r}")
-        return kind((name.strip(), read(own.strip() if isinstance(own, str) else own)) for name, own in pairs)
-
-    register_type(kind, serializer=dict, deserializer=parse)
-
-
 _list_of(Names, _text)
 _list_of(WholeNumbers, _number(int, "whole numbers"))
 _list_of(Numbers, _number(float, "numbers"))
-_dict_of(Assignments, _text)
-_dict_of(Counts, _number(int, "whole numbers"))
+
+
+def read_pairs(option: str, items: Sequence[str]) -> dict[str, str]:
+    """``["a=x", "b=y"]`` → ``{"a": "x", "b": "y"}``.
+
+    Raises:
+        ConfigError: an item without a name, a value, or the sign between them.
+    """
+    pairs = [item.partition("=") for item in items]
+    if not all(name.strip() and value.strip() for name, _, value in pairs):
+        raise ConfigError(f"--{option} takes NAME=VALUE, separated by commas, got {','.join(items)!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def read_counts(option: str, items: Sequence[str]) -> dict[str, int]:
+    """The same with whole numbers of 1 or more.
+
+    Raises:
+        ConfigError: as ``read_pairs``, or another number.
+    """
+    pairs = read_pairs(option, items)
+    if not all(value.isdigit() and int(value) for value in pairs.values()):
+        raise ConfigError(f"--{option} takes NAME=NUMBER of 1 or more, separated by commas, got {','.join(items)!r}")
+    return {name: int(value) for name, value in pairs.items()}
 
 
 def require_among(option: str, given: Sequence[str], known: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from propmeta_edit.analysis.probes import Probe, content_token, make_fact_probe,
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.errors import ConfigError, RequestError
 from propmeta_edit.models.layers import get_blocks, resolve_layers, select_parameters
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import Case
 
 MODULES = ("attention", "mlp")

@@ -15,7 +15,7 @@ from propmeta_edit.evaluation.rows import Row, select_rows
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.evaluation.statistics import adjust_holm, compare_paired
 from propmeta_edit.finetune.losses import compute_answer_loss
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.text.encoding import collate, encode_answer
 from propmeta_edit.text.prompts import format_question
 

@@ -13,7 +13,7 @@ import torch
 
 from propmeta_edit.models.forwards import compute_hidden_states
 from propmeta_edit.models.layers import get_blocks, get_final_norm
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 

@@ -16,7 +16,7 @@ from propmeta_edit.analysis.lens import batch_of
 from propmeta_edit.errors import ModelError
 from propmeta_edit.models.forwards import compute_hidden_states
 from propmeta_edit.models.layers import get_blocks
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 
 
 @dataclass(frozen=True)

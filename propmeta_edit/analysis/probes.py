@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from propmeta_edit.errors import RequestError
-from propmeta_edit.models.protocols import Tokenizer
+from propmeta_edit.protocols import Tokenizer
 from propmeta_edit.records import Case
 from propmeta_edit.text.prompts import format_question
 

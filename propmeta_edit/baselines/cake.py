@@ -13,7 +13,7 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.losses import compute_token_losses
 from propmeta_edit.models.devices import has_native_bf16
 from propmeta_edit.models.layers import weights_of
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import EncodedBatch, EncodedText, collate, encode_answer
 

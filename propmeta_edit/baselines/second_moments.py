@@ -24,7 +24,7 @@ from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_json, written_whole
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.layers import key_module_name, key_width, resolve_layers
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 
 WINDOW = 100  # texts sorted by length together, so that batches are hardly padded; also where a run can be continued
 DTYPE = "float32"

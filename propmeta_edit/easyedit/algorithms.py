@@ -25,7 +25,7 @@ from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.layers import weights_of
 from propmeta_edit.models.loading import read_model_config
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import padded_on
 

@@ -22,7 +22,7 @@ from propmeta_edit.easyedit.hparams import FromYaml
 from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples
 from propmeta_edit.errors import RequestError
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import request_fields
 from propmeta_edit.text.encoding import padded_on
 

@@ -20,7 +20,7 @@ from propmeta_edit.config import derive_settings
 from propmeta_edit.easyedit.hparams import FromYaml
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.models.devices import resolve_device
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest, as_requests
 
 # For what ``CakeSettings`` calls otherwise.

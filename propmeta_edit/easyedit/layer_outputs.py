@@ -14,7 +14,7 @@ import torch
 
 from propmeta_edit.baselines.second_moments import model_folder_name
 from propmeta_edit.models.layers import ARCHITECTURES, get_blocks, get_final_norm
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 
 
 @contextmanager

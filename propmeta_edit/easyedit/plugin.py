@@ -10,7 +10,7 @@ import torch
 
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.finetune.single_edit import write_facts
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import as_requests
 
 

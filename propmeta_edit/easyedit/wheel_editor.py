@@ -17,7 +17,7 @@ from typing import Any
 
 from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples, named_after
 from propmeta_edit.errors import EasyEditError
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 
 LOG = logging.getLogger(__name__)
 EDIT_KEYWORDS = frozenset({"subject", "test_generation", "eval_metric", "train_ds"})

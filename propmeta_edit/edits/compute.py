@@ -15,7 +15,7 @@ from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.single_edit import put_in_place, require_finite, write_facts
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest, as_requests
 
 _MOST_AT_ONCE = 64  # beyond this nothing gets faster

@@ -24,7 +24,7 @@ from propmeta_edit.errors import ModelError, RequestError
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.artefacts import build_whole
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.records import EditRequest, as_requests
 
 LOG = logging.getLogger(__name__)

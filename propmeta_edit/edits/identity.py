@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from safetensors.torch import save
 
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 
 SAMPLES = 1024  # numbers of a tensor that are looked at, give or take a half
 _HASHES: dict[frozenset[tuple[str, str]], str] = {}  # of what this process has hashed, by names and fingerprints

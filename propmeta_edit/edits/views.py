@@ -14,7 +14,7 @@ from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 
 _BATCH_SIZE = 64
 

@@ -20,7 +20,7 @@ from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.devices import free_memory, wait_for
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import Case, EditRequest
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
 

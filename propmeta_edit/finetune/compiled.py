@@ -16,7 +16,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from propmeta_edit.models.forwards import replaced_forwards
 from propmeta_edit.models.layers import get_blocks, layers_of
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 
 LOG = logging.getLogger(__name__)
 

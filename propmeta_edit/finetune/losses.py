@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from propmeta_edit.models.forwards import compute_hidden_states
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 

@@ -14,7 +14,7 @@ from propmeta_edit.finetune.single_edit import require_full_precision
 from propmeta_edit.finetune.stacking import StackedWeights, stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import EncodedBatch, encode_requests
 

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.models.forwards import replaced_forwards
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 
 LOG = logging.getLogger(__name__)
 SMALLEST = 2**16  # numbers of a weight; below that the call costs more than the layout saves

@@ -11,7 +11,7 @@ from torch import nn
 
 from propmeta_edit.models.forwards import compute_hidden_states
 from propmeta_edit.models.layers import get_block_list, layers_of
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 

@@ -12,7 +12,7 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import encode_requests
 

@@ -23,7 +23,7 @@ from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.saved_state import load_state, save_state
 from propmeta_edit.models.devices import has_native_bf16
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import Question
 from propmeta_edit.store import require_made_from
 from propmeta_edit.text.encoding import EncodedText, collate, encode_answer

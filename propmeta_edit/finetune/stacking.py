@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.models.forwards import replaced_forwards
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 
 
 class StackedWeights:

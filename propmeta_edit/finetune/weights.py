@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 
 
 def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:

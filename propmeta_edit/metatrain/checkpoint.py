@@ -25,7 +25,7 @@ from propmeta_edit.models.loading import (
     require_trained_from,
     save_model,
 )
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 
 PROGRESS = "progress.json"  # losses and validation, task by task
 TRAINED = "trained.safetensors"  # of a compact folder

@@ -14,7 +14,7 @@ from propmeta_edit.finetune.many_edits import adapted_copies
 from propmeta_edit.finetune.packed import packed_products
 from propmeta_edit.metatrain.outer_losses import OuterLoss
 from propmeta_edit.metatrain.processes import ALONE, Processes
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 

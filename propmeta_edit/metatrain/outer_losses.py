@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from propmeta_edit.finetune.losses import compute_answer_logits, compute_answer_loss, reduce_answer_tokens
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.task_texts import EncodedTasks
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
 OuterLoss = Callable[[Any], torch.Tensor]  # model -> [N]

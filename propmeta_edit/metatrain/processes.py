@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from propmeta_edit.models.layers import get_blocks
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 
 
 @dataclass(frozen=True)

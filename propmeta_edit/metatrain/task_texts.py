@@ -11,7 +11,7 @@ import torch
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.models.protocols import Tokenizer
+from propmeta_edit.protocols import Tokenizer
 from propmeta_edit.records import MetaTask, Question
 from propmeta_edit.text.encoding import (
     IGNORED,

@@ -28,7 +28,7 @@ from propmeta_edit.metatrain.run import Progress, TaskLosses, TrainingRun
 from propmeta_edit.metatrain.task_texts import EncodedTasks, encode_step
 from propmeta_edit.models.devices import is_out_of_memory
 from propmeta_edit.models.layers import num_parameters, select_parameters
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import MetaTask
 
 LOG = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import write_text_atomically, written_whole
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 
 ADAPTER, CONFIG, DIFFERENCE = "adapter_model.safetensors", "adapter_config.json", "difference.safetensors"
 _PEFT_PREFIX = "base_model.model."

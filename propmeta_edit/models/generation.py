@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.text.encoding import padded_on
 
 MAX_NEW_TOKENS = 10  # the paper's, after CaKE

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.errors import ModelError
-from propmeta_edit.models.protocols import LanguageModel
+from propmeta_edit.protocols import LanguageModel
 
 MODULE_CHOICES = ("attention", "mlp", "attention+mlp")
 

@@ -21,7 +21,7 @@ from propmeta_edit.errors import ModelError, OriginError
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import BUNDLED, find_model_folder, resolve_model_folder
 from propmeta_edit.models.layers import cast_around, get_architecture, select_parameters
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 
 CHECKPOINT_CARD = "metaft.json"
 HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")  # buffers of old files

@@ -39,7 +39,7 @@ from propmeta_edit.models.loading import (
     require_trained_from,
     save_model,
 )
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.meta_training import run_meta_training, training_folder
 from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.recipes.worlds import WORLD_VERSION, single_hop_questions

@@ -20,7 +20,7 @@ from propmeta_edit.files import shortest_names
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.records import EditRequest, as_requests
 from propmeta_edit.text.prompts import format_question

@@ -41,7 +41,7 @@ from propmeta_edit.models.devices import free_memory, resolve_device, resolve_dt
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.sources import find_training_files
 from propmeta_edit.recipes.worlds import WORLD, ensure_world
 from propmeta_edit.records import Case, EditRequest, MetaTask

@@ -28,7 +28,7 @@ from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import key_module_name, resolve_layers
 from propmeta_edit.models.loading import load_model, model_sha256
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world, single_hop_questions
 
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world

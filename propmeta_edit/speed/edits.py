@@ -18,7 +18,7 @@ from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.devices import free_unused, peak_memory, wait_for
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.speed import parts
 

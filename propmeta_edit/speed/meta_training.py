@@ -18,7 +18,7 @@ from propmeta_edit.metatrain.task_texts import encode_step
 from propmeta_edit.metatrain.trainer import compute_step_gradients, order_tasks
 from propmeta_edit.models.devices import free_unused, peak_memory, wait_for
 from propmeta_edit.models.layers import MODULE_CHOICES, select_parameters
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import MetaTask
 from propmeta_edit.speed import parts, reference
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from propmeta_edit.finetune.edit_settings import EditSettings
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest, MetaTask
 from propmeta_edit.text.encoding import encode_answer
 from propmeta_edit.text.prompts import format_question

@@ -16,8 +16,8 @@ from propmeta_edit.files import save_figure, write_text_atomically
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import load_model
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.options import WholeNumbers, require_at_least
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.statistics import SAMPLED, sample_corpus
 from propmeta_edit.studies.engine import collect_versions
 

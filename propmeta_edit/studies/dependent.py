@@ -28,8 +28,8 @@ from propmeta_edit.models.artefacts import find_model_folder
 from propmeta_edit.models.devices import peak_memory, resolve_device, resolve_dtype, wait_for
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.protocols import LanguageModel, Tokenizer
 from propmeta_edit.options import Names, WholeNumbers, require_among, require_at_least
+from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.data_sets import load_dataset
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.records import Case, EditRequest, Question

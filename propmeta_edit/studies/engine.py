@@ -281,7 +281,8 @@ def _prepare_those_at_hand(
 
 def _keep_settings(study: Study, spec: MethodSpec, options: StudyOptions) -> None:
     if not options.part:
-        write_settings([replace(spec, settings={**spec.settings, **study.keep})], study.bench.folder)
+        known = {**spec.settings, "model_sha256": spec.model_sha256, **study.keep}
+        write_settings([replace(spec, settings=known)], study.bench.folder)
 
 
 def _course(

@@ -10,7 +10,7 @@ from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.tables import require_comparable, summarise, write_tables
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.devices import resolve_dtype
-from propmeta_edit.options import Assignments, Counts, Names, require_among, require_at_least
+from propmeta_edit.options import Names, read_counts, read_pairs, require_among, require_at_least
 from propmeta_edit.recipes.data_sets import load_datasets
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE
 from propmeta_edit.recipes.splits import Split, is_released, kind_of
@@ -20,7 +20,7 @@ from propmeta_edit.studies.methods import CORE, METHODS, NOTES, find_methods
 from propmeta_edit.studies.variants import Bench
 
 DATASETS, ROWS = Names(("world-id", "world-ood")), Names(variant.name for variant in CORE)
-NO_FOLDERS, NO_COUNTS = Assignments(), Counts()
+NONE = Names()
 
 
 def table2(
@@ -28,10 +28,10 @@ def table2(
     model: str = "smollm2-135m",
     metaft_model: str | None = None,
     hparams: str | None = None,
-    checkpoints: Assignments = NO_FOLDERS,
+    checkpoints: Names = NONE,
     methods: Names = ROWS,
     datasets: Names = DATASETS,
-    limits: Counts = NO_COUNTS,
+    limits: Names = NONE,
     edits_at_once: int = EDITS_AT_ONCE,
     dtype: str = "fast",
 ) -> int:
@@ -52,21 +52,22 @@ def table2(
         dtype: of the frozen rest: float32, bfloat16, float16, or fast: bfloat16 where the device has it in hardware, else float32.
     """
     require_at_least(1, edits_at_once=edits_at_once)
-    if limits:
-        require_among("limits", list(limits), list(METHODS))
+    own_limits = read_counts("limits", limits)
+    if own_limits:
+        require_among("limits", list(own_limits), list(METHODS))
     bench = Bench(
         model=model,
         hparams=hparams or Path(model).name,
         device=options.resolved_device,
         dtype=resolve_dtype(dtype, options.resolved_device),
         seed=options.case_seed,
-        checkpoints={**checkpoints, **({"metaft": metaft_model} if metaft_model else {})},
+        checkpoints={**read_pairs("checkpoints", checkpoints), **({"metaft": metaft_model} if metaft_model else {})},
         edits_at_once=edits_at_once,
         folder=Path(options.output or "results/table2"),
     )
     splits = load_asked(datasets, options.case_seed)
     write = partial(write_table2, options=options)
-    study = Study("table2", find_methods(methods), splits, bench, write, limits=limits, check=require_comparable)
+    study = Study("table2", find_methods(methods), splits, bench, write, limits=own_limits, check=require_comparable)
     return run_study(study, options)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from propmeta_edit.errors import RequestError
-from propmeta_edit.models.protocols import Tokenizer
+from propmeta_edit.protocols import Tokenizer
 from propmeta_edit.records import EditRequest, Question
 from propmeta_edit.text.prompts import format_question
 

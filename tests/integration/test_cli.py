@@ -132,7 +132,7 @@ def test_an_unfinished_run_with_other_settings_is_not_continued(base, tmp_path, 
     (tmp_path / "out.training").mkdir()
     (tmp_path / "out.training" / "settings.json").write_text(json.dumps({"outer_lr": 0.5}))
     assert meta_train(base, tmp_path) == 2
-    assert "outer_lr: 0.5, now 0.01" in capsys.readouterr().err
+    assert "outer_lr 0.5, now 0.01" in capsys.readouterr().err
 
 
 def test_a_broken_line_is_named(base, tmp_path, capsys):
@@ -239,7 +239,7 @@ def test_settings_are_printed_and_read_back(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
     _, values = read_arguments(["table2", "--config", str(tmp_path / "c.yaml")])
     assert values == read_arguments(["table2", *given])[1]
-    assert (values["methods"], values["limits"], values["options"].plan) == (["FT", "MetaFT"], {"FT": 3}, True)
+    assert (values["methods"], values["limits"], values["options"].plan) == (["FT", "MetaFT"], ["FT=3"], True)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,8 @@ def test_the_benchmark_of_a_clone_is_the_command(tmp_path):
         (["--datasets", "cre-xyz"], "unknown data set 'cre-xyz'"),
         (["--datasets", "mquake-subset"], "does not come with the package"),
         (["--limit", "0"], "--limit must be 1 or more"),
-        (["--limits", "ROME"], "--limits: NAME=VALUE is wanted, separated by commas, got 'ROME'"),
+        (["--limits", "ROME"], "--limits takes NAME=VALUE, separated by commas, got 'ROME'"),
+        (["--limits", "ROME=0"], "--limits takes NAME=NUMBER of 1 or more, separated by commas, got 'ROME=0'"),
         (["--limits", "GRACE=1"], "--limits takes unedited, in-context, FT"),
         (["--methods", ","], "--methods: at least one value is wanted, got ','"),
         (["--edits-at-once", "0"], "--edits-at-once must be 1 or more"),

@@ -76,9 +76,10 @@ def test_what_was_never_timed_is_a_guess_by_size_and_a_budget_caps_it(hub, tmp_p
     monkeypatch.setattr(cost, "TYPICAL_PARAMETERS", size / 3)
     lines = describe(tmp_path, "owner/tiny", ["FT", "CaKE"])
     assert lines["CaKE"].endswith(f"{30 * 3 * TYPICAL_SECONDS['CaKE'] / 60:.0f} min (a guess)")
-    lines = describe(tmp_path, "owner/tiny", ["FT", "CaKE"], [make_row(0, 60.0), make_row(1, 120.0)])
+    timed = [make_row(0, 60.0), make_row(1, 120.0)]
+    lines = describe(tmp_path, "owner/tiny", ["FT", "CaKE"], timed)
     assert lines["FT"].endswith("  42 min"), "28 cases of 90 s, measured"
-    lines = describe(tmp_path, "owner/tiny", ["FT", "CaKE"], minutes=10)
+    lines = describe(tmp_path, "owner/tiny", ["FT", "CaKE"], timed, minutes=10)
     assert lines["FT"].endswith("  7 min"), "3 of 10 min are used up"
     assert lines["CaKE"].endswith("  10 min (a guess)")
     assert "17 min in all, 10 min guessed" in lines["58"], "28 and 30 cases"

@@ -132,7 +132,7 @@ def test_broken_lines_are_named(tmp_path):
     rows, _ = run(tmp_path / "rows.jsonl", Spoken(), limit=2)
     text = rows.path.read_text()
     rows.path.write_text(text.replace('"method"', "method", 1))
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: broken row"):
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1: broken line"):
         RowFile(rows.path)
     with pytest.raises(DataError, match="is in the file already"):
         rows.append(rows.rows[0])
@@ -168,7 +168,7 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     RowFile(path).append(Row(case_id="1", **BASE))
     path.write_bytes(path.read_bytes() + b"\xff\n")
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: broken row"):
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 2: broken line"):
         RowFile(path)
 
 
