@@ -20,7 +20,6 @@ from propmeta_edit.studies.methods import CORE, METHODS, NOTES, find_methods
 from propmeta_edit.studies.variants import Bench
 
 DATASETS, ROWS = Names(("world-id", "world-ood")), Names(variant.name for variant in CORE)
-NONE = Names()
 
 
 def table2(
@@ -28,10 +27,10 @@ def table2(
     model: str = "smollm2-135m",
     metaft_model: str | None = None,
     hparams: str | None = None,
-    checkpoints: Names = NONE,
+    checkpoints: Names | None = None,
     methods: Names = ROWS,
     datasets: Names = DATASETS,
-    limits: Names = NONE,
+    limits: Names | None = None,
     edits_at_once: int = EDITS_AT_ONCE,
     dtype: str = "fast",
 ) -> int:
@@ -52,7 +51,7 @@ def table2(
         dtype: of the frozen rest: float32, bfloat16, float16, or fast: bfloat16 where the device has it in hardware, else float32.
     """
     require_at_least(1, edits_at_once=edits_at_once)
-    own_limits = read_counts("limits", limits)
+    own_limits = read_counts("limits", limits or ())
     if own_limits:
         require_among("limits", list(own_limits), list(METHODS))
     bench = Bench(
@@ -61,7 +60,7 @@ def table2(
         device=options.resolved_device,
         dtype=resolve_dtype(dtype, options.resolved_device),
         seed=options.case_seed,
-        checkpoints={**read_pairs("checkpoints", checkpoints), **({"metaft": metaft_model} if metaft_model else {})},
+        checkpoints={**read_pairs("checkpoints", checkpoints or ()), **({"metaft": metaft_model} if metaft_model else {})},
         edits_at_once=edits_at_once,
         folder=Path(options.output or "results/table2"),
     )
