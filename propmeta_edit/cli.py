@@ -165,16 +165,22 @@ def normalise(arguments: Sequence[str], actions: dict[str, Any]) -> list[str]:
         if option not in actions:
             (named if argument.startswith("--") else unnamed).append(argument)
             continue
-        action = actions[option]
-        kind = getattr(action, "_typehint", None)
-        kinds, following = get_args(kind) or (kind,), left[0] if left else "--"
-        stands_alone = following.startswith("--") or (kinds == (bool,) and following not in ("true", "false"))
-        if not equals and bool in kinds and stands_alone:
-            value, equals = "true", "="
-        elif not equals and action.nargs is None and left:
-            value, equals = left.pop(0), "="
-        named.append(f"{option}{equals}{value}")
+        if not equals and _stands_alone(actions[option], left):
+            named.append(f"{option}=true")
+        elif not equals and actions[option].nargs is None and left:
+            named.append(f"{option}={left.pop(0)}")
+        else:
+            named.append(f"{option}{equals}{value}")
     return [*unnamed, *named]
+
+
+def _stands_alone(action: Any, following: Sequence[str]) -> bool:
+    """Whether an option is a switch, or one that may be, and is given without a value."""
+    kind = getattr(action, "_typehint", None)
+    kinds = get_args(kind) or (kind,)
+    if bool not in kinds:
+        return False
+    return not following or following[0].startswith("--") or (kinds == (bool,) and following[0] not in ("true", "false"))
 
 
 def _values_of(function: Callable[..., Any], found: Any) -> dict[str, Any]:

@@ -77,14 +77,11 @@ def collect_second_moments(
     """
     if not texts:
         raise ModelError("there are no texts to gather second moments from")
-    modules = [key_module_name(model.config.model_type, layer) for layer in resolve_layers(layers, model.config.num_hidden_layers)]
-    widths = {name: key_width(model.get_submodule(name)) for name in modules}
-    device = _choose_device(model.device, sum(4 * width**2 for width in widths.values()))
-    sums = {name: torch.zeros(width, width, device=device) for name, width in widths.items()}
-    identity = sha256_of_json([list(texts), modules, max_length, batch_tokens, model_id, str(model.dtype)])
-    moments = SecondMoments(sums)
-    if state_file is not None and state_file.is_file():
-        moments = _load_state(state_file, identity, device)
+    sums = _make_sums(model, layers)
+    device = next(iter(sums.values())).device
+    identity = sha256_of_json([list(texts), list(sums), max_length, batch_tokens, model_id, str(model.dtype)])
+    is_begun = state_file is not None and state_file.is_file()
+    moments = _load_state(state_file, identity, device) if state_file and is_begun else SecondMoments(sums)
     with tqdm(total=len(texts), initial=moments.num_texts, desc="second moments", unit="text") as bar, torch.no_grad():
         while moments.num_texts < len(texts):
             window = texts[moments.num_texts : moments.num_texts + WINDOW]
@@ -101,6 +98,14 @@ def collect_second_moments(
         state_file.unlink(missing_ok=True)
     moments.sums = {name: total.cpu() for name, total in moments.sums.items()}
     return moments
+
+
+def _make_sums(model: LanguageModel, layers: Sequence[int] | str | None) -> dict[str, torch.Tensor]:
+    """Zeros [in, in] for every layer's keys, by the name of their module, where there is room for them."""
+    modules = [key_module_name(model.config.model_type, layer) for layer in resolve_layers(layers, model.config.num_hidden_layers)]
+    widths = {name: key_width(model.get_submodule(name)) for name in modules}
+    device = _choose_device(model.device, sum(4 * width**2 for width in widths.values()))
+    return {name: torch.zeros(width, width, device=device) for name, width in widths.items()}
 
 
 def _choose_device(device: torch.device, num_bytes: int) -> torch.device:

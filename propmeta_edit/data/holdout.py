@@ -22,13 +22,9 @@ def hold_out_validation(cases: Sequence[Case], size: int | None, seed: int) -> t
     Raises:
         DataError: too few entities or relations to leave anything in one of the three parts.
     """
-    held: dict[str, set[str]] = {}
-    for tag in ("entity_name", "relation"):
-        values = sorted({case.tags[tag] for case in cases})
-        held[tag] = set(random.Random(f"{seed}:{tag}").sample(values, round(_SHARE * len(values))))
-    is_held = [[case.tags[tag] in values for tag, values in held.items()] for case in cases]
-    ood = [case for case, flags in zip(cases, is_held, strict=True) if all(flags)]
-    rest = [case for case, flags in zip(cases, is_held, strict=True) if not any(flags)]
+    entities, relations = (_draw_held(cases, tag, seed) for tag in ("entity_name", "relation"))
+    ood = [case for case in cases if case.tags["entity_name"] in entities and case.tags["relation"] in relations]
+    rest = [case for case in cases if case.tags["entity_name"] not in entities and case.tags["relation"] not in relations]
     random.Random(f"{seed}:cases").shuffle(rest)
     size = len(rest) // 10 if size is None else size
     valid = rest[:size]
@@ -40,6 +36,12 @@ def hold_out_validation(cases: Sequence[Case], size: int | None, seed: int) -> t
             f"{len(ood)} out of distribution; use fewer validation_cases, more data, or validate_every: null"
         )
     return train, {"valid-id": valid, "valid-ood": ood}
+
+
+def _draw_held(cases: Sequence[Case], tag: str, seed: int) -> set[str]:
+    """The values of a tag that are held out."""
+    values = sorted({case.tags[tag] for case in cases})
+    return set(random.Random(f"{seed}:{tag}").sample(values, round(_SHARE * len(values))))
 
 
 def _subject_of(case: Case) -> str:

@@ -7,7 +7,7 @@ import importlib
 import io
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -237,14 +237,7 @@ def make_hparams(name: str, values: Mapping[str, Any]) -> Any:
     settings_class = getattr(importlib.import_module(module), class_name)
     fields = {f.name: f for f in dataclasses.fields(settings_class)}
     values = fill_layers(name, values, str(values.get("model_name", "")))
-    lacking = sorted((set(values) - set(fields)) & baseline.decisive)
-    if lacking:
-        raise EasyEditError(
-            f"the {find_form().kind} form of EasyEdit has no {', '.join(lacking)} for {name}, which makes it another method there; "
-            "use a clone of its repository: EASYEDIT_HOME=<clone>"
-        )
-    if values.get("lora_type", "adalora") != "adalora" and "lora_type" not in fields:
-        raise EasyEditError(f"the {find_form().kind} form of EasyEdit has adalora alone, not {values['lora_type']!r}; use a clone")
+    _refuse_another_method(name, values, fields, baseline)
     dropped = sorted((set(values) - set(fields)) & baseline.only_in_one_form)
     if dropped:
         LOG.info("%s: this form of EasyEdit has no %s; not used", name, ", ".join(dropped))
@@ -259,6 +252,22 @@ def make_hparams(name: str, values: Mapping[str, Any]) -> Any:
                 f"{name}: context_template_length_params has [{length}, {number}]; the second, of openings, must be a multiple of 5"
             )
     return settings_class(**kept)
+
+
+def _refuse_another_method(name: str, values: Mapping[str, Any], known: Collection[str], baseline: Baseline) -> None:
+    """Refuse settings without which the form of EasyEdit at hand would do something else under the same name.
+
+    Raises:
+        EasyEditError: naming them.
+    """
+    lacking = sorted((set(values) - set(known)) & baseline.decisive)
+    if lacking:
+        raise EasyEditError(
+            f"the {find_form().kind} form of EasyEdit has no {', '.join(lacking)} for {name}, which makes it another method there; "
+            "use a clone of its repository: EASYEDIT_HOME=<clone>"
+        )
+    if values.get("lora_type", "adalora") != "adalora" and "lora_type" not in known:
+        raise EasyEditError(f"the {find_form().kind} form of EasyEdit has adalora alone, not {values['lora_type']!r}; use a clone")
 
 
 def _has_no_default(field: dataclasses.Field[Any]) -> bool:

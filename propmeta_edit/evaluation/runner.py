@@ -135,11 +135,7 @@ def run_methods(
             unique (before anything runs).
     """
     require_fitting(methods, datasets, rows, seed)
-    chosen = {
-        (method.name, data.name): method.adapt(choose_cases(data.cases, (limits or {}).get(method.name, limit), seed))
-        for method in methods
-        for data in datasets
-    }
+    chosen = _choose_all(methods, datasets, limit, limits or {}, seed)
     left = [(method, work) for method in methods if (work := _work_left(method, datasets, chosen, rows, budget))]
     for method, _ in left:
         method.check()
@@ -161,8 +157,27 @@ def run_methods(
             lacking_memory += sum(len(item.group) for item in work)
         finally:
             bar.close()
+    return lacking_memory + _count_failed(chosen, rows)
+
+
+Chosen = Mapping[tuple[str, str], Sequence[Case]]  # by method and data set
+
+
+def _choose_all(
+    methods: Sequence[MethodSpec], datasets: Sequence[DataSet], limit: int | None, limits: Mapping[str, int], seed: int
+) -> Chosen:
+    """Each method's own cases of each data set."""
+    return {
+        (method.name, data.name): method.adapt(choose_cases(data.cases, limits.get(method.name, limit), seed))
+        for method in methods
+        for data in datasets
+    }
+
+
+def _count_failed(chosen: Chosen, rows: RowFile) -> int:
+    """How many of these cases failed, in this run or an earlier one."""
     asked = {(*where, case.case_id) for where, cases in chosen.items() for case in cases}
-    return lacking_memory + sum(row.error is not None and row.key in asked for row in rows.rows)
+    return sum(row.error is not None and row.key in asked for row in rows.rows)
 
 
 def require_fitting(methods: Sequence[MethodSpec], datasets: Sequence[DataSet], rows: RowFile, seed: int) -> None:
@@ -198,7 +213,7 @@ def _require_unique(what: str, names: Sequence[str]) -> None:
 def _work_left(
     method: MethodSpec,
     datasets: Sequence[DataSet],
-    chosen: Mapping[tuple[str, str], Sequence[Case]],
+    chosen: Chosen,
     rows: RowFile,
     budget: float | None,
 ) -> list[Work]:

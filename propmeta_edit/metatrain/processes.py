@@ -50,6 +50,10 @@ class Processes:
         torch.distributed.all_gather_object(parts, list(own))
         return [item for part in parts for item in part]
 
+    def any_says(self, own: bool) -> bool:
+        """Whether any of them says so."""
+        return any(self.join([own]))
+
     def wait(self) -> None:
         """Until all have got here."""
         if self.count > 1:

@@ -96,20 +96,10 @@ def meta_train(
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=config.outer_lr, weight_decay=config.weight_decay, fused=True)
     progress = run.load(parameters, optimizer) if run else Progress()
     done = len(progress.losses)
-    tasks_per_step = config.tasks_per_step * processes.count
-    if config.shard and len(tasks) % tasks_per_step:
-        raise ConfigError(
-            f"with shard every process needs as many tasks in every step: num_tasks must be a multiple of tasks_per_step times the "
-            f"processes ({config.tasks_per_step} x {processes.count}), got {len(tasks)}"
-        )
-    first = config.tasks_per_step * processes.rank  # of each step, this process's own
+    steps = _encode_steps(tokenizer, tasks, done, config, processes)
     compiled = compiled_if(config.compile, model, parameters)
-    steps = {
-        start: encode_step(tokenizer, tasks[start + first : start + first + config.tasks_per_step], config)
-        for start in range(done, len(tasks), tasks_per_step)
-    }
     bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main)
-    writes = run if processes.is_main else None
+    writes, tell = (run, report or _tell_nobody) if processes.is_main else (None, _tell_nobody)
     with only_trainable(model, parameters), bar:
         if done == 0 and config.validate_every:
             _validate(validate, progress)
@@ -119,32 +109,20 @@ def meta_train(
                 gradients = compute_step_gradients(model, parameters, steps[done], config)
             losses = _read_losses(steps[done], gradients)  # before θ moves: what is not finite must reach no weight and no file
             optimizer.param_groups[0]["lr"] = outer_learning_rate(config, done, len(tasks))
-            try:
-                with memory_errors_named(
-                    f"in the outer step after {done} tasks: there is no room for a gradient and AdamW's two moments of the trained "
-                    "tensors; train fewer layers or modules, or make room (dtype bfloat16, or shard)"
-                ):
-                    apply_outer_step(optimizer, parameters, gradients, processes)
-            except FloatingPointError as error:
-                raise ModelError(
-                    f"{error} over tasks {done + 1} to {min(done + tasks_per_step, len(tasks))} "
-                    f"({', '.join(task.task_id for task in tasks[done : done + tasks_per_step])}); lower inner_lr or outer_lr"
-                ) from error
+            with _outer_errors_named(tasks[done : done + config.tasks_per_step * processes.count], done):
+                apply_outer_step(optimizer, parameters, gradients, processes)
             del gradients  # as large as what is trained; the next step needs the room
             progress.losses += processes.join(losses)
             progress.seconds += time.perf_counter() - started
             before, done = done, len(progress.losses)
-            if report and processes.is_main:
-                report(done, _mean_losses(progress.losses[before:]))
             is_last = done == len(tasks)
-            if config.validate_every and (is_last or before // config.validate_every < done // config.validate_every):
-                _validate(validate, progress)
-                if report and processes.is_main and progress.validation:
-                    report(done, {name: value for name, value in progress.validation[-1].items() if name != "num_tasks"})
-            if writes and config.checkpoint_every and before // config.checkpoint_every < done // config.checkpoint_every:
+            tell(done, _mean_losses(progress.losses[before:]))
+            if config.validate_every and (is_last or _has_passed(config.validate_every, before, done)):
+                tell(done, _validate(validate, progress))
+            is_stopped = processes.any_says(should_stop())
+            if writes and _has_passed(config.checkpoint_every, before, done):
                 writes.write_checkpoint(parameters, done)
-            is_stopped = any(processes.join([should_stop()]))
-            if writes and (is_last or is_stopped or before // config.save_every < done // config.save_every):
+            if writes and (is_last or is_stopped or _has_passed(config.save_every, before, done)):
                 writes.save(parameters, optimizer, progress)
                 draw_learning_curve(progress, writes.folder / "learning_curve.png")
             bar.set_postfix(_smoothed(progress.losses))
@@ -152,6 +130,50 @@ def meta_train(
             if is_stopped and not is_last:
                 raise Stopped(done, len(tasks))
     return progress
+
+
+def _encode_steps(
+    tokenizer: Tokenizer, tasks: Sequence[MetaTask], done: int, config: MetaTrainConfig, processes: Processes
+) -> dict[int, list[EncodedTasks]]:
+    """This process's own tasks of every outer step that is left, by how many tasks are done before it.
+
+    Raises:
+        ConfigError: sharded blocks, and tasks that cannot be shared out evenly.
+    """
+    tasks_per_step = config.tasks_per_step * processes.count
+    if config.shard and len(tasks) % tasks_per_step:
+        raise ConfigError(
+            f"with shard every process needs as many tasks in every step: num_tasks must be a multiple of tasks_per_step times the "
+            f"processes ({config.tasks_per_step} x {processes.count}), got {len(tasks)}"
+        )
+    first = config.tasks_per_step * processes.rank
+    return {
+        start: encode_step(tokenizer, tasks[start + first : start + first + config.tasks_per_step], config)
+        for start in range(done, len(tasks), tasks_per_step)
+    }
+
+
+@contextmanager
+def _outer_errors_named(tasks: Sequence[MetaTask], done: int) -> Iterator[None]:
+    """Inside, what goes wrong in the outer step of these tasks is a ``ModelError`` that says so, and what to do."""
+    try:
+        with memory_errors_named(
+            f"in the outer step after {done} tasks: there is no room for a gradient and AdamW's two moments of the trained "
+            "tensors; train fewer layers or modules, or make room (dtype bfloat16, or shard)"
+        ):
+            yield
+    except FloatingPointError as error:
+        names = ", ".join(task.task_id for task in tasks)
+        raise ModelError(f"{error} over tasks {done + 1} to {done + len(tasks)} ({names}); lower inner_lr or outer_lr") from error
+
+
+def _has_passed(every: int | None, before: int, done: int) -> bool:
+    """Whether a multiple of ``every`` tasks lies among those that were done last."""
+    return every is not None and before // every < done // every
+
+
+def _tell_nobody(num_done: int, numbers: dict[str, float]) -> None:
+    """A report that nobody asked for."""
 
 
 def outer_learning_rate(config: MetaTrainConfig, num_done: int, num_tasks: int) -> float:
@@ -208,12 +230,14 @@ def _compute_gradients(
     return compute_task_gradients(model, parameters, encoded.target, outer_loss, config.edit, len(encoded.tasks))
 
 
-def _validate(validate: Validate | None, progress: Progress) -> None:
+def _validate(validate: Validate | None, progress: Progress) -> dict[str, float]:
+    """Note what validation gives, by name; nothing where there is none."""
     if validate is None:
-        return
+        return {}
     scores = validate()
     progress.validation.append({"num_tasks": len(progress.losses), **scores})
     LOG.info("after %d tasks: %s", len(progress.losses), ", ".join(f"{name} {100 * v:.1f} %" for name, v in scores.items()))
+    return scores
 
 
 def _read_losses(parts: Sequence[EncodedTasks], gradients: TaskGradients | None) -> list[TaskLosses]:

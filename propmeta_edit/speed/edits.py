@@ -201,26 +201,15 @@ def _compare_one(setting: Setting, number: int, repeats: int) -> Iterator[dict[s
             models[EASYEDIT] = parts.run_if_it_fits(plain.load)
         runs = {name: partial(TIMERS[name], *model, setting, number) for name, model in models.items() if model}
         times = parts.measure(runs, repeats)
-        usual = {name: timing.usual for name, timing in times.items()}
-        easyedit_seconds = usual.get(EASYEDIT, easyedit_seconds)
+        easyedit_seconds = times[EASYEDIT].usual if EASYEDIT in times else easyedit_seconds
         for name in names:
-            seconds, peak = usual.get(name), None
-            if seconds is not None:
+            peak = None
+            if name in times:
                 peak = parts.run_if_it_fits(partial(peak_memory, runs[name], torch.device(setting.device)))
+            transfer = time_transfer(ours[0], setting) if ours and name == BATCHED else None
             yield {
-                "model": setting.model_name,
-                "side": name,
-                "layer": setting.layer,
-                "steps": setting.num_steps,
-                "filler words": setting.filler,
-                "frozen dtype": (plain if name == EASYEDIT else setting).dtype,
-                "at once": setting.at_once if name == BATCHED else 1,
-                "seconds an edit": seconds,
-                "seconds once": times[name].once(number) if name in times else None,
-                "edits a second": parts.ratio(1, seconds),
-                "times EasyEdit FT": parts.ratio(easyedit_seconds, seconds),
-                "times floor": parts.ratio(seconds, floor["floor"]),
-                "seconds to the CPU": time_transfer(ours[0], setting) if ours and name == BATCHED else None,
+                **_describe(setting, name, times.get(name), easyedit_seconds, floor["floor"], number),
+                "seconds to the CPU": transfer,
                 "peak GiB added": peak,
                 **floor,
                 **machine,
@@ -228,6 +217,27 @@ def _compare_one(setting: Setting, number: int, repeats: int) -> Iterator[dict[s
             }
         del models, runs
         free_unused()
+
+
+def _describe(
+    setting: Setting, name: str, timing: parts.Timing | None, easyedit: float | None, floor: float | None, number: int
+) -> dict[str, Any]:
+    """What was edited, how, and how fast; what could not be measured is None."""
+    seconds = timing.usual if timing else None
+    return {
+        "model": setting.model_name,
+        "side": name,
+        "layer": setting.layer,
+        "steps": setting.num_steps,
+        "filler words": setting.filler,
+        "frozen dtype": "float32" if name == EASYEDIT else setting.dtype,
+        "at once": setting.at_once if name == BATCHED else 1,
+        "seconds an edit": seconds,
+        "seconds once": timing.once(number) if timing else None,
+        "edits a second": parts.ratio(1, seconds),
+        "times EasyEdit FT": parts.ratio(easyedit, seconds),
+        "times floor": parts.ratio(seconds, floor),
+    }
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -228,19 +228,23 @@ def describe_weights(weights: Mapping[str, Mapping[str, Any]], dataset: str) -> 
         rows.append([label, "–" if moved is None else f"{moved:.2f}", *cells])
     lines = [f"## Weights: {n} facts of {dataset}, edited at each stage", ""]
     lines.append(markdown_table(["stage", "the layer's own move, % of W", *MEASURES], rows))
+    return "\n".join([*lines, _by_matrix(weights)])
+
+
+def _by_matrix(weights: Mapping[str, Mapping[str, Any]]) -> str:
+    """Size and rank of the edits' changes and of meta-training's, matrix by matrix."""
     header = ["stage", "matrix", "size of ΔW over W, %", "stable rank", "effective rank", "energy in the first direction, %"]
+    columns = (("relative_norm", 100), ("stable_rank", 1), ("effective_rank", 1), ("top_share", 100))
     rows = []
     for label in [name for name in ("FT", "FT-as-MetaFT", "MetaFT") if name in weights]:
-        for matrix in [name for name in weights[label]["edits"][0]["shape"] if name != "all"]:
-            shapes = [edit["shape"][matrix] for edit in weights[label]["edits"]]
-            columns = (("relative_norm", 100), ("stable_rank", 1), ("effective_rank", 1), ("top_share", 100))
+        stage = weights[label]
+        for matrix in [name for name in stage["edits"][0]["shape"] if name != "all"]:
+            shapes = [edit["shape"][matrix] for edit in stage["edits"]]
             rows.append([label, matrix, *(mean_cell([shape[name] for shape in shapes], scale, 1) for name, scale in columns)])
-        meta = weights[label]["meta"]
-        for matrix in [name for name in meta if name != "all"]:
-            own = meta[matrix]
-            numbers = (100 * own["relative_norm"], own["stable_rank"], own["effective_rank"], 100 * own["top_share"])
-            rows.append(["meta-training itself", matrix, *(f"{number:.1f}" for number in numbers)])
-    return "\n".join([*lines, markdown_table(header, rows)])
+        for matrix, own in stage["meta"].items():
+            if matrix != "all":
+                rows.append(["meta-training itself", matrix, *(f"{scale * own[name]:.1f}" for name, scale in columns)])
+    return markdown_table(header, rows)
 
 
 def group_functions(results: Sequence[CaseResult]) -> dict[str, Callable[[CaseResult], str | None]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -42,19 +43,25 @@ def choose(names: Sequence[str], datasets: Sequence[str], rows: Sequence[Row]) -
     own = {(name, data): select_rows(rows, name, data) for name in names for data in datasets}
     if not own or not all(own.values()):
         return Choice((), {}, "")
-    failed = {name: sum(row.error is not None for data in datasets for row in own[name, data]) for name in names}
-    if any(failed.values()):
-        counts = ", ".join(f"{number} of {name}" for name, number in failed.items() if number)
-        note = f"nothing is chosen, since cases failed ({counts}); mend the cause and give the same command with --retry-failed"
+    failed = _describe_failures(own)
+    if failed:
+        note = f"nothing is chosen, since cases failed ({failed}); mend the cause and give the same command with --retry-failed"
         return Choice((), {}, note)
     shared = {data: set.intersection(*({row.case_id for row in own[name, data]} for name in names)) for data in datasets}
     if not all(shared.values()):
         return Choice((), {}, "nothing is chosen, since no case was asked of all variants")
-    scores = {
-        name: fmean(fmean(row.correct for row in own[name, data] if row.case_id in shared[data]) for data in datasets)
-        for name in names
-    }
-    is_partly = any(len(some) > len(shared[data]) for (_, data), some in own.items())
+    scores = {name: fmean(_accuracy(own[name, data], shared[data]) for data in datasets) for name in names}
     number = sum(len(cases) for cases in shared.values())
+    is_partly = any(len(some) > len(shared[data]) for (_, data), some in own.items())
     note = f"chosen by the n = {number} cases that all were asked" if is_partly else ""
     return Choice(tuple(sorted(names, key=lambda name: -scores[name])), scores, note)
+
+
+def _describe_failures(own: Mapping[tuple[str, str], Sequence[Row]]) -> str:
+    """How many cases failed, by candidate; "" where none did."""
+    counts = Counter(name for (name, _), some in own.items() for row in some if row.error is not None)
+    return ", ".join(f"{number} of {name}" for name, number in counts.items())
+
+
+def _accuracy(rows: Sequence[Row], cases: Collection[str]) -> float:
+    return fmean(row.correct for row in rows if row.case_id in cases)

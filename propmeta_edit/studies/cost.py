@@ -254,29 +254,37 @@ def _cost_of_asking(
     own: Sequence[Asked], bench: Bench, rows: Sequence[Row], limit: int | None, minutes_per_row: float | None
 ) -> _AskingCost:
     variant = own[0].variant
-    model = "" if variant is None else bench.model_of(variant)
-    picked = {one.data.name: choose_cases(one.data.cases, limit, bench.seed) for one in own}
-    adapted = {name: cases if variant is None else variant.adapt(cases) for name, cases in picked.items()}
+    if variant is None:
+        return _cost_of_the_best(own, bench, limit)
+    model = bench.model_of(variant)
+    adapted = {one.data.name: variant.adapt(choose_cases(one.data.cases, limit, bench.seed)) for one in own}
     chosen = {(name, case.case_id) for name, cases in adapted.items() for case in cases}
-    finished = {} if variant is None else {(row.dataset, row.case_id): row for row in rows if row.method == variant.name}
+    finished = {(row.dataset, row.case_id): row.seconds for row in rows if row.method == variant.name}
+    timed = [seconds for seconds in finished.values() if seconds is not None]
+    each = fmean(timed) if timed else _guess_seconds(variant.edit, model, bench)
     left = len(chosen - finished.keys())
-    timed = [row.seconds for row in finished.values() if row.seconds is not None]
-    each = fmean(timed) if timed else _guess_seconds(variant, model, bench)
     seconds = None if each is None else left * each
     if minutes_per_row is not None and left:
         unused = max(0.0, 60 * minutes_per_row - sum(timed))
         seconds = unused if seconds is None else min(seconds, unused)
-    memory, disk = (None, None) if variant is None else estimate_memory(variant, bench)
+    memory, disk = estimate_memory(variant, bench)
     return _AskingCost(model + _state_of(model), left, len(chosen), memory, disk, seconds, is_guess=not timed)
 
 
-def _guess_seconds(variant: Variant | None, model: str, bench: Bench) -> float | None:
-    """Of a case; None for a model whose size is not known."""
+def _cost_of_the_best(own: Sequence[Asked], bench: Bench, limit: int | None) -> _AskingCost:
+    """Of a variant that is still to be chosen, which does not change how many cases it is asked."""
+    number = sum(len(choose_cases(one.data.cases, limit, bench.seed)) for one in own)
+    each = _guess_seconds("MetaFT", "", bench)
+    return _AskingCost("", number, number, None, None, None if each is None else number * each, is_guess=True)
+
+
+def _guess_seconds(edit: str, model: str, bench: Bench) -> float | None:
+    """Of a case that is edited so; None for a model whose size is not known."""
     shape = _shape_here(model) or _shape_here(bench.model)
     if shape is None:
         return None
     size: int = sum(p.numel() for p in shape.parameters())
-    return TYPICAL_SECONDS["MetaFT" if variant is None else variant.edit] * size / TYPICAL_PARAMETERS
+    return TYPICAL_SECONDS[edit] * size / TYPICAL_PARAMETERS
 
 
 def _shape_here(model: str) -> Any | None:

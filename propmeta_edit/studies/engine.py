@@ -293,24 +293,28 @@ def _course(
     What there is is written after each, so that a study that is stopped has shown what it has.
     """
     started = time.monotonic()
-    left = [(variant, study.datasets) for variant in variants]
-    is_first_round = True
-    while left:
+    first = [(variant, study.datasets) for variant in variants]
+    yield from _until_time_is_up(study, first, rows, options, started)
+    if options.part or len(rows.rows) == 0:
+        return
+    by_name = {variant.name: variant for variant in study.variants}
+    best = [(by_name[name], data) for name, data in _results(study, rows.rows).best if data in study.reported]
+    on_test = [(variant, [study.reported[data].data]) for variant, data in best]
+    yield from _until_time_is_up(study, on_test, rows, options, started)
+
+
+def _until_time_is_up(
+    study: Study, todo: Sequence[tuple[Variant, list[DataSet]]], rows: RowFile, options: StudyOptions, started: float
+) -> Iterator[tuple[Variant, list[DataSet]]]:
+    for done, (variant, datasets) in enumerate(todo):
         if options.minutes is not None and time.monotonic() - started >= 60 * options.minutes:
-            names = [variant.name if is_first_round else f"{variant.name} on the test split" for variant, _ in left]
-            print(
-                f"the {options.minutes:g} minutes are over; left, and done by the same command: {', '.join(names)}", file=sys.stderr
-            )
+            names = ", ".join(f"{left.name} on {', '.join(data.name for data in asked)}" for left, asked in todo[done:])
+            print(f"the {options.minutes:g} minutes are over; left, and done by the same command: {names}", file=sys.stderr)
             return
         before = len(rows.rows)
-        yield left.pop(0)
+        yield variant, datasets
         if not options.part and len(rows.rows) > before:
             _write(study, rows.rows)
-        if not left and is_first_round and not options.part:
-            is_first_round = False
-            by_name = {variant.name: variant for variant in study.variants}
-            best = [(by_name[name], data) for name, data in _results(study, rows.rows).best if data in study.reported]
-            left = [(variant, [study.reported[data].data]) for variant, data in best]
 
 
 def _results(study: Study, rows: Sequence[Row]) -> Results:

@@ -183,22 +183,22 @@ def study_weights(stages: Sequence[Stage], dataset: DataSet, path: Path, *, numb
     base = stages[1]
     unedited = snapshot(base.arm.parameters())
     of_base: list[Tensors] = []
-    for stage in tqdm(stages, desc="weights", unit="stage"):
-        if stage.key in done.pieces:
-            continue
+    for stage in tqdm([stage for stage in stages if stage.key not in done.pieces], desc="weights", unit="stage"):
         is_comparable = set(stage.arm.parameters()) == set(unedited)
-        if is_comparable and stage is not base and not of_base:
+        if is_comparable and not of_base:
             of_base = [edit.change() for edit in base.arm.edit(cases)]
         with _standing(stage, unedited):
-            moved = {n: p.detach() - unedited[n] for n, p in stage.arm.parameters().items()} if is_comparable else {}
-            moved = moved if moved and compute_norm(moved) else {}
-            edits = stage.arm.edit(cases)
-            changes = [edit.change() for edit in edits]
-            of_base = changes if stage is base else of_base
-            entries = _describe_edits(stage.arm, cases, edits, changes, of_base if is_comparable else [], moved)
+            moved = _moved_from(unedited, stage.arm.parameters()) if is_comparable else {}
+            entries = _describe_edits(stage.arm, cases, of_base if is_comparable else [], moved)
         meta = describe_change(unedited, moved) if moved else {}
         done.add(stage.key, {"num_tasks": stage.num_tasks, "meta": meta, "edits": entries})
     return {stage.label: done.pieces[stage.key] for stage in stages}
+
+
+def _moved_from(unedited: Tensors, parameters: Tensors) -> dict[str, torch.Tensor]:
+    """How far the tensors are from the base's, by name; empty where they are the base's."""
+    moved = {name: value.detach() - unedited[name] for name, value in parameters.items()}
+    return moved if compute_norm(moved) else {}
 
 
 @contextmanager
@@ -213,11 +213,11 @@ def _standing(stage: Stage, like: Tensors) -> Iterator[None]:
         yield
 
 
-def _describe_edits(
-    arm: Arm, cases: Sequence[Case], edits: Sequence[Edit], changes: Sequence[Tensors], of_base: Sequence[Tensors], moved: Tensors
-) -> list[dict[str, Any]]:
+def _describe_edits(arm: Arm, cases: Sequence[Case], of_base: Sequence[Tensors], moved: Tensors) -> list[dict[str, Any]]:
+    """The entries of ``study_weights``, of edits made on the arm's model as it stands."""
     model, tokenizer = arm.load()
-    entries = []
+    edits, entries = arm.edit(cases), []
+    changes = [edit.change() for edit in edits]
     for number, (case, edit, among) in enumerate(zip(cases, edits, mean_cosines(changes), strict=True)):
         probe = make_question_probe(tokenizer, case)
         said = []

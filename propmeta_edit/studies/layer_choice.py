@@ -53,41 +53,49 @@ def choose_layer(
             f"{list(candidates)}, modules {list(module_choices)} and {first_tasks} tasks"
         )
     config = replace(hold_out(config, datasets), outer_schedule="constant", num_tasks=None, checkpoint_every=first_tasks)
-    num_rounds = len(pairs).bit_length()
-    last_tasks, there = first_tasks * 2 ** (num_rounds - 1), read_tasks(config)[0]
-    if there < last_tasks:  # now rather than rounds later
-        raise ConfigError(f"{len(pairs)} candidates need {last_tasks} tasks in the end, but the data has {there}; begin with fewer")
+    rounds = [first_tasks * 2**number for number in range(len(pairs).bit_length())]
+    there = read_tasks(config)[0]
+    if there < rounds[-1]:  # now rather than rounds later
+        raise ConfigError(f"{len(pairs)} candidates need {rounds[-1]} tasks in the end, but the data has {there}; begin with fewer")
+    require_styles([f"{modules}, {num_tasks} tasks" for num_tasks in rounds for modules in module_choices])
     splits = load_splits(datasets, {config.model: config}, config.seed)
     options = StudyOptions(output=output, limit=config.validation_cases, device=config.device, seed=config.seed)
-    folder = Path(output)
-    bench = Bench("", "", options.resolved_device, config.dtype, config.seed, folder=folder)
-    require_styles([f"{modules}, round {number}" for number in range(num_rounds) for modules in module_choices])
-    variants: list[Variant] = []
-    names = [split.data.name for split in splits]
-    for number in range(num_rounds):
-        this_round = [_make_variant(config, layer, modules, first_tasks * 2**number) for layer, modules in pairs]
-        variants += this_round
-        failures = run_study(Study("layers", variants, splits, bench, _write), options)
-        choice = choose([variant.name for variant in this_round], names, read_rows(folder / "rows.jsonl"))
-        if choice.best is None:
-            raise ConfigError(f"nothing can be chosen: {choice.note or 'no case was asked'} ({failures} cases failed)")
-        by_name = {variant.name: variant for variant in this_round}
-        ranked = [by_name[name] for name in choice.ranking]
-        pairs = [(v.coordinates["layer"], v.coordinates["modules"]) for v in ranked[: max(1, len(ranked) // 2)]]
-        if len(this_round) == 1:
-            break
-    best = ranked[0]
-    print(
-        f"chosen: layers: [{best.coordinates['layer']}], modules: {best.coordinates['modules']}; picture: {folder / 'layers.png'}"
-    )
+    bench = Bench("", "", options.resolved_device, config.dtype, config.seed, folder=Path(output))
+    asked: list[Variant] = []
+    left = [_make_variant(config, layer, modules, first_tasks) for layer, modules in pairs]
+    for num_tasks in rounds:
+        left = [_after(variant, num_tasks) for variant in left]
+        asked += left
+        run_study(Study("layers", asked, splits, bench, _write), options)
+        left = _rank(left, [split.data.name for split in splits], bench.folder)[: max(1, len(left) // 2)]
+    where = left[0].coordinates
+    print(f"chosen: layers: [{where['layer']}], modules: {where['modules']}; picture: {bench.folder / 'layers.png'}")
     return 0
 
 
+def _rank(variants: Sequence[Variant], datasets: Sequence[str], folder: Path) -> list[Variant]:
+    """The candidates of a round, the best first.
+
+    Raises:
+        ConfigError: nothing can be said of them.
+    """
+    choice = choose([variant.name for variant in variants], datasets, read_rows(folder / "rows.jsonl"))
+    if choice.best is None:
+        raise ConfigError(f"nothing can be chosen: {choice.note or 'no case was asked of all of them'}")
+    return sorted(variants, key=lambda variant: choice.ranking.index(variant.name))
+
+
 def _make_variant(config: MetaTrainConfig, layer: int, modules: str, num_tasks: int) -> Variant:
-    where = {"layer": layer, "modules": modules, "tasks": num_tasks, "line": f"{modules}, {num_tasks} tasks"}
-    training = replace(config, layers=[layer], modules=modules)
-    name = f"layer {layer} {modules} after {num_tasks}"
-    return Variant(name, training=training, num_tasks=num_tasks, stops_there=True, coordinates=where)
+    where, training = {"layer": layer, "modules": modules}, replace(config, layers=[layer], modules=modules)
+    return _after(Variant("", training=training, stops_there=True, coordinates=where), num_tasks)
+
+
+def _after(variant: Variant, num_tasks: int) -> Variant:
+    """A candidate once more, meta-trained on so many tasks."""
+    where = variant.coordinates
+    name = f"layer {where['layer']} {where['modules']} after {num_tasks}"
+    line = f"{where['modules']}, {num_tasks} tasks"
+    return replace(variant, name=name, num_tasks=num_tasks, coordinates={**where, "tasks": num_tasks, "line": line})
 
 
 def _write(results: Results) -> str:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.evaluation.rows import select_rows
+from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.tables import FEW, markdown_table, summarise
 from propmeta_edit.files import save_figure, write_text_atomically
 from propmeta_edit.recipes.splits import TEST, VALIDATION, Split
@@ -38,26 +38,30 @@ def make_table(results: Results) -> pd.DataFrame:
     ``reported``; ``panel`` is the data set they were chosen on.
     """
     study = results.study
-    splits = {split.data.name: split for split in study.splits}
     coordinates = {variant.name: dict(variant.coordinates) for variant in study.variants}
-    asked = [row for row in results.rows if row.dataset in splits]
-    lines = [_as_line(entry, splits[entry["dataset"]], entry["dataset"]) for entry in (summarise(asked) if asked else [])]
+    lines = [line for split in study.splits for line in _lines_of(results.rows, split, split.data.name)]
+    order = {name: place for place, name in enumerate(coordinates)}
+    lines.sort(key=lambda line: order[line["method"]])
     for line in lines:
         line["chosen"] = (line["method"], line["dataset"]) in results.best
-    for name, data in results.best:
-        own = select_rows(results.rows, name, study.reported[data].data.name) if data in study.reported else []
-        lines += [{**_as_line(entry, study.reported[data], data), "chosen": True, "reported": True} for entry in summarise(own)]
-    for line in lines:
         is_papers_way = line["kind"] == TEST and study.series is not None
-        on_test = f"{TEST} (chosen on test, as in the paper)" if is_papers_way else line["kind"]
-        line["split"] = f"{TEST} (chosen on {VALIDATION})" if line["reported"] else on_test
+        line["split"] = f"{TEST} (chosen on test, as in the paper)" if is_papers_way else line["kind"]
+    for name, data in results.best:
+        if data in study.reported:
+            own = [row for row in results.rows if row.method == name]
+            told = {"chosen": True, "reported": True, "split": f"{TEST} (chosen on {VALIDATION})"}
+            lines += [{**line, **told} for line in _lines_of(own, study.reported[data], data)]
     return pd.DataFrame({**line, **coordinates[line["method"]]} for line in lines)
 
 
-def _as_line(entry: dict[str, Any], split: Split, panel: str) -> dict[str, Any]:
-    low, high = entry["accuracy_ci95"]
-    about = {"panel": panel, "kind": split.kind, "is_released": split.is_released, "chosen": False, "reported": False}
-    return {**entry, "entry": entry, "low": low, "high": high, **about}
+def _lines_of(rows: Sequence[Row], split: Split, panel: str) -> list[dict[str, Any]]:
+    """A line a variant that was asked a split; ``panel`` is where a picture shows it."""
+    lines = []
+    for entry in summarise([row for row in rows if row.dataset == split.data.name]):
+        low, high = entry["accuracy_ci95"]
+        about = {"panel": panel, "kind": split.kind, "is_released": split.is_released, "reported": False}
+        lines.append({**entry, "entry": entry, "low": low, "high": high, **about})
+    return lines
 
 
 def write_summary(table: pd.DataFrame, path: Path) -> None:

@@ -28,7 +28,7 @@ SUMMARIES = ("table.json", "summary*.json")  # of a comparison, of sweeps
 CHAINS = "dependent"  # the table of chains of edits; each chain has a file of its own beside it
 # Of a study's summary, the measures that its own table has no room for.
 OUTCOMES = {measure.title: measure.column for measure in MEASURES if not measure.has_interval}
-ROWS, COMPARISONS = "rows.jsonl", "comparisons.md"
+ROWS, COMPARISONS, SPEED = "rows.jsonl", "comparisons.md", "speed.json"
 HTML, MARKDOWN = "report.html", "report.md"
 SHORT = 24  # characters of a table's cell that stay on one line
 PAGE = """<!doctype html>
@@ -101,26 +101,31 @@ def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
     """
     if not folder.is_dir():
         raise DataError("is no folder", folder)
-    texts = [_below_a_part(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.md"), key=_tables_first)]
+    texts = [_describe_speed(folder)] if (folder / SPEED).is_file() else []
+    texts += [_below_a_part(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.md"), key=_tables_first)]
     pictures = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}
-    for path in [path for pattern in SUMMARIES for path in sorted(folder.glob(pattern))]:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+    summaries = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for pattern in SUMMARIES for path in sorted(folder.glob(pattern))
+    }
+    for stem, summary in summaries.items():
         pictures = pictures or draw_accuracies(summary)  # the sweeps have drawn the same
-        if path.stem != "table":
-            texts.append(f"### {path.stem}: further outcomes and costs\n\n{describe_outcomes(summary)}")
+        if stem != "table":
+            texts.append(f"### {stem}: further outcomes and costs\n\n{describe_outcomes(summary)}")
         texts.append(describe_origin(summary))
     if (folder / ROWS).is_file() and not (folder / COMPARISONS).is_file():  # those of a comparison are on that page
         texts.append(_below_a_part(describe_examples(read_rows(folder / ROWS), 1)))
     if (folder / SETTINGS_FILE).is_file():
         texts.append(describe_settings(json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))))
     texts += [f"### {name}\n\n{table}" for name, table in read_tables(folder).items()]
-    if (folder / "speed.json").is_file():
-        speed = json.loads((folder / "speed.json").read_text(encoding="utf-8"))
-        ratios = "".join(f"- {name}: {value:.2f}\n" for name, value in speed.items() if isinstance(value, float))
-        texts.insert(0, f"{speed['what']} on {speed['device']}, torch {speed['torch']}\n\n{ratios}")
     if not texts:
-        raise DataError("holds nothing that a benchmark writes (table.md, speed.json, *.csv, ...)", folder)
+        raise DataError(f"holds nothing that a study writes (table.md, {SPEED}, *.csv, ...)", folder)
     return "\n\n".join(texts), pictures
+
+
+def _describe_speed(folder: Path) -> str:
+    speed = json.loads((folder / SPEED).read_text(encoding="utf-8"))
+    ratios = "".join(f"- {name}: {value:.2f}\n" for name, value in speed.items() if isinstance(value, float))
+    return f"{speed['what']} on {speed['device']}, torch {speed['torch']}\n\n{ratios}"
 
 
 def read_tables(folder: Path) -> dict[str, str]:

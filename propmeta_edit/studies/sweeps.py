@@ -111,16 +111,23 @@ def _load_asked(
     items = items_of(sweep, datasets)
     splits = load_splits(items, configs, options.case_seed)
     chosen_on = [split.data.name for split in splits if split.kind == VALIDATION and split.data.name in TEST_OF]
-    if sweep.test_datasets is None:
-        is_offline = is_chosen and all(config.data == WORLD for config in configs.values())
-        wanted = [TEST_OF[item] for item in items if item in TEST_OF] if is_offline else []
-    else:
-        wanted = list(sweep.test_datasets)
-        if not is_chosen or not chosen_on:
-            raise ConfigError("--test-datasets is for what is chosen on valid-id or valid-ood; name other data sets in --datasets")
-    tests = {split.data.name: split for split in (load_splits(wanted, configs, options.case_seed) if wanted else [])}
-    pairs = {validation: name for validation in chosen_on for name in tests if is_test_of(name, validation)}
-    reported = {validation: tests.pop(name) for validation, name in pairs.items()}
-    if tests:
-        raise ConfigError(f"--test-datasets must be those of --datasets ({', '.join(chosen_on)}), got {', '.join(tests)}")
-    return splits, reported
+    wanted = list(sweep.test_datasets or ())
+    if wanted and not (is_chosen and chosen_on):
+        raise ConfigError("--test-datasets is for what is chosen on valid-id or valid-ood; name other data sets in --datasets")
+    if sweep.test_datasets is None and is_chosen and all(config.data == WORLD for config in configs.values()):
+        wanted = [TEST_OF[item] for item in items if item in TEST_OF]
+    tests = load_splits(wanted, configs, options.case_seed) if wanted else []
+    return splits, _pair(chosen_on, tests)
+
+
+def _pair(chosen_on: Sequence[str], tests: Sequence[Split]) -> dict[str, Split]:
+    """By the name of a validation split the test split of the same kind.
+
+    Raises:
+        ConfigError: a test split that is of the kind of none.
+    """
+    reported = {name: test for name in chosen_on for test in tests if is_test_of(test.data.name, name)}
+    others = [test.data.name for test in tests if test not in reported.values()]
+    if others:
+        raise ConfigError(f"--test-datasets must be those of --datasets ({', '.join(chosen_on)}), got {', '.join(others)}")
+    return reported

@@ -431,7 +431,7 @@ def test_models_that_train_on_a_file_need_files_for_tests_and_hold_validation_ou
 def test_no_variant_is_started_after_the_minutes_are_over(place, capsys):
     assert figure2(arguments(place, *ONE, "--minutes", "1e-9")) == 0
     printed = capsys.readouterr()
-    assert "the 1e-09 minutes are over; left, and done by the same command: tiny layer 0 mlp" in printed.err
+    assert "the 1e-09 minutes are over; left, and done by the same command: tiny layer 0 mlp on valid-ood" in printed.err
     assert not checkpoints(place) and "nothing was asked yet" in printed.out
 
 
