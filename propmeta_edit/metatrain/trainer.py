@@ -99,7 +99,7 @@ def meta_train(
     steps = _encode_steps(tokenizer, tasks, done, config, processes)
     compiled = compiled_if(config.compile, model, parameters)
     bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main)
-    writes, tell = (run, report or _tell_nobody) if processes.is_main else (None, _tell_nobody)
+    tell = report if report and processes.is_main else _tell_nobody
     with only_trainable(model, parameters), bar:
         if done == 0 and config.validate_every:
             _validate(validate, progress)
@@ -120,11 +120,8 @@ def meta_train(
             if config.validate_every and (is_last or _has_passed(config.validate_every, before, done)):
                 tell(done, _validate(validate, progress))
             is_stopped = processes.any_says(should_stop())
-            if writes and _has_passed(config.checkpoint_every, before, done):
-                writes.write_checkpoint(parameters, done)
-            if writes and (is_last or is_stopped or _has_passed(config.save_every, before, done)):
-                writes.save(parameters, optimizer, progress)
-                draw_learning_curve(progress, writes.folder / "learning_curve.png")
+            if run and processes.is_main:
+                _keep(run, parameters, optimizer, progress, before, config, is_over=is_last or is_stopped)
             bar.set_postfix(_smoothed(progress.losses))
             bar.update(done - before)
             if is_stopped and not is_last:
@@ -165,6 +162,24 @@ def _outer_errors_named(tasks: Sequence[MetaTask], done: int) -> Iterator[None]:
     except FloatingPointError as error:
         names = ", ".join(task.task_id for task in tasks)
         raise ModelError(f"{error} over tasks {done + 1} to {done + len(tasks)} ({names}); lower inner_lr or outer_lr") from error
+
+
+def _keep(
+    run: TrainingRun,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    before: int,
+    config: MetaTrainConfig,
+    is_over: bool,
+) -> None:
+    """Write what is due after the tasks since ``before``: the trained tensors on the schedule, the state, the learning curve."""
+    done = len(progress.losses)
+    if _has_passed(config.checkpoint_every, before, done):
+        run.write_checkpoint(parameters, done)
+    if is_over or _has_passed(config.save_every, before, done):
+        run.save(parameters, optimizer, progress)
+        draw_learning_curve(progress, run.folder / "learning_curve.png")
 
 
 def _has_passed(every: int | None, before: int, done: int) -> bool:
