@@ -18,10 +18,11 @@ from propmeta_edit.recipes.worlds import ensure_world
 
 WORLD_TESTS = {name.replace("cre-", "world-"): file for name, file in TEST_FILES.items()}  # the offline world's own
 VALIDATION_FILES = {"valid-id": "valid_data_id.jsonl", "valid-ood": "valid_data_ood.jsonl"}
+CRE_SETS = {**TEST_FILES, **VALIDATION_FILES}  # those whose FILE may be the folder that has them
 WORLD_MQUAKE = {"world-mquake": "mquake-standin-2hop.json", "world-mquake-3hop": "mquake-standin-3hop.json"}
 WORLD_FILES = {**WORLD_TESTS, **VALIDATION_FILES, **WORLD_MQUAKE}
 LOADERS: dict[str, Callable[..., list[Any]]] = {
-    **dict.fromkeys((*WORLD_TESTS, *VALIDATION_FILES, *TEST_FILES), load_cre),
+    **dict.fromkeys((*WORLD_TESTS, *CRE_SETS), load_cre),
     "world-mquake": load_mquake_subset,
     "world-mquake-3hop": load_mquake,
     "mquake-subset": load_mquake_subset,
@@ -63,7 +64,7 @@ def load_dataset(item: str, seed: int) -> DataSet:
     elif file and name in (*WORLD_TESTS, *WORLD_MQUAKE):
         raise DataError(f"{name} is the offline world's own; give {file} another name, such as {name.replace('world-', 'cre-')}")
     elif file:
-        path = find_file(file, TEST_FILES[name]) if name in TEST_FILES and is_source(file) else Path(file)
+        path = find_file(file, CRE_SETS[name]) if name in CRE_SETS and is_source(file) else Path(file)
     elif name in WORLD_FILES:
         path = ensure_world() / WORLD_FILES[name]
     elif name == "mquake-4hop":

@@ -15,7 +15,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.errors import ModelError, OriginError
 from propmeta_edit.files import sha256_of_file
 from propmeta_edit.finetune.saved_state import PREVIOUS_STATE, STATE
 from propmeta_edit.metatrain import trainer
@@ -91,7 +91,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(tokenizer, tmp_path, damage
 
 def test_another_run_is_refused(tmp_path):
     TrainingRun(tmp_path, {"outer_lr": 0.1, "seed": 0})
-    with pytest.raises(ConfigError, match=r"outer_lr: 0\.1, now 0\.2"):
+    with pytest.raises(OriginError, match=r"outer_lr 0\.1, now 0\.2"):
         TrainingRun(tmp_path, {"outer_lr": 0.2, "seed": 0})
 
 
@@ -114,7 +114,7 @@ def test_a_run_goes_on_with_fewer_tasks_at_once(tokenizer, tmp_path, monkeypatch
     with caplog.at_level("INFO"):
         train_to_folder(replace(config, tasks_at_once=1), tmp_path / "killed")
     assert "continuing after 4 tasks" in caplog.text
-    assert "rounding differs from here on, with tasks_at_once: None, now 1" in caplog.text
+    assert "rounding differs from here on, with tasks_at_once None, now 1" in caplog.text
     assert "rounding differs" in (tmp_path / "killed" / "training" / "log.txt").read_text()
     assert json.loads((tmp_path / "killed" / "training" / "settings.json").read_text())["tasks_at_once"] == 1
     train_to_folder(config, tmp_path / "whole")
