@@ -6,9 +6,9 @@ that were read from a file of the user's keep their names. The file of before is
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,10 @@ def convert_file(path: Path) -> int:
 
 def main() -> None:
     """Convert the files that are named."""
-    for name in sys.argv[1:]:
-        print(f"{name}: {convert_file(Path(name))} rows under other names")
+    parser = argparse.ArgumentParser(prog="python -m tools.convert_rows", description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, metavar="ROWS", help="a rows.jsonl")
+    for path in parser.parse_args().files:
+        print(f"{path}: {convert_file(path)} rows under other names")
 
 
 if __name__ == "__main__":
