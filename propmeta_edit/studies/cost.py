@@ -161,12 +161,13 @@ class Asked:
     """Cases of a data set that a variant is asked.
 
     Args:
-        variant: None for one that is still to be chosen; ``name`` says of which.
+        variant: one of those ``name`` speaks of, where it is still to be chosen.
     """
 
     name: str
-    variant: Variant | None
+    variant: Variant
     data: DataSet
+    is_to_choose: bool = False
 
 
 def describe_plan(
@@ -189,13 +190,14 @@ def describe_plan(
     """
     variants = list(dict.fromkeys(one.name for one in asked))
     lines = _describe_runs(asked, bench, seconds_a_task)
-    lines.append(f"{'row':<27}{'model':<34}{'cases left':>16}{'memory':>10}{'disk':>10}  time left")
+    width = max(27, *(len(name) + 2 for name in variants))
+    lines.append(f"{'row':<{width}}{'model':<34}{'cases left':>16}{'memory':>10}{'disk':>10}  time left")
     costs = []
     for name in variants:
         own = [one for one in asked if one.name == name]
         cost = _cost_of_asking(own, bench, rows, limits.get(name, limit), minutes_per_row)
         costs.append(cost)
-        lines.append(f"{name:<27}{cost.describe()}")
+        lines.append(f"{name:<{width}}{cost.describe()}")
     free = shutil.disk_usage(next(place for place in (bench.folder.absolute(), *bench.folder.absolute().parents) if place.is_dir()))
     total, guessed = sum(cost.seconds or 0.0 for cost in costs), sum(cost.seconds or 0.0 for cost in costs if cost.is_guess)
     lines += [
@@ -208,7 +210,7 @@ def describe_plan(
 
 def _describe_runs(asked: Sequence[Asked], bench: Bench, seconds_a_task: float | None) -> list[str]:
     """A line for each meta-training run of a study, and their sum; nothing where it has none."""
-    runs = runs_of(one.variant.run for one in asked if one.variant is not None)
+    runs = runs_of(one.variant.run for one in asked)
     if not runs:
         return []
     left = runs_left(runs, bench.folder)
@@ -253,9 +255,9 @@ class _AskingCost:
 def _cost_of_asking(
     own: Sequence[Asked], bench: Bench, rows: Sequence[Row], limit: int | None, minutes_per_row: float | None
 ) -> _AskingCost:
-    variant = own[0].variant
-    if variant is None:
+    if own[0].is_to_choose:
         return _cost_of_the_best(own, bench, limit)
+    variant = own[0].variant
     model = bench.model_of(variant)
     adapted = {one.data.name: variant.adapt(choose_cases(one.data.cases, limit, bench.seed)) for one in own}
     chosen = {(name, case.case_id) for name, cases in adapted.items() for case in cases}
@@ -274,7 +276,7 @@ def _cost_of_asking(
 def _cost_of_the_best(own: Sequence[Asked], bench: Bench, limit: int | None) -> _AskingCost:
     """Of a variant that is still to be chosen, which does not change how many cases it is asked."""
     number = sum(len(choose_cases(one.data.cases, limit, bench.seed)) for one in own)
-    each = _guess_seconds("MetaFT", "", bench)
+    each = _guess_seconds(own[0].variant.edit, bench.model_of(own[0].variant), bench)
     return _AskingCost("", number, number, None, None, None if each is None else number * each, is_guess=True)
 
 

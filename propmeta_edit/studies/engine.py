@@ -250,11 +250,13 @@ def _plan(study: Study, variants: Sequence[Variant], options: StudyOptions) -> s
     rows = [row for row in _gather_rows(study, options) if row.error is None or not options.retry_failed]
     asked = [Asked(variant.name, variant, data) for variant in variants for data in study.datasets]
     if not options.part:  # the shares together ask the best
+        by_name = {variant.name: variant for variant in study.variants}
+        of_series = {variant.coordinates.get(study.series or ""): variant for variant in study.variants}
         for (series, name), choice in study.choose(rows).items():
             if name in study.reported:
-                best = next((variant for variant in study.variants if variant.name == choice.best), None)
+                best = by_name.get(choice.best or "")
                 label = f"best of {series}" if best is None else best.name
-                asked.append(Asked(label, best, study.reported[name].data))
+                asked.append(Asked(label, best or of_series[series], study.reported[name].data, is_to_choose=best is None))
     return describe_plan(
         asked,
         study.bench,

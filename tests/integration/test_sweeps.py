@@ -479,7 +479,7 @@ def test_a_plan_measures_and_says_what_is_needed(place, capsys):
     printed = capsys.readouterr().out
     assert printed.count("4 tasks, about 0 min, 0.0 GiB, 0.0 GiB of memory at least") == 2 and "GiB of disk are free" in printed
     assert "\n6 cases are left to ask: 0 min in all, 0 min guessed." in printed, "two of them on the test split"
-    assert "best of tiny mlp" in printed and "(a guess)" in printed
+    assert "best of tiny mlp" in printed and "(a guess)" in printed and "not known" not in printed
     assert not checkpoints(place)
     assert figure2(arguments(place, *ONE)) == 0
     assert figure2(arguments(place, "--layers", "0,1", "--module-choices", "mlp", "--plan")) == 0
