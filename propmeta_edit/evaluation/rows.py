@@ -112,10 +112,10 @@ class RowFile:
         Raises:
             OriginError: naming what differs.
         """
-        now = dict(zip(SETTINGS, settings, strict=True))
-        for row in select_rows(self.rows, method, dataset):
-            before, what = dict(zip(SETTINGS, row.settings, strict=True)), f"holds rows of {method} on {dataset}"
-            require_made_from(now, before, self.path, what, "choose another --output, or remove those rows")
+        now, what = dict(zip(SETTINGS, settings, strict=True)), f"holds rows of {method} on {dataset}"
+        for before in {row.settings for row in select_rows(self.rows, method, dataset)} - {settings}:
+            named = dict(zip(SETTINGS, before, strict=True))
+            require_made_from(now, named, self.path, what, "choose another --output, or remove those rows")
 
     def finished(self, method: str, dataset: str) -> set[str]:
         """Ids of the cases that are done, failed ones included."""
