@@ -189,17 +189,22 @@ def run_study(study: Study, options: StudyOptions) -> int:
         ConfigError, DataError, OriginError, ModelError: what cannot run, before any time is spent on it.
     """
     variants = _share_of(study, options)
-    _check(study, variants, options)
     if options.plan:
+        _check(study, variants, options)
         print(_plan(study, variants, options))
         return 0
-    rows, versions, failures = _open_rows(study, options), collect_versions(variants), 0
+    versions, execute = collect_versions(variants), find_workers(options)  # before any model is made for them
+    _check(study, variants, options)
+    rows, failures = _open_rows(study, options), 0
     _require_rows_fit(study, variants, rows)
     if options.retry_failed:
         print(f"{rows.forget_failed()} cases that failed run again", file=sys.stderr)
-    execute = find_workers(options)
     ready = _prepare_those_at_hand(study, variants, rows, options)
+    written = len(rows.rows)
     for variant, datasets in _course(study, variants, rows, options):
+        if not options.part and len(rows.rows) > written:  # a study that is stopped has shown what it has
+            _write(study, rows.rows)
+            written = len(rows.rows)
         spec = ready.get(variant.name) or prepare(variant, study.bench)
         _keep_settings(study, spec, options)
         failures += run_methods(
@@ -290,33 +295,27 @@ def _keep_settings(study: Study, spec: MethodSpec, options: StudyOptions) -> Non
 def _course(
     study: Study, variants: Sequence[Variant], rows: RowFile, options: StudyOptions
 ) -> Iterator[tuple[Variant, list[DataSet]]]:
-    """What to ask next: one variant after another, each as soon as it is meta-trained, then the best ones on the test splits.
-
-    What there is is written after each, so that a study that is stopped has shown what it has.
-    """
+    """What to ask next: one variant after another, each as soon as it is meta-trained, then the best ones on the test splits."""
     started = time.monotonic()
     first = [(variant, study.datasets) for variant in variants]
-    yield from _until_time_is_up(study, first, rows, options, started)
+    yield from _until_time_is_up(first, options, started)
     if options.part or len(rows.rows) == 0:
         return
     by_name = {variant.name: variant for variant in study.variants}
     best = [(by_name[name], data) for name, data in _results(study, rows.rows).best if data in study.reported]
     on_test = [(variant, [study.reported[data].data]) for variant, data in best]
-    yield from _until_time_is_up(study, on_test, rows, options, started)
+    yield from _until_time_is_up(on_test, options, started)
 
 
 def _until_time_is_up(
-    study: Study, todo: Sequence[tuple[Variant, list[DataSet]]], rows: RowFile, options: StudyOptions, started: float
+    todo: Sequence[tuple[Variant, list[DataSet]]], options: StudyOptions, started: float
 ) -> Iterator[tuple[Variant, list[DataSet]]]:
     for done, (variant, datasets) in enumerate(todo):
         if options.minutes is not None and time.monotonic() - started >= 60 * options.minutes:
             names = ", ".join(f"{left.name} on {', '.join(data.name for data in asked)}" for left, asked in todo[done:])
             print(f"the {options.minutes:g} minutes are over; left, and done by the same command: {names}", file=sys.stderr)
             return
-        before = len(rows.rows)
         yield variant, datasets
-        if not options.part and len(rows.rows) > before:
-            _write(study, rows.rows)
 
 
 def _results(study: Study, rows: Sequence[Row]) -> Results:
