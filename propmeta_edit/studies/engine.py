@@ -28,7 +28,7 @@ from propmeta_edit.evaluation.runner import DataSet, Execute, MethodSpec, count_
 from propmeta_edit.evaluation.tables import write_settings
 from propmeta_edit.evaluation.workers import RayWorkers
 from propmeta_edit.models.artefacts import resolve_model_folder
-from propmeta_edit.models.devices import resolve_device
+from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.options import require_at_least, require_positive
 from propmeta_edit.recipes.meta_training import resolve
 from propmeta_edit.recipes.splits import Split
@@ -110,6 +110,24 @@ class StudyOptions:
     def case_seed(self) -> int:
         """Of the choice of cases."""
         return 0 if self.seed is None else self.seed
+
+    def make_bench(self, study: str, model: str = "", hparams: str | None = None, dtype: str = "float32", **more: Any) -> Bench:
+        """What all variants of the study of this name share; ``more`` are other fields of ``Bench``.
+
+        Args:
+            model: ``""`` where each variant has a ``training`` of its own.
+            hparams: None for the model's name.
+            dtype: as options have it, ``fast`` too.
+        """
+        return Bench(
+            model=model,
+            hparams=hparams or Path(model).name,
+            device=self.resolved_device,
+            dtype=resolve_dtype(dtype, self.resolved_device),
+            seed=self.case_seed,
+            folder=Path(self.output or f"results/{study}"),
+            **more,
+        )
 
 
 @dataclass(frozen=True)

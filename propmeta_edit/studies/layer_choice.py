@@ -19,7 +19,7 @@ from propmeta_edit.studies.choice import choose
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.pictures import require_styles, write_figure
 from propmeta_edit.studies.runs import read_tasks
-from propmeta_edit.studies.variants import Bench, Variant
+from propmeta_edit.studies.variants import Variant
 
 BOTH = Names(("attention+mlp",))
 DATASETS = Names(("valid-id", "valid-ood"))
@@ -60,7 +60,7 @@ def choose_layer(
     require_styles([f"{modules}, {num_tasks} tasks" for num_tasks in rounds for modules in module_choices])
     splits = load_splits(datasets, {config.model: config}, config.seed)
     options = StudyOptions(output=output, limit=config.validation_cases, device=config.device, seed=config.seed)
-    bench = Bench("", "", options.resolved_device, config.dtype, config.seed, folder=Path(output))
+    bench = options.make_bench("layers")
     asked: list[Variant] = []
     left = [_make_variant(config, layer, modules, first_tasks) for layer, modules in pairs]
     for num_tasks in rounds:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,13 +12,11 @@ import yaml
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.tables import markdown_table, summarise
 from propmeta_edit.files import write_text_atomically
-from propmeta_edit.models.devices import resolve_dtype
 from propmeta_edit.options import Names
 from propmeta_edit.studies.choice import choose
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.methods import find_methods
 from propmeta_edit.studies.table2 import load_asked
-from propmeta_edit.studies.variants import Bench
 
 MINUTES = 2.0  # of each combination, unless told otherwise
 DATASETS = Names(("valid-id", "valid-ood"))
@@ -47,14 +44,7 @@ def search(
         dtype: of the frozen rest: float32, bfloat16, float16 or fast.
     """
     [row] = find_methods([method])
-    bench = Bench(
-        model=model,
-        hparams=hparams or Path(model).name,
-        device=options.resolved_device,
-        dtype=resolve_dtype(dtype, options.resolved_device),
-        seed=options.case_seed,
-        folder=Path(options.output or "results/search"),
-    )
+    bench = options.make_bench("search", model, hparams, dtype)
     variants = [
         replace(row, name=name, settings={**row.settings, **own}, coordinates={"settings": name})
         for name, own in name_combinations(method, read_grid(settings)).items()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from propmeta_edit.config import build_config, read_yaml
@@ -15,7 +14,7 @@ from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.splits import TEST_OF, VALIDATION, Split, hold_out, is_test_of, load_splits, to_test
 from propmeta_edit.recipes.worlds import WORLD
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
-from propmeta_edit.studies.variants import Bench, Variant
+from propmeta_edit.studies.variants import Variant
 
 LIMIT = 100  # cases of each data set, unless told otherwise
 
@@ -88,15 +87,7 @@ def run_sweep(
         series: as ``Study`` has it.
     """
     splits, reported = _load_asked(configs, options, sweep, datasets, is_chosen=series is not None)
-    bench = Bench(
-        model="",
-        hparams="",
-        device=options.resolved_device,
-        dtype="float32",
-        seed=options.case_seed,
-        folder=Path(options.output or f"results/{name}"),
-    )
-    study = Study(name, variants, splits, bench, write, series=series, reported=reported)
+    study = Study(name, variants, splits, options.make_bench(name), write, series=series, reported=reported)
     return run_study(study, options if options.limit is not None else replace(options, limit=LIMIT))
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.tables import require_comparable, summarise, write_tables
 from propmeta_edit.files import write_text_atomically
-from propmeta_edit.models.devices import resolve_dtype
 from propmeta_edit.options import Names, read_counts, read_pairs, require_among, require_at_least
 from propmeta_edit.recipes.data_sets import load_datasets
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE
@@ -17,7 +15,6 @@ from propmeta_edit.recipes.splits import Split, is_released, kind_of
 from propmeta_edit.studies import published
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.methods import CORE, METHODS, NOTES, find_methods
-from propmeta_edit.studies.variants import Bench
 
 DATASETS, ROWS = Names(("world-id", "world-ood")), Names(variant.name for variant in CORE)
 
@@ -54,16 +51,8 @@ def table2(
     own_limits = read_counts("limits", limits or ())
     if own_limits:
         require_among("limits", list(own_limits), list(METHODS))
-    bench = Bench(
-        model=model,
-        hparams=hparams or Path(model).name,
-        device=options.resolved_device,
-        dtype=resolve_dtype(dtype, options.resolved_device),
-        seed=options.case_seed,
-        checkpoints={**read_pairs("checkpoints", checkpoints or ()), **({"metaft": metaft_model} if metaft_model else {})},
-        edits_at_once=edits_at_once,
-        folder=Path(options.output or "results/table2"),
-    )
+    named = {**read_pairs("checkpoints", checkpoints or ()), **({"metaft": metaft_model} if metaft_model else {})}
+    bench = options.make_bench("table2", model, hparams, dtype, checkpoints=named, edits_at_once=edits_at_once)
     splits = load_asked(datasets, options.case_seed)
     write = partial(write_table2, options=options)
     study = Study("table2", find_methods(methods), splits, bench, write, limits=own_limits, check=require_comparable)

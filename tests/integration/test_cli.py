@@ -214,6 +214,11 @@ def test_help_teaches(verb, capsys):
         assert "Eq. 2" in text and "--num_inner_steps" in text
 
 
+@pytest.mark.parametrize("verb", VERBS.values(), ids=list(VERBS))
+def test_what_a_verb_is_for_is_read_from_its_source_as_its_function_has_it(verb):
+    assert verb.read_docstring() == inspect.getdoc(verb.load())
+
+
 @pytest.mark.parametrize("name", VERBS)
 def test_every_option_says_what_it_is(name):
     function = VERBS[name].load()
