@@ -22,9 +22,10 @@ class Numbers(list[float]):
     """Numbers: ``0.1,0.25`` or ``[0.1, 0.25]``."""
 
 
-def _split(value: Any) -> list[Any]:
+def _split(value: Any, may_be_blank: bool) -> list[Any]:
     items = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
-    return [item.strip() if isinstance(item, str) else item for item in items if not isinstance(item, str) or item.strip()]
+    stripped = [item.strip() if isinstance(item, str) else item for item in items]
+    return [item for item in stripped if item != ""] if may_be_blank or not any(item != "" for item in stripped) else stripped
 
 
 def _number(convert: Callable[[Any], Any], what: str) -> Callable[[Any], Any]:
@@ -46,9 +47,9 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _list_of(kind: type[list[Any]], read: Callable[[Any], Any]) -> None:
+def _list_of(kind: type[list[Any]], read: Callable[[Any], Any], may_be_blank: bool = False) -> None:
     def parse(value: Any) -> Any:
-        items = kind(dict.fromkeys(read(item) for item in _split(value)))  # each once
+        items = kind(dict.fromkeys(read(item) for item in _split(value, may_be_blank)))  # each once
         if not items:
             raise ValueError(f"at least one value is wanted, got {value!r}")
         return items
@@ -56,7 +57,7 @@ def _list_of(kind: type[list[Any]], read: Callable[[Any], Any]) -> None:
     register_type(kind, serializer=list, deserializer=parse)
 
 
-_list_of(Names, _text)
+_list_of(Names, _text, may_be_blank=True)  # a comma too many does no harm among names
 _list_of(WholeNumbers, _number(int, "whole numbers"))
 _list_of(Numbers, _number(float, "numbers"))
 

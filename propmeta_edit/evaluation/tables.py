@@ -165,10 +165,16 @@ def keep_settings(found: Mapping[str, Mapping[str, Any]], folder: str | Path) ->
 
 
 def _add_to_settings(found: Mapping[str, tuple[str, Mapping[str, Any]]], folder: str | Path) -> None:
-    path = Path(folder) / SETTINGS_FILE
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = read_settings(folder)
     known |= {name: {"hparams_sha256": sha256, "settings": dict(settings)} for name, (sha256, settings) in found.items()}
-    write_text_atomically(path, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    write_text_atomically(Path(folder) / SETTINGS_FILE, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_settings(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What ``settings.json`` says of each method, ``hparams_sha256`` and ``settings``; nothing where there is no such file."""
+    path = Path(folder) / SETTINGS_FILE
+    found: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

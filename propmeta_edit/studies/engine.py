@@ -25,7 +25,7 @@ from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile, read_rows
 from propmeta_edit.evaluation.runner import DataSet, Execute, MethodSpec, count_left, require_fitting, run_methods
-from propmeta_edit.evaluation.tables import write_settings
+from propmeta_edit.evaluation.tables import read_settings, write_settings
 from propmeta_edit.evaluation.workers import RayWorkers
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
@@ -354,14 +354,17 @@ def _require_rows_fit(study: Study, variants: Sequence[Variant], rows: RowFile) 
         OriginError: naming what differs.
     """
     datasets = [*study.datasets, *(split.data for split in study.reported.values())]
+    kept = read_settings(study.bench.folder)
     for variant in variants:
         own = [row for row in rows.rows if row.method == variant.name]
         if variant.training is None or not own:
             continue
         if variant.run is not None:
             run, made_by = name_of_run(resolve(variant.run)), sorted({Path(row.model).name for row in own})
-            what, remedy = f"holds rows of {variant.name}", "choose another --output, or remove those rows"
-            require_made_from({"run": [run]}, {"run": made_by}, rows.path, what, remedy)
+            about = rows.path, f"holds rows of {variant.name}", "choose another --output, or remove those rows"
+            if made_by != [run] and variant.name in kept:  # what differs, by its name
+                require_made_from(resolve(variant.run).decisive, kept[variant.name]["settings"], *about)
+            require_made_from({"run": [run]}, {"run": made_by}, *about)
         # What is still to be meta-trained cannot be hashed: its weights are taken to become those of its rows.
         is_there = variant.run is None or folder_of_run(variant.run, study.bench.folder).is_dir()
         known = prepare(variant, study.bench) if is_there else own[0]

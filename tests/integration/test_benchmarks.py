@@ -325,6 +325,7 @@ def test_as_many_tasks_are_measured_as_run_side_by_side(capsys):
     [
         ("dependent", "--counts", "x", "--counts: whole numbers are wanted, separated by commas, got 'x'"),
         ("dependent", "--counts", "0,1", "--counts must be 1 or more, got 0"),
+        ("dependent", "--counts", "1,", "--counts: whole numbers are wanted, separated by commas, got ''"),
         ("dependent", "--counts", ",", "--counts: at least one value is wanted, got ','"),
         ("dependent", "--asked", "0", "--asked must be 1 or more, got 0"),
         ("dependent", "--batch-size", "0", "--batch-size must be 1 or more, got 0"),

@@ -201,7 +201,10 @@ def test_rows_of_other_settings_are_refused_before_the_meta_training(place, caps
     before = checkpoints(place)
     assert figure2(arguments(place, *ONE, "--num-tasks", "2")) == 2
     printed = capsys.readouterr().err
-    assert "holds rows of tiny layer 0 mlp made from something else (run [" in printed and "choose another --output" in printed
+    assert (
+        "holds rows of tiny layer 0 mlp made from something else (num_tasks 4, now 2)" in printed
+        and "choose another --output" in printed
+    )
     assert figure2(arguments(place, *ONE, "--seed", "1")) == 2, "the same label, another seed"
     assert checkpoints(place) == before
 

@@ -134,9 +134,15 @@ def other_data(config, tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda *_: {"inner_lr": 0.02}, r"holds rows of layer 1 mlp after 4 made from something else \(run \["),
-        (lambda *_: {"validation_cases": 3}, r"holds rows of layer 1 mlp after 4 made from something else \(run \["),
-        (other_model, r"holds rows of layer 1 mlp after 4 made from something else \(run \["),
+        (
+            lambda *_: {"inner_lr": 0.02},
+            r"holds rows of layer 1 mlp after 4 made from something else \(inner_lr 0\.01, now 0\.02\)",
+        ),
+        (
+            lambda *_: {"validation_cases": 3},
+            r"holds rows of layer 1 mlp after 4 made from something else \(validation_cases 4, now 3\)",
+        ),
+        (other_model, r"holds rows of layer 1 mlp after 4 made from something else \(model '.*', now '.*'\)"),
         (same_folder_other_model, r"holds a run made from something else \(base_sha256 '\w+', now '\w+'\)"),
         (other_data, r"(data_sha256|tasks_sha256) '\w+', now '\w+'"),
     ],
