@@ -67,9 +67,13 @@ def training_bytes(num_trained: int, config: MetaTrainConfig, num_tasks: int) ->
 def run_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
     """The memory of a run: the frozen tensors in its dtype, the trained ones in fp32, and what training holds besides."""
     config = resolve(config)
+    return _model_bytes(config) + training_bytes(_count(config)[1], config, num_tasks)
+
+
+def _model_bytes(config: MetaTrainConfig) -> int:
     total, trained = _count(config)
     itemsize = DTYPES[config.dtype].itemsize
-    return total * itemsize + trained * (4 - itemsize) + training_bytes(trained, config, num_tasks)
+    return total * itemsize + trained * (4 - itemsize)
 
 
 def checkpoint_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
@@ -91,14 +95,12 @@ def describe_run(config: MetaTrainConfig, steps: int = 3) -> str:
     config = resolve(config)
     tasks, validation = load_tasks(config)
     seconds = time_tasks(config, tasks, steps)
-    total, trained = _count(config)
+    trained = _count(config)[1]
     at_once = tasks_side_by_side(config, min(config.tasks_per_step, len(tasks)))
-    itemsize = DTYPES[config.dtype].itemsize
-    size = (total * itemsize + trained * (4 - itemsize)) / GIB
     names = select_parameters(shape_of(config.model), config.layers, config.modules)
     per_task = _fastest(seconds)
     lines = {
-        "model": f"{config.model}, {config.dtype} on {config.device}, {size:.2f} GiB",
+        "model": f"{config.model}, {config.dtype} on {config.device}, {_model_bytes(config) / GIB:.2f} GiB",
         "trained": f"layers {config.layers}, {config.modules}: {len(names)} tensors, {trained / 1e6:.2f} M numbers",
         "tasks": f"{len(tasks)}, {config.tasks_per_step} a step, {at_once} at once, K = {config.num_inner_steps}",
         "validation": ", ".join(f"{name} {len(cases)}" for name, cases in validation.items()) or "none",
