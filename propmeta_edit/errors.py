@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -43,3 +45,12 @@ class DataError(PropMetaError):
         super().__init__(where + message)
         self.path = path
         self.line = line
+
+
+@contextmanager
+def record_named(what: str) -> Iterator[None]:
+    """Inside, a request that cannot be carried out is an error that begins with the record it is from."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"{what}: {error}") from error

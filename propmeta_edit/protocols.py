@@ -9,6 +9,12 @@ import torch
 from torch import nn
 
 
+class ModelConfig(Protocol):
+    """The settings of a model of transformers, among them ``vocab_size`` and ``max_position_embeddings``."""
+
+    def get_text_config(self) -> Any: ...
+
+
 class LanguageModel(Protocol):
     """A causal language model; every ``PreTrainedModel`` with a language model head is one."""
 

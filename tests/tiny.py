@@ -19,6 +19,7 @@ from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from propmeta_edit.data.world import unpack_world
 
+POSITIONS = 512  # a prompt of four hops with its facts before it takes half of them
 FAMILIES = ("gpt2", "llama", "qwen2")
 SHAPES = {  # the architecture and depth of the models that have settings in hparams/
     "llama3-8b": ("llama", 32),
@@ -87,7 +88,7 @@ def make_model(family: str, num_layers: int = 3, dtype: torch.dtype = torch.floa
     torch.manual_seed(seed)
     size = {"vocab_size": 300, "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     if family == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=num_layers, n_head=2, n_positions=128, **size))
+        model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=num_layers, n_head=2, n_positions=POSITIONS, **size))
     else:
         config_class, model_class = CLASSES[family]
         config = config_class(
@@ -96,7 +97,7 @@ def make_model(family: str, num_layers: int = 3, dtype: torch.dtype = torch.floa
             num_hidden_layers=num_layers,
             num_attention_heads=2,
             num_key_value_heads=1,
-            max_position_embeddings=128,
+            max_position_embeddings=POSITIONS,
             **({"head_dim": 8} if family == "gemma3_text" else {}),
             **size,
         )

@@ -16,7 +16,7 @@ from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.evaluation.statistics import adjust_holm, compare_paired
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.protocols import LanguageModel, Tokenizer
-from propmeta_edit.text.encoding import collate, encode_answer
+from propmeta_edit.text.encoding import TextEncoder, collate
 from propmeta_edit.text.prompts import format_question
 
 KINDS = ("right", "the new object", "as before", "something else")
@@ -144,12 +144,12 @@ def compute_prior_strengths(
         model: the one that gave the rows.
         unedited: its rows; one that says nothing has strength NaN.
     """
-    strengths = [math.nan] * len(unedited)
+    strengths, encoder = [math.nan] * len(unedited), TextEncoder(tokenizer, model.config)
     speaking = [number for number, row in enumerate(unedited) if _answer_of(row)]
     for start in range(0, len(speaking), batch_size):
         some = speaking[start : start + batch_size]
         said = [(format_question(unedited[n].question), unedited[n].generated.strip().split("\n")[0]) for n in some]
-        batch = collate(tokenizer, [encode_answer(tokenizer, *pair) for pair in said]).to(model.device)
+        batch = collate([encoder.encode_answer(*pair) for pair in said]).to(model.device)
         with torch.no_grad():
             losses = compute_answer_loss(model, batch, num_edits=len(some))
         for number, loss in zip(some, losses.tolist(), strict=True):

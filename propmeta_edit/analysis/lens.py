@@ -20,7 +20,7 @@ from propmeta_edit.text.encoding import EncodedBatch
 def batch_of(model: LanguageModel, input_ids: Sequence[int]) -> EncodedBatch:
     """One unpadded text, [1, T], on the model's device, without labels."""
     ids = torch.tensor([list(input_ids)], device=model.device)
-    return EncodedBatch(ids, torch.ones_like(ids), torch.arange(ids.shape[1], device=model.device)[None], ids, is_padded=False)
+    return EncodedBatch(ids, ids)
 
 
 def record_states(model: LanguageModel, input_ids: Sequence[int]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from propmeta_edit.errors import RequestError
 from propmeta_edit.protocols import Tokenizer
 from propmeta_edit.records import Case
+from propmeta_edit.text.encoding import TextEncoder
 from propmeta_edit.text.prompts import format_question
 
 ARTICLE = "the "
@@ -90,12 +91,12 @@ def _make_probe(tokenizer: Tokenizer, text: str, expected: str, ends: Mapping[st
     """Tokens by the group in which their last character is; those after all of ``ends`` are ``beyond``."""
     if expected.startswith(ARTICLE):
         text = f"{text} {ARTICLE.strip()}"
-    encoded = tokenizer(text, return_offsets_mapping=True)
+    ids, offsets = TextEncoder(tokenizer).encode_with_offsets(text)
     space, target = _encode_name(tokenizer, expected)
-    input_ids = (*encoded["input_ids"], *space)
+    input_ids = (*ids, *space)
     groups: dict[str, list[int]] = {name: [] for name in dict.fromkeys([*ends, beyond, "last"])}
     for position in range(len(input_ids) - 1):
-        begin, end = encoded["offset_mapping"][position] if position < len(encoded["input_ids"]) else (len(text), len(text))
+        begin, end = offsets[position] if position < len(ids) else (len(text), len(text))
         inside = next((name for name, cut in ends.items() if max(begin, end - 1) < cut), beyond)
         groups[inside].append(position)
     groups["last"].append(len(input_ids) - 1)

@@ -15,7 +15,7 @@ from propmeta_edit.models.devices import has_native_bf16
 from propmeta_edit.models.layers import weights_of
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
-from propmeta_edit.text.encoding import EncodedBatch, EncodedText, collate, encode_answer
+from propmeta_edit.text.encoding import EncodedBatch, EncodedText, TextEncoder, collate
 
 TARGET_MODULES = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 GPT2_TARGET_MODULES = {"c_attn", "c_proj", "c_fc"}
@@ -116,7 +116,8 @@ def train_cake_adapter(model: LanguageModel, tokenizer: Tokenizer, edits: Sequen
     from peft import LoraConfig, get_peft_model
     from transformers import get_linear_schedule_with_warmup
 
-    examples = [_encode(tokenizer, *pair, settings) for pair in make_training_pairs(edits)]
+    encoder = TextEncoder(tokenizer, model.config)
+    examples = [_encode(encoder, *pair, settings) for pair in make_training_pairs(edits)]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.lora_alpha,
@@ -174,20 +175,20 @@ def _target_modules(model: LanguageModel) -> list[str]:
     return sorted(leaves & TARGET_MODULES) or sorted(leaves & GPT2_TARGET_MODULES)
 
 
-def _encode(tokenizer: Tokenizer, text: str, completion: str, settings: CakeSettings) -> EncodedText:
-    input_ids, labels = encode_answer(tokenizer, text, completion)
+def _encode(encoder: TextEncoder, text: str, completion: str, settings: CakeSettings) -> EncodedText:
+    input_ids, labels = encoder.encode_answer(text, completion)
     kept = slice(-settings.max_length, None)  # the end holds the completion
     return input_ids[kept], (input_ids if settings.learn_prompts else labels)[kept]
 
 
 def make_batch(tokenizer: Tokenizer, examples: Sequence[EncodedText], learn_padding: bool) -> EncodedBatch:
-    """Examples side by side, padded on the right; the published code learns the padding too."""
-    batch = collate(tokenizer, examples, padding_side="right")
+    """Examples side by side, padded on the right; the published code learns the padding too, behind a mask."""
     if not learn_padding:
-        return batch
-    labels = torch.where(batch.attention_mask == 0, batch.input_ids, batch.labels)
-    positions = torch.arange(labels.shape[1]).expand_as(labels)  # the padding's too, as it is learnt
-    return replace(batch, labels=labels, position_ids=positions)
+        return collate(examples)
+    batch = collate(examples, pad_id=0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    lengths = torch.tensor([len(ids) for ids, _ in examples])
+    is_text = torch.arange(batch.input_ids.shape[1]) < lengths[:, None]
+    return replace(batch, labels=torch.where(is_text, batch.labels, batch.input_ids), attention_mask=is_text.long())
 
 
 def compute_token_loss(model: LanguageModel, batch: EncodedBatch) -> torch.Tensor:

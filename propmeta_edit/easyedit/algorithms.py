@@ -27,7 +27,7 @@ from propmeta_edit.models.layers import weights_of
 from propmeta_edit.models.loading import read_model_config
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
-from propmeta_edit.text.encoding import padded_on
+from propmeta_edit.text.encoding import TextEncoder, padded_on
 
 LOG = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ class EditWith:
 
     def __call__(self, requests: Sequence[EditRequest]) -> Mapping[str, torch.Tensor]:
         """Write the requests; if one fails, those before it are taken back."""
+        TextEncoder(self.tokenizer, self.model.config).require_nothing_appended(type(self.hparams).__name__)
         given = [easyedit_request(request) for request in requests]
         original: dict[str, torch.Tensor] = {}
         arguments = {"copy": False, "return_orig_weights": True, "keep_original_weight": True}

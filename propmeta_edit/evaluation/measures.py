@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
+from propmeta_edit.models.generation import MAX_NEW_TOKENS
 from propmeta_edit.records import Case, Question
+from propmeta_edit.text.sentences import first_sentence
 
 
 @dataclass(frozen=True)
@@ -14,12 +16,14 @@ class CaseOutcome:
     """What a method's model said after the edits of a case.
 
     Attributes:
-        generated: ten greedy tokens after the question.
+        generated: the first ``max_new_tokens`` greedy tokens after the question.
+        whole: the same text to its natural stop.
         cloze_generated: after the cloze, if the case has one.
-        fact_generated: after each edit's own prompt.
+        fact_generated, facts_whole: after each edit's own prompt, likewise.
         seconds_per_edit: of the edit call alone; None where nothing is edited, or where several cases were edited at once.
         second_hop_generated, other_fact_generated: after the single-hop questions, if the case has them.
         neighbour_generated, neighbour_before: after the other subject's question, with the edits and without.
+        answer_tokens, fact_tokens: of the shortest accepted answer, and of the longest edited object; None where nobody counted.
     """
 
     generated: str
@@ -30,6 +34,11 @@ class CaseOutcome:
     other_fact_generated: str | None = None
     neighbour_generated: str | None = None
     neighbour_before: str | None = None
+    whole: str | None = None
+    facts_whole: tuple[str, ...] = ()
+    answer_tokens: int | None = None
+    fact_tokens: int | None = None
+    max_new_tokens: int = MAX_NEW_TOKENS
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,21 @@ def _tells_all_facts(case: Case, said: CaseOutcome) -> bool:
     return all(contains_answer(text, (edit.target_new,)) for text, edit in facts)
 
 
+def _answers_naturally(case: Case, said: CaseOutcome) -> bool | None:
+    return None if said.whole is None else contains_answer(first_sentence(said.whole), case.question.answers)
+
+
+def _tells_all_facts_naturally(case: Case, said: CaseOutcome) -> bool | None:
+    if not said.facts_whole:
+        return None
+    facts = zip(said.facts_whole, case.edits, strict=True)
+    return all(contains_answer(first_sentence(text), (edit.target_new,)) for text, edit in facts)
+
+
+def _is_longer(tokens: int | None, said: CaseOutcome) -> bool | None:
+    return None if tokens is None else tokens > said.max_new_tokens
+
+
 def _leaves_neighbour(case: Case, said: CaseOutcome) -> bool | None:
     return None if said.neighbour_generated is None else said.neighbour_generated == said.neighbour_before
 
@@ -87,7 +111,9 @@ MEASURES = (
         lambda case, said: _answers(said.cloze_generated, case.question),
         lambda case: case.question.cloze is not None,
     ),
+    Measure("natural_correct", "accuracy_natural", "natural stop %", _answers_naturally, has_interval=True),
     Measure("efficacy", "efficacy", "efficacy %", _tells_all_facts, has_interval=True),
+    Measure("natural_efficacy", "efficacy_natural", "efficacy, natural stop %", _tells_all_facts_naturally),
     Measure(
         "locality_second_hop",
         "locality_second_hop",
@@ -109,6 +135,20 @@ MEASURES = (
         _leaves_neighbour,
         lambda case: case.neighbour is not None,
     ),
+    Measure(
+        "answer_too_long",
+        "answers_too_long",
+        "answers too long %",
+        lambda case, said: _is_longer(said.answer_tokens, said),
+        lambda case: False,
+    ),
+    Measure(
+        "fact_too_long",
+        "facts_too_long",
+        "objects too long %",
+        lambda case, said: _is_longer(said.fact_tokens, said),
+        lambda case: False,
+    ),
 )
 
 
@@ -118,6 +158,8 @@ def judge(case: Case, said: CaseOutcome) -> dict[str, object]:
         "generated": said.generated,
         "cloze_generated": said.cloze_generated,
         "fact_generated": said.fact_generated,
+        "whole": said.whole,
+        "facts_whole": said.facts_whole,
         "seconds_per_edit": said.seconds_per_edit,
         **{measure.field: measure.judge(case, said) for measure in MEASURES},
     }

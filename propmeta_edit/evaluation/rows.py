@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.errors import DataError
+from propmeta_edit.models.generation import MAX_NEW_TOKENS, NATURAL_LIMIT
 from propmeta_edit.store import JsonLines, read_lines, require_made_from
 
-PROTOCOL = "qa-greedy-10-contains"
+TUPLES = ("answers", "fact_generated", "facts_whole")
 REMEDY = "remove the line, its case will run again"
 SETTINGS = ("model_sha256", "data_sha256", "hparams_sha256", "seed", "protocol")
+
+
+def protocol_of(max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+    """How texts were made and judged: the prompt, greedy tokens, containment in one form of Unicode, and the natural stop."""
+    return f"qa-greedy-{max_new_tokens}-contains-nfkc-natural-{NATURAL_LIMIT}"
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,8 @@ class Row:
     traceback in ``error`` and counts as wrong. ``seconds`` is its share of the time its group took, edits and questions together;
     ``cases_at_once`` is how many were in that group, and ``note`` says why it is smaller than was asked for; ``base_sha256`` is of
     the model from which the row's own was meta-trained (its own where it was not);
+    ``whole`` and ``facts_whole`` are ``generated`` and ``fact_generated`` to their natural stop, on which natural verdicts rest;
+    ``answer_too_long`` and ``fact_too_long`` say that ``generated`` has too few tokens to hold an accepted answer, or an object;
     ``precomputation`` holds the seconds of what was done once before any edit (``meta-training``, ``statistics``, ``projections``).
     """
 
@@ -35,7 +43,7 @@ class Row:
     hparams_sha256: str
     seed: int
     base_sha256: str
-    protocol: str = PROTOCOL
+    protocol: str = field(default_factory=protocol_of)
     versions: Mapping[str, str] = field(default_factory=dict)
     precomputation: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"
@@ -45,10 +53,16 @@ class Row:
     generated: str = ""
     correct: bool = False
     correct_word_boundary: bool = False
+    whole: str | None = None
+    natural_correct: bool | None = None
+    answer_too_long: bool | None = None
     cloze_generated: str | None = None
     cloze_correct: bool | None = None
     fact_generated: tuple[str, ...] = ()
     efficacy: bool = False
+    facts_whole: tuple[str, ...] = ()
+    natural_efficacy: bool | None = None
+    fact_too_long: bool | None = None
     locality_second_hop: bool | None = None
     locality_other_fact: bool | None = None
     locality_neighbourhood: bool | None = None
@@ -138,7 +152,7 @@ def _as_rows(entries: Sequence[Mapping[str, Any]], path: Path) -> list[Row]:
     for number, values in enumerate(entries, start=1):
         unknown = sorted(set(values) - names)
         try:
-            row = Row(**{**values, **{name: tuple(values.get(name, ())) for name in ("answers", "fact_generated")}})
+            row = Row(**{**values, **{name: tuple(values.get(name, ())) for name in TUPLES}})
         except TypeError as error:
             told = f"unknown fields {', '.join(unknown)}" if unknown else str(error)
             raise DataError(f"not a row of this version ({told}); {REMEDY}", path, number) from error

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.measures import CaseOutcome, judge, judge_failed
-from propmeta_edit.evaluation.rows import Row, RowFile, select_rows
+from propmeta_edit.evaluation.rows import Row, RowFile, protocol_of, select_rows
 from propmeta_edit.models.devices import is_out_of_memory
 from propmeta_edit.records import Case
 
@@ -30,6 +30,10 @@ class Method(Protocol):
 
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         """Edit, ask, restore: each case by itself. With a single case, ``seconds_per_edit`` is what one edit takes."""
+        ...
+
+    def expect(self, cases: Sequence[Case]) -> None:
+        """All cases that will come."""
         ...
 
 
@@ -59,6 +63,7 @@ class MethodSpec:
     precomputation: Mapping[str, float] = field(default_factory=dict)
     base_sha256: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    protocol: str = field(default_factory=protocol_of)
 
     def make_row(self, data: DataSet, case_id: str, seed: int, **results: Any) -> Row:
         """A row of this method, with everything that decides it."""
@@ -75,6 +80,7 @@ class MethodSpec:
             precomputation=self.precomputation,
             device=self.device,
             dtype=self.dtype,
+            protocol=self.protocol,
             **results,
         )
 
@@ -240,7 +246,9 @@ def _is_used_up(budget: float, method: MethodSpec, datasets: Sequence[DataSet], 
 
 def run_here(method: MethodSpec, work: Sequence[Work], seed: int, versions: Mapping[str, str]) -> Iterator[list[Row]]:
     """The rows of each group in turn, in this process, on one load of the model."""
-    return map(GroupRunner(method, method.build(), seed, versions), work)
+    built = method.build()
+    built.expect([case for item in work for case in item.group])
+    return map(GroupRunner(method, built, seed, versions), work)
 
 
 def batches_of(items: Sequence[Item], size: int) -> list[Sequence[Item]]:

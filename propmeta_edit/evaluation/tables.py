@@ -93,7 +93,8 @@ def _measure(rows: Sequence[Row]) -> dict[str, Any]:
         verdicts = [value for row in rows if (value := getattr(row, measure.field)) is not None]
         found[measure.column] = fmean(verdicts) if verdicts else None
         if measure.has_interval:
-            found[f"{measure.column}_ci95"] = list(wilson_interval(sum(verdicts), len(verdicts)))
+            interval = list(wilson_interval(sum(verdicts), len(verdicts))) if verdicts else None
+            found[f"{measure.column}_ci95"] = interval
     return found
 
 

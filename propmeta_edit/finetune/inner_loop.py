@@ -12,8 +12,8 @@ from torch import nn
 
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.losses import compute_answer_loss
-from propmeta_edit.finetune.packed import packed_products
 from propmeta_edit.finetune.prefix import FrozenPrefix
+from propmeta_edit.models.packed import packed_products
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 

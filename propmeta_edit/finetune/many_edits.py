@@ -16,7 +16,7 @@ from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
-from propmeta_edit.text.encoding import EncodedBatch, encode_requests
+from propmeta_edit.text.encoding import EncodedBatch, TextEncoder, encode_requests
 
 
 @contextmanager
@@ -64,6 +64,7 @@ def many_edits(
     """
     parameters = select_parameters(model, settings.layers, settings.modules)
     require_full_precision(parameters)
-    target = [batch.to(model.device) for batch in encode_requests(tokenizer, edits, settings.batch_size)]
+    encoder = TextEncoder(tokenizer, model.config)
+    target = [batch.to(model.device) for batch in encode_requests(encoder, edits, settings.batch_size)]
     with adapted_copies(model, parameters, target, settings, len(edits)) as (adapted, _):
         yield adapted

@@ -14,7 +14,7 @@ from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
-from propmeta_edit.text.encoding import encode_requests
+from propmeta_edit.text.encoding import TextEncoder, encode_requests
 
 
 def write_facts(
@@ -26,11 +26,13 @@ def write_facts(
         The tensors that stood in the edited parameters before; they were put aside, not copied. A failed edit puts them back.
 
     Raises:
+        RequestError: a fact without a token before its object, or longer than the model has positions.
         ModelError: a layer outside the model, tensors to edit that are not fp32 or wider, or an edit that diverged.
     """
     parameters = select_parameters(model, settings.layers, settings.modules)
     require_full_precision(parameters)
-    target = [batch.to(model.device) for batch in encode_requests(tokenizer, [requests], settings.batch_size)]
+    encoder = TextEncoder(tokenizer, model.config)
+    target = [batch.to(model.device) for batch in encode_requests(encoder, [requests], settings.batch_size)]
     original = {name: parameter.data for name, parameter in parameters.items()}
     put_in_place(parameters, {name: value.clone() for name, value in original.items()})
     try:

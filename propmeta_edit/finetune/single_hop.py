@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.saved_state import load_state, save_state
@@ -26,7 +25,7 @@ from propmeta_edit.models.devices import has_native_bf16
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import Question
 from propmeta_edit.store import require_made_from
-from propmeta_edit.text.encoding import EncodedText, collate, encode_answer
+from propmeta_edit.text.encoding import EncodedText, TextEncoder, collate
 from propmeta_edit.text.prompts import format_question
 
 POOL = 8  # batches
@@ -70,7 +69,8 @@ def train_single_hop_adapter(
     """
     from peft import LoraConfig, get_peft_model
 
-    texts = [_encode_with_end(tokenizer, question) for question in questions]
+    encoder = TextEncoder(tokenizer, model.config)
+    texts = [encoder.encode_ended_answer(format_question(q.text), q.answers[0] + ".") for q in questions]
     use_bf16 = has_native_bf16(str(model.device))
     torch.manual_seed(settings.seed)  # of the LoRA's random half
     config = LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules="all-linear")
@@ -86,7 +86,7 @@ def train_single_hop_adapter(
             rate = min(1.0, (step + 1) / settings.warmup_steps) * (1 - step / len(batches))
             optimizer.param_groups[0]["lr"] = settings.learning_rate * rate
             with torch.autocast(model.device.type, torch.bfloat16, enabled=use_bf16):
-                loss = compute_answer_loss(model, collate(tokenizer, batches[step]).to(model.device))
+                loss = compute_answer_loss(model, collate(batches[step]).to(model.device))
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
             optimizer.step()
@@ -112,14 +112,6 @@ def _load(
     state = json.loads(text)
     require_made_from(made_from, state.get("made_from", {}), states, "holds the state of a training", "remove that folder")
     return int(state["steps"])
-
-
-def _encode_with_end(tokenizer: Tokenizer, question: Question) -> EncodedText:
-    """The question with its answer, a period and the end-of-sequence token, all three to be learnt."""
-    input_ids, labels = encode_answer(tokenizer, format_question(question.text), question.answers[0] + ".")
-    if tokenizer.eos_token_id is None:
-        raise ModelError("the tokenizer has no end-of-sequence token, with which the answers that are taught end")
-    return [*input_ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
 
 
 def make_batches(encoded: Sequence[EncodedText], batch_size: int, order: random.Random) -> list[list[EncodedText]]:

@@ -11,9 +11,9 @@ from torch import nn
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import set_gradients
 from propmeta_edit.finetune.many_edits import adapted_copies
-from propmeta_edit.finetune.packed import packed_products
 from propmeta_edit.metatrain.outer_losses import OuterLoss
 from propmeta_edit.metatrain.processes import ALONE, Processes
+from propmeta_edit.models.packed import packed_products
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 

@@ -9,16 +9,15 @@ from typing import Any
 
 import torch
 
-from propmeta_edit.errors import ModelError
+from propmeta_edit.errors import ModelError, record_named
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.protocols import Tokenizer
 from propmeta_edit.records import MetaTask, Question
 from propmeta_edit.text.encoding import (
     IGNORED,
     EncodedBatch,
     EncodedText,
+    TextEncoder,
     collate,
-    encode_answer,
     encode_questions,
     encode_requests,
 )
@@ -47,15 +46,16 @@ class EncodedTasks:
         return EncodedTasks(self.tasks, [batch.to(device) for batch in self.target], outer)
 
 
-def encode_step(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> list[EncodedTasks]:
+def encode_step(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> list[EncodedTasks]:
     """The tasks of one outer step, in as many parts as are computed one after another.
 
     Raises:
-        RequestError: an answer that is empty or has no token before it.
+        RequestError: naming the task: an answer that is empty or has no token before it, or a text that is too long for the
+            model's positions.
         ModelError: a text that a term of the outer loss needs is missing, or cut otherwise than its twin.
     """
     at_once = tasks_side_by_side(config, len(tasks))
-    return [_encode(tokenizer, tasks[start : start + at_once], config) for start in range(0, len(tasks), at_once)]
+    return [_encode(encoder, tasks[start : start + at_once], config) for start in range(0, len(tasks), at_once)]
 
 
 def tasks_side_by_side(config: MetaTrainConfig, num_tasks: int) -> int:
@@ -63,39 +63,43 @@ def tasks_side_by_side(config: MetaTrainConfig, num_tasks: int) -> int:
     return max(1, min(config.tasks_at_once or num_tasks, num_tasks))
 
 
-def _encode(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> EncodedTasks:
-    target = _encode_targets(tokenizer, tasks, config)
-    return EncodedTasks(tasks, target, {name: _TERMS[name](tokenizer, tasks, config) for name in config.outer_terms})
+def _encode(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> EncodedTasks:
+    target = _encode_targets(encoder, tasks, config)
+    return EncodedTasks(tasks, target, {name: _TERMS[name](encoder, tasks, config) for name in config.outer_terms})
 
 
-def _encode_targets(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
-    return encode_requests(tokenizer, [[task.target] for task in tasks])
+def _encode_targets(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+    return encode_requests(encoder, [[task.target] for task in tasks], records=_names(tasks))
 
 
-def _encode_related(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
-    return [encode_questions(tokenizer, [question for _, question in _asked(tasks, config)], config.template)]
+def _encode_related(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+    asked = _asked(tasks, config)
+    names = _names([task for task, _ in asked])
+    return [encode_questions(encoder, [question for _, question in asked], config.template, names)]
 
 
-def _encode_in_context(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+def _encode_in_context(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
     """The related questions alone, and with the fact before them."""
     alone, with_fact = [], []
     for task, question in _asked(tasks, config):
         prompt, answer = format_question(question.text, config.template), question.answers[0]
-        alone.append(encode_answer(tokenizer, prompt, answer))
-        with_fact.append(encode_answer(tokenizer, format_in_context([task.target], prompt), answer))
+        with record_named(f"task {task.task_id}"):
+            alone.append(encoder.encode_answer(prompt, answer))
+            with_fact.append(encoder.encode_answer(format_in_context([task.target], prompt), answer))
         if _answer_tokens(alone[-1]) != _answer_tokens(with_fact[-1]):
             raise ModelError(
                 f"this tokenizer cuts the answer {answer!r} of task {task.task_id} differently with the fact before it; "
                 "leave out the in-context term"
             )
-    return [collate(tokenizer, alone), collate(tokenizer, with_fact)]
+    return [collate(alone), collate(with_fact)]
 
 
-def _encode_unrelated(tokenizer: Tokenizer, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+def _encode_unrelated(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
     missing = [task.task_id for task in tasks if task.unrelated is None]
     if missing:
         raise ModelError(f"the locality term needs a question about another subject; task {missing[0]} has none")
-    return [encode_questions(tokenizer, [task.unrelated for task in tasks if task.unrelated is not None], config.template)]
+    questions = [task.unrelated for task in tasks if task.unrelated is not None]
+    return [encode_questions(encoder, questions, config.template, _names(tasks))]
 
 
 _TERMS: Mapping[str, Callable[[Any, Sequence[MetaTask], MetaTrainConfig], Batches]] = {
@@ -114,3 +118,7 @@ def _asked(tasks: Sequence[MetaTask], config: MetaTrainConfig) -> list[tuple[Met
 
 def _answer_tokens(text: EncodedText) -> list[int]:
     return [label for label in text[1] if label != IGNORED]
+
+
+def _names(tasks: Sequence[MetaTask]) -> list[str]:
+    return [f"task {task.task_id}" for task in tasks]

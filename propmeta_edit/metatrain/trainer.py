@@ -30,6 +30,7 @@ from propmeta_edit.models.devices import is_out_of_memory
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import MetaTask
+from propmeta_edit.text.encoding import TextEncoder
 
 LOG = logging.getLogger(__name__)
 SMOOTHING = 0.98  # of the losses on the progress bar
@@ -96,7 +97,7 @@ def meta_train(
     optimizer = torch.optim.AdamW(list(parameters.values()), lr=config.outer_lr, weight_decay=config.weight_decay, fused=True)
     progress = run.load(parameters, optimizer) if run else Progress()
     done = len(progress.losses)
-    steps = _encode_steps(tokenizer, tasks, done, config, processes)
+    steps = _encode_steps(TextEncoder(tokenizer, model.config), tasks, done, config, processes)
     compiled = compiled_if(config.compile, model, parameters)
     bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main)
     tell = report if report and processes.is_main else _tell_nobody
@@ -130,7 +131,7 @@ def meta_train(
 
 
 def _encode_steps(
-    tokenizer: Tokenizer, tasks: Sequence[MetaTask], done: int, config: MetaTrainConfig, processes: Processes
+    encoder: TextEncoder, tasks: Sequence[MetaTask], done: int, config: MetaTrainConfig, processes: Processes
 ) -> dict[int, list[EncodedTasks]]:
     """This process's own tasks of every outer step that is left, by how many tasks are done before it.
 
@@ -145,7 +146,7 @@ def _encode_steps(
         )
     first = config.tasks_per_step * processes.rank
     return {
-        start: encode_step(tokenizer, tasks[start + first : start + first + config.tasks_per_step], config)
+        start: encode_step(encoder, tasks[start + first : start + first + config.tasks_per_step], config)
         for start in range(done, len(tasks), tasks_per_step)
     }
 

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from transformers import DynamicCache
 
+from propmeta_edit.models.packed import packed_products
 from propmeta_edit.protocols import LanguageModel, Tokenizer
-from propmeta_edit.text.encoding import padded_on
+from propmeta_edit.text.encoding import TextEncoder
+from propmeta_edit.text.sentences import find_sentence_end
 
 MAX_NEW_TOKENS = 10  # the paper's, after CaKE
+NATURAL_LIMIT = 40  # tokens after which a text that does not stop by itself is cut
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model says after a prompt.
+
+    Attributes:
+        text: the first ``max_new_tokens`` tokens, or fewer where it stopped.
+        whole: the text to its natural stop, the end of its first sentence or of the sequence (at most ``NATURAL_LIMIT`` tokens);
+            None where it was not asked for.
+    """
+
+    text: str
+    whole: str | None = None
 
 
 def generate_greedily(
@@ -17,27 +37,176 @@ def generate_greedily(
 ) -> list[str]:
     """The new text after each prompt, decoded greedily, special tokens left out.
 
-    Every generation setting that comes with the model (sampling, beams, repetition penalty) is set aside meanwhile: transformers
-    would fill them in. They and the tokenizer's padding side are as before on return.
+    Raises:
+        RequestError: a prompt without tokens, or one after which the model has no positions for ``max_new_tokens`` more.
     """
-    from transformers import GenerationConfig
+    return [said.text for said in continue_greedily(model, tokenizer, prompts, max_new_tokens, (), batch_size)]
 
-    generation = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=model.generation_config.eos_token_id or tokenizer.eos_token_id,
-    )
-    own_settings = model.generation_config
-    texts: list[str] = []
-    try:
-        model.generation_config = GenerationConfig()
-        with padded_on(tokenizer, "left"), torch.no_grad():
-            for start in range(0, len(prompts), batch_size):
-                inputs = tokenizer(list(prompts[start : start + batch_size]), return_tensors="pt", padding=True)
-                inputs = {key: inputs[key].to(model.device) for key in ("input_ids", "attention_mask")}
-                output = model.generate(**inputs, generation_config=generation)
-                texts += tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    finally:
-        model.generation_config = own_settings
-    return texts
+
+def continue_greedily(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    naturally: Sequence[bool] = (),
+    batch_size: int = 32,
+) -> list[Continuation]:
+    """The same, and from the same tokens the texts to their natural stop.
+
+    The tokens are those of transformers' ``generate`` without any setting that comes with the model (sampling, beams, repetition
+    penalty), one after another: keys and values are kept in tensors of their final size, and frozen weights are laid out once.
+
+    Args:
+        naturally: by prompt, whether it is followed to its natural stop; none is if empty.
+        batch_size: prompts that are answered side by side, in their order.
+    """
+    encoder = TextEncoder(tokenizer, model.config)
+    ends = frozenset(_as_ids(model.generation_config.eos_token_id) or _as_ids(tokenizer.eos_token_id))
+    rows = [_Row(ids, max_new_tokens) for ids in _encode(encoder, prompts, max_new_tokens)]
+    for row, is_natural in zip(rows, naturally, strict=False):
+        if is_natural:
+            room = encoder.room_after(row.prompt)
+            row.limit = max(max_new_tokens, NATURAL_LIMIT if room is None else min(NATURAL_LIMIT, room))
+            row.is_natural = True
+    with torch.no_grad(), packed_products(model, ()):
+        for start in range(0, len(rows), batch_size):
+            some = rows[start : start + batch_size]
+            for tokens in _decode(model, some):
+                for row, token in zip(some, tokens, strict=True):
+                    row.take(token, ends, tokenizer)
+    return [row.as_continuation(tokenizer) for row in rows]
+
+
+def _as_ids(ids: Any) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def _encode(encoder: TextEncoder, prompts: Sequence[str], num_tokens: int) -> Iterator[list[int]]:
+    for prompt in prompts:
+        ids = encoder.encode_prompt(prompt)
+        encoder.require_room(ids, prompt, num_tokens)
+        yield ids
+
+
+@dataclass
+class _Row:
+    """A prompt and what follows it so far."""
+
+    prompt: list[int]
+    max_new_tokens: int
+    limit: int = 0
+    is_natural: bool = False
+    tokens: list[int] = field(default_factory=list)
+    is_done: bool = False
+
+    def __post_init__(self) -> None:
+        self.limit = self.limit or self.max_new_tokens
+
+    def take(self, token: int, ends: frozenset[int], tokenizer: Tokenizer) -> None:
+        """The next token, unless the text has ended."""
+        if self.is_done:
+            return
+        if token in ends:
+            self.is_done = True
+            return
+        self.tokens.append(token)
+        self.is_done = len(self.tokens) >= self.limit or (
+            len(self.tokens) >= self.max_new_tokens and find_sentence_end(_decode_text(tokenizer, self.tokens)) is not None
+        )
+
+    def as_continuation(self, tokenizer: Tokenizer) -> Continuation:
+        text = _decode_text(tokenizer, self.tokens[: self.max_new_tokens])
+        return Continuation(text, _decode_text(tokenizer, self.tokens) if self.is_natural else None)
+
+
+def _decode_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    return tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def _decode(model: LanguageModel, rows: Sequence[_Row]) -> Iterator[list[int]]:
+    """The next token of every row, [B], until all are done; the caller gives each to its row."""
+    width, longest = max(len(row.prompt) for row in rows), max(row.limit for row in rows)
+    pads = torch.tensor([width - len(row.prompt) for row in rows], device=model.device)
+    ids = torch.tensor([[0] * (width - len(row.prompt)) + row.prompt for row in rows], device=model.device)
+    masks = _Masks(model, pads, width + longest)
+    slots = _Slots(width + longest)
+    body, head = model.base_model, model.get_output_embeddings()
+    while not all(row.is_done for row in rows):
+        before, after = slots.length, slots.length + ids.shape[1]
+        positions = torch.arange(before, after, device=model.device)[None] - pads[:, None]
+        states = body(
+            inputs_embeds=model.get_input_embeddings()(ids),
+            attention_mask=masks.between(before, after),
+            position_ids=positions.clamp(min=0),
+            past_key_values=slots,
+            use_cache=True,
+        ).last_hidden_state
+        slots.length = after
+        ids = head(states[:, -1]).float().argmax(dim=-1, keepdim=True)
+        yield ids[:, 0].tolist()
+
+
+class _Masks:
+    """Which key each query sees: its own text so far, within the layer's window, and no padding on the left.
+
+    Args:
+        pads: [B], tokens of padding before each prompt.
+        size: S, of all keys there will ever be.
+    """
+
+    def __init__(self, model: LanguageModel, pads: torch.Tensor, size: int) -> None:
+        config = model.config.get_text_config()
+        self._implementation = config._attn_implementation
+        self._dtype = model.get_input_embeddings().weight.dtype
+        keys = torch.arange(size, device=pads.device)
+        is_text = keys[None, None, :] >= pads[:, None, None]
+        sees = (keys[None, :, None] >= keys[None, None, :]) & is_text  # [B, S, S]
+        # A query on padding sees itself: a row without anything to see has no softmax.
+        sees |= torch.eye(size, dtype=torch.bool, device=pads.device)[None]
+        self._is_text = is_text[:, 0]
+        window = getattr(config, "sliding_window", None)
+        near = sees if window is None else sees & (keys[:, None] - keys[None, :] < window)
+        kinds = getattr(config, "layer_types", None)
+        self._by_kind = {kind: near if kind == "sliding_attention" else sees for kind in set(kinds)} if kinds else {"": near}
+
+    def between(self, before: int, after: int) -> Any:
+        """For the queries from ``before`` to ``after``: one mask [B, 1, T, S], or one a kind of layer."""
+        if self._implementation not in ("eager", "sdpa"):
+            return self._is_text[:, :after].long()  # such as flash attention, which cuts padding away by itself
+        masks = {kind: self._as_mask(sees[:, None, before:after, :after]) for kind, sees in self._by_kind.items()}
+        return masks.get("", masks)
+
+    def _as_mask(self, sees: torch.Tensor) -> torch.Tensor:
+        if self._implementation == "sdpa":
+            return sees
+        hidden = torch.finfo(self._dtype).min
+        return torch.zeros(sees.shape, dtype=self._dtype, device=sees.device).masked_fill_(~sees, hidden)
+
+
+class _Slots(DynamicCache):  # type: ignore[misc]
+    """Keys and values of every layer in tensors that have room for all tokens from the start.
+
+    Attributes:
+        length: tokens that are in; the caller raises it after each pass.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.length = size, 0
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states of so many more tokens, [B, heads, T, D] each; returns all there are."""
+        if layer_idx not in self._kept:
+            shapes = [(*states.shape[:2], self.size, states.shape[-1]) for states in (key_states, value_states)]
+            self._kept[layer_idx] = key_states.new_empty(shapes[0]), value_states.new_empty(shapes[1])
+        keys, values = self._kept[layer_idx]
+        end = self.length + key_states.shape[2]
+        keys[:, :, self.length : end], values[:, :, self.length : end] = key_states, value_states
+        return keys[:, :, :end], values[:, :, :end]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many tokens are in."""
+        return self.length

@@ -21,7 +21,8 @@ from propmeta_edit.errors import ModelError, OriginError
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.models.artefacts import BUNDLED, find_model_folder, resolve_model_folder
 from propmeta_edit.models.layers import cast_around, get_architecture, select_parameters
-from propmeta_edit.protocols import LanguageModel, Tokenizer
+from propmeta_edit.protocols import LanguageModel, ModelConfig, Tokenizer
+from propmeta_edit.text.encoding import TextEncoder
 
 CHECKPOINT_CARD = "metaft.json"
 HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")  # buffers of old files
@@ -76,8 +77,25 @@ def load_model(
     names = set(edited) | set(_trained_tensor_names(folder))
     if model.dtype != torch.float32:
         keep_in_fp32(model, folder, names)
-    prepare_tokenizer(tokenizer)
+    prepare_tokenizer(tokenizer, model.config)
     return model.to(device).eval(), tokenizer
+
+
+def load_encoder(name_or_path: str) -> TextEncoder:
+    """A model's tokenizer held against its ``config.json``; no weights are read.
+
+    Raises:
+        ModelError: either is missing, or they cannot be used together.
+    """
+    from transformers import AutoTokenizer
+
+    config = read_model_config(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(find_model_folder(name_or_path) or name_or_path)
+    except Exception as error:  # a damaged file makes transformers raise almost anything
+        raise ModelError(f"cannot read the tokenizer of {name_or_path!r}: {error}") from error
+    prepare_tokenizer(tokenizer, config)
+    return TextEncoder(tokenizer, config)
 
 
 def read_model_config(name_or_path: str) -> Any:
@@ -97,9 +115,13 @@ def read_model_config(name_or_path: str) -> Any:
         raise ModelError(f"cannot read the config.json of {name_or_path!r}: {error}") from error
 
 
-def prepare_tokenizer(tokenizer: Tokenizer) -> None:
-    """Give it a pad token if it has none, and pad on the left, so that texts end together."""
-    if tokenizer.pad_token_id is None:
+def prepare_tokenizer(tokenizer: Tokenizer, config: ModelConfig | None = None) -> None:
+    """Give it a pad token if it has none that the model knows, and pad on the left, so that texts end together.
+
+    Nothing here needs one: it is for EasyEdit's algorithms.
+    """
+    size = None if config is None else getattr(config.get_text_config(), "vocab_size", None)
+    if tokenizer.pad_token_id is None or (size is not None and tokenizer.pad_token_id >= size):
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
 

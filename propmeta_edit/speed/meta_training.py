@@ -21,6 +21,7 @@ from propmeta_edit.models.layers import MODULE_CHOICES, select_parameters
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import MetaTask
 from propmeta_edit.speed import parts, reference
+from propmeta_edit.text.encoding import TextEncoder
 
 REFERENCE, HIGHER, ENGINE = "reference", "higher", "engine"
 _PLAIN_LOOPS = {REFERENCE: reference.task_gradients, HIGHER: reference.task_gradients_by_higher}
@@ -68,7 +69,7 @@ class Side:
     ) -> None:
         """One outer step."""
         if self.kind == ENGINE:
-            encoded = encode_step(tokenizer, tasks, self.config)
+            encoded = encode_step(TextEncoder(tokenizer, model.config), tasks, self.config)
             apply_outer_step(optimizer, parameters, compute_step_gradients(model, parameters, encoded, self.config))
             return
         own = [_PLAIN_LOOPS[self.kind](model, tokenizer, parameters, task, self.config.edit)[0] for task in tasks]

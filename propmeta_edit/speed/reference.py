@@ -18,13 +18,14 @@ from torch.nn import functional as F
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest, MetaTask
-from propmeta_edit.text.encoding import encode_answer
+from propmeta_edit.text.encoding import TextEncoder
 from propmeta_edit.text.prompts import format_question
 
 
 def text_loss(model: LanguageModel, tokenizer: Tokenizer, context: str, answer: str) -> torch.Tensor:
     """Mean cross-entropy on the answer's tokens."""
-    input_ids, labels = (torch.tensor([row], device=model.device) for row in encode_answer(tokenizer, context, answer))
+    encoded = TextEncoder(tokenizer, model.config).encode_answer(context, answer)
+    input_ids, labels = (torch.tensor([row], device=model.device) for row in encoded)
     logits = model(input_ids=input_ids).logits[0, :-1]
     wide = logits.float() if logits.dtype == torch.bfloat16 else logits
     return F.cross_entropy(wide, labels[0, 1:], ignore_index=-100)

@@ -31,6 +31,7 @@ from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.records import MetaTask
 from propmeta_edit.studies.runs import read_tasks, runs_left, runs_of, shape_of
 from propmeta_edit.studies.variants import Bench, Variant
+from propmeta_edit.text.encoding import TextEncoder
 
 GIB = 2**30
 ENOUGH_SECONDS = 10  # of timing: warming up is a small part of a step that takes so long
@@ -114,14 +115,14 @@ def time_tasks(config: MetaTrainConfig, tasks: Sequence[MetaTask], steps: int = 
     """Seconds a task of each of a few steps, whose gradients are thrown away; fewer steps where they take long."""
     where: dict[str, Any] = {"layers": config.layers, "modules": config.modules}
     model, tokenizer = load_model(config.model, device=config.device, dtype=config.dtype, **where)
-    parameters = select_parameters(model, **where)
+    parameters, encoder = select_parameters(model, **where), TextEncoder(tokenizer, model.config)
     seconds: list[float] = []
     begun = time.perf_counter()
     with only_trainable(model, parameters), compiled_if(config.compile, model, parameters)():
         for number in range(steps):
             some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
             started = time.perf_counter()
-            gradients = compute_step_gradients(model, parameters, encode_step(tokenizer, some, config), config)
+            gradients = compute_step_gradients(model, parameters, encode_step(encoder, some, config), config)
             if gradients is not None:
                 gradients.related_losses.tolist()  # waits for the device
             seconds.append((time.perf_counter() - started) / len(some))

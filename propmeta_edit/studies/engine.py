@@ -23,12 +23,13 @@ import propmeta_edit
 from propmeta_edit.easyedit.algorithms import BASELINES
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile, read_rows
+from propmeta_edit.evaluation.rows import Row, RowFile, protocol_of, read_rows
 from propmeta_edit.evaluation.runner import DataSet, Execute, MethodSpec, count_left, require_fitting, run_methods
 from propmeta_edit.evaluation.tables import read_settings, write_settings
 from propmeta_edit.evaluation.workers import RayWorkers
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
+from propmeta_edit.models.generation import MAX_NEW_TOKENS
 from propmeta_edit.options import require_at_least, require_positive
 from propmeta_edit.recipes.meta_training import resolve
 from propmeta_edit.recipes.splits import Split
@@ -45,6 +46,7 @@ from propmeta_edit.studies.runs import (
     runs_of,
     share_of,
 )
+from propmeta_edit.studies.texts import check_texts, describe_too_long
 from propmeta_edit.studies.variants import Bench, Variant, prepare
 
 
@@ -69,6 +71,7 @@ class StudyOptions:
         workers: with --ray: processes, each with its own model.
         gpus_per_worker: with --ray; a fraction shares one.
         cpus_per_worker: with --ray.
+        max_new_tokens: of an answer, greedily; the paper's ten. Another number is another protocol, whose rows stand apart.
     """
 
     output: str | None = None
@@ -85,9 +88,10 @@ class StudyOptions:
     workers: int = 2
     gpus_per_worker: float = 0
     cpus_per_worker: float = 1
+    max_new_tokens: int = MAX_NEW_TOKENS
 
     def __post_init__(self) -> None:
-        require_at_least(1, limit=self.limit)
+        require_at_least(1, limit=self.limit, max_new_tokens=self.max_new_tokens)
         require_positive(minutes_per_row=self.minutes_per_row, minutes=self.minutes, seconds_a_task=self.seconds_a_task)
         _ = self.share
 
@@ -125,6 +129,7 @@ class StudyOptions:
             device=self.resolved_device,
             dtype=resolve_dtype(dtype, self.resolved_device),
             seed=self.case_seed,
+            max_new_tokens=self.max_new_tokens,
             folder=Path(self.output or f"results/{study}"),
             **more,
         )
@@ -267,6 +272,7 @@ def _check(study: Study, variants: Sequence[Variant], options: StudyOptions) -> 
     require_runs_fit(runs, study.bench.folder)
     for config in runs_left(runs, study.bench.folder).values():
         read_tasks(config)
+    check_texts(variants, study.datasets, study.bench, options.limit, study.limits)
 
 
 def _plan(study: Study, variants: Sequence[Variant], options: StudyOptions) -> str:
@@ -280,7 +286,7 @@ def _plan(study: Study, variants: Sequence[Variant], options: StudyOptions) -> s
                 best = by_name.get(choice.best or "")
                 label = f"best of {series}" if best is None else best.name
                 asked.append(Asked(label, best or of_series[series], study.reported[name].data, is_to_choose=best is None))
-    return describe_plan(
+    plan = describe_plan(
         asked,
         study.bench,
         rows,
@@ -289,6 +295,9 @@ def _plan(study: Study, variants: Sequence[Variant], options: StudyOptions) -> s
         minutes_per_row=options.minutes_per_row,
         seconds_a_task=options.seconds_a_task,
     )
+    models = dict.fromkeys(study.bench.model_of(variant) for variant in variants)  # as a rule with one tokenizer
+    too_long = dict.fromkeys(line for m in models for line in describe_too_long(m, study.datasets, study.bench, options.limit))
+    return "\n".join([plan, *too_long])
 
 
 def _prepare_those_at_hand(
@@ -369,7 +378,13 @@ def _require_rows_fit(study: Study, variants: Sequence[Variant], rows: RowFile) 
         is_there = variant.run is None or folder_of_run(variant.run, study.bench.folder).is_dir()
         known = prepare(variant, study.bench) if is_there else own[0]
         for data in datasets:
-            settings = (known.model_sha256, data.sha256, known.hparams_sha256, study.bench.seed, PROTOCOL)
+            settings = (
+                known.model_sha256,
+                data.sha256,
+                known.hparams_sha256,
+                study.bench.seed,
+                protocol_of(study.bench.max_new_tokens),
+            )
             rows.require_same_settings(variant.name, data.name, settings)
 
 

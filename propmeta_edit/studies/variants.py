@@ -22,7 +22,9 @@ from propmeta_edit.easyedit.algorithms import (
 )
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams, edit_settings_of
+from propmeta_edit.evaluation.asking import Examiner
 from propmeta_edit.evaluation.methods import Editing, FineTuning, InContext, Unedited, as_it_is
+from propmeta_edit.evaluation.rows import protocol_of
 from propmeta_edit.evaluation.runner import Method, MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
@@ -30,6 +32,7 @@ from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import read_kept_state
 from propmeta_edit.models.artefacts import find_model_folder, resolve_model_folder
 from propmeta_edit.models.devices import free_unused
+from propmeta_edit.models.generation import MAX_NEW_TOKENS
 from propmeta_edit.models.loading import load_model, read_checkpoint_card, require_trained_from
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, resolve
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
@@ -95,6 +98,7 @@ class Bench:
     device: str
     dtype: str
     seed: int = 0
+    max_new_tokens: int = MAX_NEW_TOKENS
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     edits_at_once: int = EDITS_AT_ONCE
     folder: Path = Path()
@@ -144,6 +148,7 @@ def _prepare_listed(variant: Variant, bench: Bench) -> MethodSpec:
         model_sha256=hash_of_model(model),
         hparams_sha256=sha256_of_json(identity),
         build=partial(_build_listed, variant, settings, bench),
+        protocol=protocol_of(bench.max_new_tokens),
         check=partial(_check_settings, variant, settings, bench),
         dtype=bench.dtype_of(variant),
         device=bench.device,
@@ -177,7 +182,8 @@ def _prepare_trained(variant: Variant, training: MetaTrainConfig, bench: Bench) 
         model=model,
         model_sha256=hash_of_model(start),
         hparams_sha256=sha256_of_json(identity),
-        build=partial(_build_trained, hparams, weights),
+        build=partial(_build_trained, hparams, weights, bench.max_new_tokens),
+        protocol=protocol_of(bench.max_new_tokens),
         dtype=config.dtype,
         device=config.device,
         cases_at_once=EDITS_AT_ONCE,
@@ -238,32 +244,33 @@ def _build_listed(variant: Variant, settings: Mapping[str, Any], bench: Bench) -
     values = {**settings, "model_name": model, "device": bench.device}
     if variant.edit == "MetaFT":
         hparams = build_config(MetaFTHyperParams, {**values, "dtype": bench.dtype}, f"the settings of {model}")
-        loaded = _load_shared(model, hparams.layers, bench.device, bench.dtype)
-        return FineTuning(*loaded, hparams.edit, variant.write)
-    loaded = _load_shared(model, None, bench.device, bench.dtype_of(variant))
+        return FineTuning(_load_shared(model, hparams.layers, bench, bench.dtype), hparams.edit, variant.write)
+    examiner = _load_shared(model, None, bench, bench.dtype_of(variant))
     if variant.edit in BASELINES:
+        loaded = examiner.model, examiner.tokenizer
         hparams = make_hparams(variant.edit, values)
         make_contexts(variant.edit, *loaded, hparams, bench.seed)
         one_by_one = variant.edit == "ROME"
-        return Editing(*loaded, EditWith(*loaded, find_algorithm(variant.edit), hparams, one_by_one=one_by_one))
-    return InContext(*loaded) if variant.edit == "in-context" else Unedited(*loaded)
+        return Editing(examiner, EditWith(*loaded, find_algorithm(variant.edit), hparams, one_by_one=one_by_one))
+    return InContext(examiner) if variant.edit == "in-context" else Unedited(examiner)
 
 
-def _build_trained(hparams: MetaFTHyperParams, weights: Path | None) -> Method:
+def _build_trained(hparams: MetaFTHyperParams, weights: Path | None, max_new_tokens: int) -> Method:
     model, tokenizer = hparams.load_model()
     if weights is not None:
         apply_snapshot(dict(model.named_parameters()), read_kept_state(weights))
-    return FineTuning(model, tokenizer, hparams.edit)
+    return FineTuning(Examiner(model, tokenizer, max_new_tokens), hparams.edit)
 
 
-_HELD: dict[tuple[str, str, str, str], tuple[Any, Any]] = {}  # at most one: the model that is in memory
+_HELD: dict[tuple[str, str, str, str, int], Examiner] = {}  # at most one: the model that is in memory
 
 
-def _load_shared(model: str, layers: Sequence[int] | str | None, device: str, dtype: str) -> tuple[Any, Any]:
+def _load_shared(model: str, layers: Sequence[int] | str | None, bench: Bench, dtype: str) -> Examiner:
     """In fp32 every variant of a model can share it, since each edit is undone to the bit; else the edited layers differ."""
-    key = (model, json.dumps(layers) if dtype != "float32" else "null", device, dtype)
+    key = (model, json.dumps(layers) if dtype != "float32" else "null", bench.device, dtype, bench.max_new_tokens)
     if key not in _HELD:
         _HELD.clear()  # before the next one is loaded: two of 8B fit into few machines
         free_unused()
-        _HELD[key] = load_model(model, device=device, dtype=dtype, layers=json.loads(key[1]))
+        loaded = load_model(model, device=bench.device, dtype=dtype, layers=json.loads(key[1]))
+        _HELD[key] = Examiner(*loaded, bench.max_new_tokens)
     return _HELD[key]

@@ -1,4 +1,4 @@
-"""Texts to token ids, with labels on the answer tokens only.
+"""Texts to token ids, with labels on the answer tokens only: the one way in for training and for asking.
 
 ``L = -(1/m) Σ_j log p(o_j | c, o_<j)`` needs to know which tokens are the object's: context and " " + object are tokenised
 together and the boundary is found by character offsets, since beginning-of-sequence tokens and merges differ by tokenizer.
@@ -13,36 +13,35 @@ from dataclasses import dataclass, field
 
 import torch
 
-from propmeta_edit.errors import RequestError
-from propmeta_edit.protocols import Tokenizer
+from propmeta_edit.errors import ModelError, RequestError, record_named
+from propmeta_edit.protocols import ModelConfig, Tokenizer
 from propmeta_edit.records import EditRequest, Question
 from propmeta_edit.text.prompts import format_question
 
 IGNORED = -100  # what torch's cross-entropy skips
+_SAMPLE = "a"  # a text of which every tokenizer makes tokens
 
 EncodedText = tuple[list[int], list[int]]  # token ids and labels of one text, equally long
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Token ids of B texts padded to T tokens.
+    """Token ids of B texts, padded on the right to T tokens.
+
+    A causal model sees nothing to the right of a token, so that no text's own tokens ever see padding and no mask is needed.
 
     Attributes:
         input_ids: [B, T], int64.
-        attention_mask: [B, T], int64; 0 on padding.
-        position_ids: [B, T], int64; counted from each text's first real token.
         labels: [B, T], int64; the token itself on answer tokens, ``IGNORED`` elsewhere.
-        is_padded: whether any row holds padding.
+        attention_mask: [B, T], int64, 0 on padding: where padding itself is learnt, as CaKE's code does; else None.
         scored: [2, M], int64; text and position of each of the M answer tokens, text by text; a first token is never one, as
             nothing predicts it. Found from ``labels`` once, so that no step of a loop has to wait for the device to count them.
         answer_lengths: [B], int64; how many answer tokens each text has.
     """
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
     labels: torch.Tensor
-    is_padded: bool
+    attention_mask: torch.Tensor | None = None
     scored: torch.Tensor = field(init=False)
     answer_lengths: torch.Tensor = field(init=False)
 
@@ -55,8 +54,9 @@ class EncodedBatch:
     def to(self, device: torch.device | str) -> EncodedBatch:
         """The same batch on another device."""
         moved = copy(self)
-        for name in ("input_ids", "attention_mask", "position_ids", "labels", "scored", "answer_lengths"):
-            object.__setattr__(moved, name, getattr(self, name).to(device))
+        for name in ("input_ids", "labels", "attention_mask", "scored", "answer_lengths"):
+            tensor = getattr(self, name)
+            object.__setattr__(moved, name, None if tensor is None else tensor.to(device))
         return moved
 
 
@@ -70,34 +70,150 @@ def padded_on(tokenizer: Tokenizer, side: str) -> Iterator[None]:
         tokenizer.padding_side = before
 
 
-def encode_answer(tokenizer: Tokenizer, context: str, answer: str) -> EncodedText:
-    """Token ids of ``context + " " + answer`` and their labels.
+class TextEncoder:
+    """A tokenizer held against its model.
 
-    A token that straddles the boundary counts as the answer's: it holds part of it. Nothing follows the answer (no period,
-    no end-of-sequence token).
+    Tokens that the tokenizer sets before a text (beginning of sequence) stay, in training as in asking; those it would append (end
+    of sequence) are left out of both: a prompt that ends with them is answered as a finished text is. Texts that the model has no
+    positions for, and tokens that it has no embedding for, are refused.
 
-    Returns:
-        (input_ids, labels), equally long; labels are ``IGNORED`` on the context.
+    Args:
+        config: of the model; None where there is none to hold it against.
 
     Raises:
-        RequestError: the answer is empty, or its first token has no token before it to be predicted from.
+        ModelError: the tokens of a text do not occur among those with special tokens.
     """
-    if not answer.strip():
-        raise RequestError(f"the answer after {context!r} must not be empty, got {answer!r}")
-    context = context.rstrip()
-    text = f"{context} {answer.strip()}"
-    if tokenizer.is_fast:
-        encoded = tokenizer(text, return_offsets_mapping=True)
-        input_ids = list(encoded["input_ids"])
-        is_answer = [end > len(context) for _, end in encoded["offset_mapping"]]
-    else:
-        input_ids = list(tokenizer(text)["input_ids"])
-        boundary = _common_prefix_length(input_ids, list(tokenizer(context)["input_ids"]))
-        is_answer = [position >= boundary for position in range(len(input_ids))]
-    labels = [token if answers else IGNORED for token, answers in zip(input_ids, is_answer, strict=True)]
-    if labels[0] != IGNORED:
-        raise RequestError(f"the text {text!r} needs at least one token before its answer {answer!r}")
-    return input_ids, labels
+
+    def __init__(self, tokenizer: Tokenizer, config: ModelConfig | None = None) -> None:
+        text_config = None if config is None else config.get_text_config()
+        self.tokenizer = tokenizer
+        self.num_positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.vocabulary: int | None = getattr(text_config, "vocab_size", None)
+        self.num_appended = _count_appended(tokenizer)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text that is to be continued; one that ends in a space is taken as it is.
+
+        Raises:
+            RequestError: no token at all, or more than the model has positions.
+            ModelError: a token that the model has no embedding for.
+        """
+        ids = self._encode(text)
+        if not ids:
+            raise RequestError(f"the prompt {text!r} has no token; give it at least a word")
+        return self._hold(ids, text)
+
+    def encode_answer(self, context: str, answer: str) -> EncodedText:
+        """Token ids of ``context + " " + answer`` and their labels.
+
+        A token that straddles the boundary counts as the answer's: it holds part of it. Nothing follows the answer (no period,
+        no end-of-sequence token).
+
+        Returns:
+            (input_ids, labels), equally long; labels are ``IGNORED`` on the context.
+
+        Raises:
+            RequestError: the answer is empty, its first token has no token before it to be predicted from, or the text has more
+                tokens than the model has positions.
+            ModelError: a token that the model has no embedding for.
+        """
+        if not answer.strip():
+            raise RequestError(f"the answer after {context!r} must not be empty, got {answer!r}")
+        context = context.rstrip()
+        text = f"{context} {answer.strip()}"
+        if self.tokenizer.is_fast:
+            input_ids, offsets = self.encode_with_offsets(text)
+            is_answer = [end > len(context) for _, end in offsets]
+        else:
+            input_ids = self._encode(text)
+            boundary = _common_prefix_length(input_ids, self._encode(context))
+            is_answer = [position >= boundary for position in range(len(input_ids))]
+        labels = [token if answers else IGNORED for token, answers in zip(input_ids, is_answer, strict=True)]
+        if not labels or labels[0] != IGNORED:
+            raise RequestError(f"the text {text!r} needs at least one token before its answer {answer!r}")
+        return self._hold(input_ids, text), labels
+
+    def encode_ended_answer(self, context: str, answer: str) -> EncodedText:
+        """The same with the end-of-sequence token after it, to be learnt too.
+
+        Raises:
+            ModelError: the tokenizer has none.
+        """
+        input_ids, labels = self.encode_answer(context, answer)
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise ModelError("the tokenizer has no end-of-sequence token, with which the answers that are taught end")
+        return self._hold([*input_ids, end], context), [*labels, end]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text and where each begins and ends in it, in characters; fast tokenizers alone know that."""
+        encoded = self.tokenizer(text, return_offsets_mapping=True)
+        return self._without_appended(encoded["input_ids"]), self._without_appended(encoded["offset_mapping"])
+
+    def count_answer_tokens(self, answer: str) -> int:
+        """How many tokens the answer takes after a prompt."""
+        return sum(label != IGNORED for label in self.encode_answer("The answer is", answer)[1])
+
+    def room_after(self, input_ids: Sequence[int]) -> int | None:
+        """How many tokens the model has positions for after these; None where it has no limit."""
+        return None if self.num_positions is None else self.num_positions - len(input_ids)
+
+    def require_room(self, input_ids: Sequence[int], text: str, num_tokens: int) -> None:
+        """Refuse a prompt that cannot be continued by so many tokens.
+
+        Raises:
+            RequestError: naming the text, its length and the model's positions.
+        """
+        room = self.room_after(input_ids)
+        if room is not None and room < num_tokens:
+            raise RequestError(
+                f"the prompt {_shorten(text)} has {len(input_ids)} tokens and {num_tokens} more are asked for, but the model has "
+                f"{self.num_positions} positions; shorten it, or leave this record out"
+            )
+
+    def require_nothing_appended(self, method: str) -> None:
+        """Refuse a tokenizer that ends texts, for code that cannot take the end away again.
+
+        Raises:
+            ModelError: naming the method and what is appended.
+        """
+        if self.num_appended:
+            ids = list(self.tokenizer(_SAMPLE)["input_ids"])[-self.num_appended :]
+            raise ModelError(
+                f"{method} of EasyEdit cannot use a tokenizer that appends {self.tokenizer.decode(ids)!r} to every text; load it "
+                "with add_eos_token=False, or take the end out of its post-processor"
+            )
+
+    def _encode(self, text: str) -> list[int]:
+        return self._without_appended(self.tokenizer(text)["input_ids"])
+
+    def _without_appended(self, tokens: Sequence) -> list:  # type: ignore[type-arg]
+        return list(tokens)[: len(tokens) - self.num_appended]
+
+    def _hold(self, input_ids: list[int], text: str) -> list[int]:
+        if self.num_positions is not None and len(input_ids) > self.num_positions:
+            raise RequestError(
+                f"the text {_shorten(text)} has {len(input_ids)} tokens, but the model has {self.num_positions} positions; shorten "
+                "it, or leave this record out"
+            )
+        if self.vocabulary is not None and (largest := max(input_ids)) >= self.vocabulary:
+            raise ModelError(
+                f"the tokenizer gives token {largest} ({self.tokenizer.decode([largest])!r}), but the model has embeddings for "
+                f"{self.vocabulary}; use the model's own tokenizer, or call model.resize_token_embeddings(len(tokenizer))"
+            )
+        return input_ids
+
+
+def _count_appended(tokenizer: Tokenizer) -> int:
+    """How many tokens the tokenizer sets after a text."""
+    plain, framed = list(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]), list(tokenizer(_SAMPLE)["input_ids"])
+    for start in reversed(range(len(framed) - len(plain) + 1)):
+        if plain and framed[start : start + len(plain)] == plain:
+            return len(framed) - len(plain) - start
+    raise ModelError(
+        f"the tokenizer cannot be used: of {_SAMPLE!r} it makes the tokens {plain} without special tokens and {framed} with them, "
+        "and the first must stand among the second"
+    )
 
 
 def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
@@ -107,52 +223,58 @@ def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
     return length
 
 
-def collate(tokenizer: Tokenizer, encoded: Sequence[EncodedText], padding_side: str = "left") -> EncodedBatch:
-    """Pad encoded texts into one batch; every loss is the same under either ``padding_side``."""
+def _shorten(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}")
+
+
+def collate(encoded: Sequence[EncodedText], pad_id: int = 0) -> EncodedBatch:
+    """Pad encoded texts into one batch.
+
+    Args:
+        pad_id: any token of the model will do where padding is not learnt, since nothing sees it.
+    """
     width = max(len(ids) for ids, _ in encoded)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    rows: list[tuple[list[int], list[int], list[int]]] = []
-    for ids, labels in encoded:
-        padding = width - len(ids)
-        before, after = (padding, 0) if padding_side == "left" else (0, padding)
-        rows.append(
-            (
-                [pad_id] * before + ids + [pad_id] * after,
-                [0] * before + [1] * len(ids) + [0] * after,
-                [IGNORED] * before + labels + [IGNORED] * after,
-            )
-        )
-    input_ids, attention_mask, label_ids = (torch.tensor(column) for column in zip(*rows, strict=True))
-    return EncodedBatch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0),
-        labels=label_ids,
-        is_padded=bool((attention_mask == 0).any()),
-    )
+    ids = [ids + [pad_id] * (width - len(ids)) for ids, _ in encoded]
+    labels = [labels + [IGNORED] * (width - len(labels)) for _, labels in encoded]
+    return EncodedBatch(input_ids=torch.tensor(ids), labels=torch.tensor(labels))
 
 
-def encode_requests(tokenizer: Tokenizer, edits: Sequence[Sequence[EditRequest]], batch_size: int = 1) -> list[EncodedBatch]:
+def encode_requests(
+    encoder: TextEncoder, edits: Sequence[Sequence[EditRequest]], batch_size: int = 1, records: Sequence[str] = ()
+) -> list[EncodedBatch]:
     """Target facts for the inner loop, for one edit or for several independent ones side by side.
 
     Args:
         edits: for each edit its facts, in the order they are learned; as many for every edit.
         batch_size: facts of an edit in one update.
+        records: what errors call each edit.
 
     Returns:
         One batch an update: the first ``batch_size`` facts of the first edit, then those of the second, and so on.
 
     Raises:
-        RequestError: edits of different length.
+        RequestError: edits of different length, or a fact that cannot be encoded, with its record and number.
     """
     if len({len(requests) for requests in edits}) != 1:
         raise RequestError(f"edits side by side need equally many facts, got {sorted({len(requests) for requests in edits})}")
-    encoded = [[encode_answer(tokenizer, request.prompt, request.target_new) for request in requests] for requests in edits]
+    names = records or ([f"edit {number}" for number in range(len(edits))] if len(edits) > 1 else [""])
+    encoded: list[list[EncodedText]] = []
+    for name, requests in zip(names, edits, strict=True):
+        encoded.append([])
+        for number, request in enumerate(requests):
+            of_several = [f"request {number}"] if len(requests) > 1 or not name else []
+            with record_named(", ".join([name, *of_several] if name else of_several)):
+                encoded[-1].append(encoder.encode_answer(request.prompt, request.target_new))
     starts = range(0, len(encoded[0]), batch_size)
-    return [collate(tokenizer, [text for texts in encoded for text in texts[start : start + batch_size]]) for start in starts]
+    return [collate([text for texts in encoded for text in texts[start : start + batch_size]]) for start in starts]
 
 
-def encode_questions(tokenizer: Tokenizer, questions: Sequence[Question], template: str = "qa") -> EncodedBatch:
-    """Related questions with their first accepted answers, for the outer loop."""
-    texts = [encode_answer(tokenizer, format_question(question.text, template), question.answers[0]) for question in questions]
-    return collate(tokenizer, texts)
+def encode_questions(
+    encoder: TextEncoder, questions: Sequence[Question], template: str = "qa", records: Sequence[str] = ()
+) -> EncodedBatch:
+    """Related questions with their first accepted answers, for the outer loop; ``records`` is what errors call each."""
+    encoded = []
+    for name, question in zip(records or [f"question {n}" for n in range(len(questions))], questions, strict=True):
+        with record_named(name):
+            encoded.append(encoder.encode_answer(format_question(question.text, template), question.answers[0]))
+    return collate(encoded)

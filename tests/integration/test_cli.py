@@ -413,7 +413,7 @@ def test_one_model_is_in_memory_at_a_time(base, tmp_path, monkeypatch):
     monkeypatch.setattr(variants, "load_model", load_alone)
     variants._HELD.clear()
     for model in (base, base, other):
-        variants._load_shared(str(model), None, "cpu", "float32")
+        variants._load_shared(str(model), None, Bench(str(model), "tiny", "cpu", "float32"), "float32")
         assert len(alive) == 1
     variants._HELD.clear()
 

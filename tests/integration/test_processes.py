@@ -18,7 +18,7 @@ from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
 from propmeta_edit.models.layers import get_blocks, select_parameters
-from propmeta_edit.text.encoding import collate, encode_answer
+from propmeta_edit.text.encoding import TextEncoder, collate
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_TASKS = 22  # not a multiple of the four of a step: one process gets none in the last
@@ -90,7 +90,7 @@ def test_sharded_blocks_are_put_together_for_no_longer_than_they_are_needed(toke
     model = tiny.make_model("llama", num_layers=5, dtype=torch.float32)
     parameters = select_parameters(model, [2])
     shard_frozen_blocks(model, parameters, process_group)
-    batch = collate(tokenizer, [encode_answer(tokenizer, "Ann Lee lives in", "Peru")])
+    batch = collate([TextEncoder(tokenizer).encode_answer("Ann Lee lives in", "Peru")])
 
     def sharded():
         return [all(isinstance(p, DTensor) for p in block.parameters()) for block in get_blocks(model)]

@@ -17,7 +17,7 @@ from propmeta_edit.cli import main
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.measures import CaseOutcome
 from propmeta_edit.evaluation.rows import Row
-from propmeta_edit.evaluation.runner import run_here
+from propmeta_edit.evaluation.runner import Method, run_here
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.options import Names
 from propmeta_edit.recipes import data_sets, meta_training
@@ -282,7 +282,7 @@ def test_several_data_sets_count_alike_however_many_cases_they_have():
     assert choice.ranking == ("a", "b") and choice.scores == {"a": 0.625, "b": 0.375}
 
 
-class Failing:
+class Failing(Method):
     """Finds no memory for the edit of layer 0, and answers nothing right elsewhere."""
 
     def __init__(self, layer):
@@ -295,7 +295,7 @@ class Failing:
 
 
 def test_failed_cases_are_shown_decide_nothing_and_run_again(place, monkeypatch, capsys):
-    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights: Failing(hparams.layers[0]))
+    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights, max_new_tokens: Failing(hparams.layers[0]))
     run = arguments(place, "--layers", "0,1", "--module-choices", "mlp")
     assert figure2(run) == 1
     assert "--retry-failed runs them again" in capsys.readouterr().err
@@ -305,7 +305,7 @@ def test_failed_cases_are_shown_decide_nothing_and_run_again(place, monkeypatch,
         "- tiny mlp on valid-ood: nothing is chosen, since cases failed (2 of tiny layer 0 mlp); mend the cause and give the same"
     )
     assert note in text and {row["dataset"] for row in rows_of(place)} == {"valid-ood"}
-    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights: Guesser(hparams.layers[0]))
+    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights, max_new_tokens: Guesser(hparams.layers[0]))
     assert figure2(run) == 1, "not run again by themselves"
     assert figure2([*run, "--plan", "--retry-failed"]) == 0
     assert "4 cases are left to ask" in capsys.readouterr().out, "those, and the best on the test split"
@@ -318,20 +318,20 @@ def test_failed_cases_are_shown_decide_nothing_and_run_again(place, monkeypatch,
 
 
 def test_cases_that_a_part_asked_again_replace_those_that_failed(place, monkeypatch):
-    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights: Failing(hparams.layers[0]))
+    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights, max_new_tokens: Failing(hparams.layers[0]))
     part, run = arguments(place, *ONE, "--part", "1/1"), arguments(place, *ONE)
     assert [figure2(part), figure2(run)] == [1, 1]
-    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights: Guesser(hparams.layers[0]))
+    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights, max_new_tokens: Guesser(hparams.layers[0]))
     assert [figure2([*part, "--retry-failed"]), figure2(run)] == [0, 0]
     assert {row["error"] for row in rows_of(place)} == {None}
 
 
 def test_cases_that_fail_give_exit_code_1(place, monkeypatch, capsys):
-    class Broken:
+    class Broken(Method):
         def evaluate_many(self, cases):
             raise RuntimeError("no such luck")
 
-    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights: Broken())
+    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights, max_new_tokens: Broken())
     assert figure3(arguments(place, "--every", "4", "--datasets", "valid-ood")) == 1
     assert "4 cases failed and count as wrong" in capsys.readouterr().err
     assert "| tiny | 4 | valid-ood | validation | 2† | 0.0 [0.0, 65.8] |" in (place / "out" / "figure3.md").read_text()
@@ -355,7 +355,7 @@ def test_a_sweep_that_is_stopped_has_shown_what_it_had(place, monkeypatch):
 
 
 def test_the_best_on_validation_is_reported_on_test(place, monkeypatch):
-    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights: Guesser(hparams.layers[0]))
+    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights, max_new_tokens: Guesser(hparams.layers[0]))
     run = arguments(place, "--layers", "0,1,2", "--module-choices", "mlp,attention")
     assert figure2(run) == 0
     rows = rows_of(place)
@@ -369,7 +369,7 @@ def test_the_best_on_validation_is_reported_on_test(place, monkeypatch):
     assert summary["chosen"].sum() == 4 and set(summary["split"]) == {"validation", "test (chosen on validation)"}
 
 
-class Guesser:
+class Guesser(Method):
     """Answers everything right if it edits layer 1, nothing else."""
 
     def __init__(self, layer):

@@ -16,9 +16,10 @@ from propmeta_edit.easyedit.algorithms import EditWith
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, PropMetaError
+from propmeta_edit.evaluation.asking import Examiner
 from propmeta_edit.evaluation.methods import Editing
 from propmeta_edit.evaluation.rows import RowFile
-from propmeta_edit.evaluation.runner import DataSet, MethodSpec, run_methods
+from propmeta_edit.evaluation.runner import DataSet, Method, MethodSpec, run_methods
 from propmeta_edit.evaluation.tables import summarise
 from propmeta_edit.evaluation.workers import RayWorkers, count_fitting
 from propmeta_edit.records import Case, EditRequest, Question
@@ -30,7 +31,7 @@ CASES = [
 
 
 @dataclass
-class Mortal:
+class Mortal(Method):
     """Real edits of a tiny model in a process that is killed on a case, as often as there are files to take away."""
 
     inner: Editing
@@ -49,7 +50,7 @@ def build(folder):
     torch.set_num_threads(1)
     hparams = MetaFTHyperParams("tiny", device="cpu", layers=[1], lr=1e-2, num_steps=3)
     loaded = tiny.make_model("llama", dtype=torch.float32), tiny.make_tokenizer()
-    return Mortal(Editing(*loaded, EditWith(*loaded, apply_metaft_to_model, hparams)), folder)
+    return Mortal(Editing(Examiner(*loaded), EditWith(*loaded, apply_metaft_to_model, hparams)), folder)
 
 
 def run(folder, deaths, execute=None):

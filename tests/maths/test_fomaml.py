@@ -28,7 +28,7 @@ from propmeta_edit.metatrain.task_texts import encode_step
 from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, outer_learning_rate
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest, MetaTask, Question
-from propmeta_edit.text.encoding import encode_questions, encode_requests
+from propmeta_edit.text.encoding import TextEncoder, encode_questions, encode_requests
 
 REQUEST = EditRequest("Smith Innovation PLC was founded in", "Greece", "Smith Innovation PLC")
 QUESTION = Question("What is the currency of the country that Smith Innovation PLC was founded in?", ("euro",))
@@ -38,7 +38,12 @@ QUESTION = Question("What is the currency of the country that Smith Innovation P
 def setting(family, tokenizer):
     model = tiny.make_model(family)
     parameters = select_parameters(model, [1])
-    return model, parameters, encode_requests(tokenizer, [[REQUEST]]), encode_questions(tokenizer, [QUESTION])
+    return (
+        model,
+        parameters,
+        encode_requests(TextEncoder(tokenizer), [[REQUEST]]),
+        encode_questions(TextEncoder(tokenizer), [QUESTION]),
+    )
 
 
 def answer_loss(related, num_tasks=1):
@@ -106,11 +111,18 @@ def test_many_tasks_at_once_are_the_single_tasks(family, tokenizer):
     with only_trainable(model, parameters):
         single = [
             compute_task_gradients(
-                model, parameters, encode_requests(tokenizer, [[r]]), answer_loss(encode_questions(tokenizer, [q])), settings
+                model,
+                parameters,
+                encode_requests(TextEncoder(tokenizer), [[r]]),
+                answer_loss(encode_questions(TextEncoder(tokenizer), [q])),
+                settings,
             )
             for r, q in zip(requests, questions, strict=True)
         ]
-        target, related = encode_requests(tokenizer, [[r] for r in requests]), encode_questions(tokenizer, questions)
+        target, related = (
+            encode_requests(TextEncoder(tokenizer), [[r] for r in requests]),
+            encode_questions(TextEncoder(tokenizer), questions),
+        )
         together = compute_task_gradients(model, parameters, target, answer_loss(related, 3), settings, num_tasks=3)
     torch.testing.assert_close(together.related_losses, torch.cat([s.related_losses for s in single]), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(together.target_losses, torch.cat([s.target_losses for s in single]), rtol=1e-6, atol=1e-7)
@@ -219,7 +231,7 @@ def test_exact_maml_is_the_derivative_of_the_whole_inner_loop(tokenizer):
     """
     model = tiny.make_model("gpt2")
     parameters = select_parameters(model, [1])
-    target, related = encode_requests(tokenizer, [[REQUEST]]), encode_questions(tokenizer, [QUESTION])
+    target, related = encode_requests(TextEncoder(tokenizer), [[REQUEST]]), encode_questions(TextEncoder(tokenizer), [QUESTION])
     settings = EditSettings(inner_lr=0.02, num_inner_steps=3, eps=1e-2)
     exact = compute_exact_task_gradients(model, parameters, target, answer_loss(related), settings)
     with only_trainable(model, parameters):
@@ -258,8 +270,10 @@ def test_exact_maml_runs_and_leaves_theta_alone(name, tokenizer):
     parameters = select_parameters(model, [1])
     before = snapshot(parameters)
     settings = EditSettings(inner_lr=0.01, num_inner_steps=2)
-    related = answer_loss(encode_questions(tokenizer, [QUESTION]))
-    targets = [encode_requests(tokenizer, [[request]]) for request in (REQUEST, EditRequest("Ann Lee lives in", "Peru"))]
+    related = answer_loss(encode_questions(TextEncoder(tokenizer), [QUESTION]))
+    targets = [
+        encode_requests(TextEncoder(tokenizer), [[request]]) for request in (REQUEST, EditRequest("Ann Lee lives in", "Peru"))
+    ]
     first, second = (compute_exact_task_gradients(model, parameters, target, related, settings) for target in targets)
     found = first.take_in(second)
     assert len(found.related_losses) == 2 and all(torch.isfinite(g).all() for g in found.gradients)
@@ -385,12 +399,12 @@ def test_a_step_in_parts_holds_one_sum_of_gradients(tokenizer, monkeypatch):
         return part
 
     monkeypatch.setattr(trainer, "_compute_gradients", watch)
-    parts = encode_step(tokenizer, tasks, replace(config, tasks_at_once=1))
+    parts = encode_step(TextEncoder(tokenizer), tasks, replace(config, tasks_at_once=1))
     in_parts = compute_step_gradients(model, parameters, parts, config)
     assert alive == [0, 1, 1, 1]
     singly = [compute(model, parameters, part, config) for part in parts]
     expected = [sum(column) for column in zip(*(task.gradients for task in singly), strict=True)]
-    [whole] = encode_step(tokenizer, tasks, config)
+    [whole] = encode_step(TextEncoder(tokenizer), tasks, config)
     together = compute(model, parameters, whole, config).gradients
     for own, one_by_one, at_once in zip(in_parts.gradients, expected, together, strict=True):
         assert own.is_contiguous()

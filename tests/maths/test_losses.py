@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -15,7 +16,7 @@ from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.forwards import compute_hidden_states
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.text.encoding import IGNORED, EncodedBatch, collate, encode_answer
+from propmeta_edit.text.encoding import IGNORED, EncodedBatch, TextEncoder, collate
 
 TEXTS = [("Ann Lee is a citizen of", "Peru"), ("The capital of France is", "Paris in Greece"), ("Lima", "Spanish")]
 
@@ -24,7 +25,7 @@ def test_mean_and_sum_by_hand():
     """Two texts with one and two answer tokens whose probabilities are written down."""
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
     labels = torch.tensor([[IGNORED, IGNORED, 7, IGNORED], [5, 6, IGNORED, 8]])  # nothing predicts the first token, labelled or not
-    batch = EncodedBatch(ids, torch.ones_like(ids), ids, labels, is_padded=False)
+    batch = EncodedBatch(ids, labels)
     assert batch.scored.tolist() == [[0, 1, 1], [2, 1, 3]]
     nll = torch.tensor([-math.log(0.1), -math.log(0.2), -math.log(0.75)], dtype=torch.float64)
     assert reduce_answer_tokens(nll, batch).tolist() == pytest.approx([nll[0].item(), (nll[1] + nll[2]).item() / 2], rel=1e-12)
@@ -37,7 +38,7 @@ def test_losses_of_a_text_are_added_in_one_order():
     """On a GPU, sums into a common place by atomic operations come in any order; the gradient is each loss's own share, exactly."""
     ids = torch.arange(14).view(2, 7)
     labels = torch.tensor([[IGNORED, IGNORED, 2, 3, 4, 5, 6], [IGNORED] * 5 + [12, 13]])
-    batch = EncodedBatch(ids, torch.ones_like(ids), ids, labels, is_padded=False)
+    batch = EncodedBatch(ids, labels)
     token_losses = torch.rand(7, generator=torch.Generator().manual_seed(0)).requires_grad_()
     seen = []
 
@@ -59,62 +60,90 @@ def test_losses_of_a_text_are_added_in_one_order():
 def test_loss_equals_the_obvious_one(family, tokenizer):
     """Against log-softmax of the whole model's logits, read position by position."""
     model = tiny.make_model(family)
-    ids, labels = encode_answer(tokenizer, *TEXTS[1])
+    ids, labels = TextEncoder(tokenizer).encode_answer(*TEXTS[1])
     with torch.no_grad():
         logp = model(torch.tensor([ids])).logits.log_softmax(-1)[0]
         terms = [-logp[i - 1, token].item() for i, token in enumerate(labels) if token != IGNORED]
-        loss = compute_answer_loss(model, collate(tokenizer, [(ids, labels)]))
+        loss = compute_answer_loss(model, collate([(ids, labels)]))
     assert len(terms) > 1
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-10)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+ALL_FAMILIES = [*tiny.FAMILIES, "gemma3_text"]  # the last has layers that look through a window
+
+
+def mask_of(texts):
+    """1 on the texts' own tokens, as transformers would be told of padding."""
+    width = max(len(ids) for ids, _ in texts)
+    return torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in texts])
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", [*tiny.FAMILIES, "gemma3_text"])
-def test_hidden_states_are_those_of_the_model_itself(name, tokenizer, side, attention):
-    """To the bit, with and without padding; Gemma has layers that look through a window."""
+@pytest.mark.parametrize("name", ALL_FAMILIES)
+def test_hidden_states_are_those_of_the_model_itself(name, tokenizer, attention):
+    """To the bit, with and without padding."""
     model = tiny.make_model(name, dtype=torch.float32)
     model.set_attn_implementation(attention)
     for texts in (TEXTS, TEXTS[:1]):
-        batch = collate(tokenizer, [encode_answer(tokenizer, *text) for text in texts], side)
-        mask = batch.attention_mask if batch.is_padded else None
+        batch = collate([TextEncoder(tokenizer).encode_answer(*text) for text in texts])
         with torch.no_grad():
-            plain = model.base_model(batch.input_ids, attention_mask=mask, position_ids=batch.position_ids, use_cache=False)
+            plain = model.base_model(batch.input_ids, use_cache=False)
             assert torch.equal(compute_hidden_states(model, batch), plain.last_hidden_state)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_batch_mean_is_mean_of_singles_under_either_padding(family, tokenizer, side):
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ALL_FAMILIES)
+def test_padding_on_the_right_needs_no_mask(name, tokenizer, attention):
+    """Losses and gradients are those behind a mask, in float64, and whatever the padding is."""
+    model = tiny.make_model(name)
+    model.set_attn_implementation(attention)
+    texts = [TextEncoder(tokenizer).encode_answer(*text) for text in TEXTS]
+    found = []
+    for batch in (collate(texts), collate(texts, pad_id=17), replace(collate(texts), attention_mask=mask_of(texts))):
+        parameters = select_parameters(model, [0, 1])
+        losses = compute_answer_loss(model, batch, num_edits=3)
+        found.append((losses.detach(), torch.autograd.grad(losses.sum(), list(parameters.values()))))
+    (plain, gradients), *others = found
+    for losses, other_gradients in others:
+        torch.testing.assert_close(plain, losses, rtol=1e-15, atol=4e-15)
+        for ours, theirs in zip(gradients, other_gradients, strict=True):
+            assert (ours - theirs).abs().max() <= 5e-16 * max(1.0, ours.abs().max().item()) * 8
+
+
+def test_batch_mean_is_mean_of_singles(family, tokenizer):
     model = tiny.make_model(family)
-    encoded = [encode_answer(tokenizer, *text) for text in TEXTS]
+    encoded = [TextEncoder(tokenizer).encode_answer(*text) for text in TEXTS]
     assert len({len(ids) for ids, _ in encoded}) == 3
     with torch.no_grad():
-        singles = [compute_answer_loss(model, collate(tokenizer, [one])).item() for one in encoded]
-        together = compute_answer_loss(model, collate(tokenizer, encoded, side)).item()
+        singles = [compute_answer_loss(model, collate([one])).item() for one in encoded]
+        together = compute_answer_loss(model, collate(encoded)).item()
     assert together == pytest.approx(sum(singles) / 3, rel=1e-9)
 
 
 def test_each_edit_has_the_mean_over_its_own_texts(tokenizer):
     model = tiny.make_model("llama")
-    encoded = [encode_answer(tokenizer, *text) for text in (*TEXTS, TEXTS[0])]
+    encoded = [TextEncoder(tokenizer).encode_answer(*text) for text in (*TEXTS, TEXTS[0])]
     with torch.no_grad():
-        singles = [compute_answer_loss(model, collate(tokenizer, [one])).item() for one in encoded]
-        loss = compute_answer_loss(model, collate(tokenizer, encoded), num_edits=2)
+        singles = [compute_answer_loss(model, collate([one])).item() for one in encoded]
+        loss = compute_answer_loss(model, collate(encoded), num_edits=2)
     assert loss.tolist() == pytest.approx([sum(singles[:2]) / 2, sum(singles[2:]) / 2], rel=1e-9)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("num_edits", [1, 2])  # without padding, and with it
-def test_an_inner_step_does_not_wait_for_the_device(family, tokenizer, num_edits, attention):
+@pytest.mark.parametrize("name", ALL_FAMILIES)
+def test_an_inner_step_does_not_wait_for_the_device(name, tokenizer, num_edits, attention):
     """Tensors without contents can be computed with only where no number has to be read to know a shape or a mask.
 
-    The fused optimiser alone is left out, which refuses such tensors.
+    The fused optimiser alone is left out, which refuses such tensors. The model knows its padding token, for which GPT-2 would look
+    among the ids.
     """
-    model = tiny.make_model(family).to("meta")
+    model = tiny.make_model(name).to("meta")
     model.set_attn_implementation(attention)
-    model.config.pad_token_id = None  # as GPT-2 has it; where there is one, its model looks for it among the tokens
-    batch = collate(tokenizer, [encode_answer(tokenizer, *text) for text in TEXTS[:num_edits]]).to("meta")
-    assert batch.is_padded == (num_edits > 1)
+    assert model.config.pad_token_id is not None
+    texts = [TextEncoder(tokenizer).encode_answer(*text) for text in TEXTS[:num_edits]]
+    assert (len({len(ids) for ids, _ in texts}) > 1) == (num_edits > 1)
+    batch = collate(texts).to("meta")
     parameters = select_parameters(model, [1])
     with stacked_weights(model, parameters, num_edits) as adapted, only_trainable(model, adapted.parameters):
         prefix = FrozenPrefix(model, adapted.parameters)
@@ -124,3 +153,26 @@ def test_an_inner_step_does_not_wait_for_the_device(family, tokenizer, num_edits
     assert loss.shape == (num_edits,) and loss.is_meta and len(gradients) == len(parameters)
     with pytest.raises((NotImplementedError, RuntimeError)):
         batch.labels[batch.labels != IGNORED]  # what would wait
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ALL_FAMILIES)
+def test_no_number_is_read_in_a_step_on_padded_texts(name, tokenizer, attention):
+    """Counted on tensors with contents: an item taken out of a tensor is what a GPU waits for."""
+    model = tiny.make_model(name)
+    model.set_attn_implementation(attention)
+    batch = collate([TextEncoder(tokenizer).encode_answer(*text) for text in TEXTS])
+    reads = []
+
+    class CountReads(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            if function.name() in ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::masked_select"):
+                reads.append(function.name())
+            return function(*arguments, **(keywords or {}))
+
+    with CountReads():
+        losses = compute_answer_loss(model, batch, num_edits=3)
+        torch.autograd.grad(losses.sum(), list(select_parameters(model, [1]).values()))
+        assert not reads
+        bool(losses.isfinite().all())  # what is counted
+    assert reads

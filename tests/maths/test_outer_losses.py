@@ -18,7 +18,7 @@ from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, 
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.recipes.meta_training import join_tasks
 from propmeta_edit.records import EditRequest, MetaTask, Question
-from propmeta_edit.text.encoding import encode_questions, encode_requests
+from propmeta_edit.text.encoding import TextEncoder, encode_questions, encode_requests
 
 PERU = MetaTask(
     "peru",
@@ -56,7 +56,7 @@ def config(**values):
 
 def made(model, tokenizer, tasks, config):
     """The outer loss of tasks that are computed side by side."""
-    [encoded] = encode_step(tokenizer, tasks, config)
+    [encoded] = encode_step(TextEncoder(tokenizer), tasks, config)
     return make_outer_loss(model, encoded, config)
 
 
@@ -75,7 +75,7 @@ def divergence_by_hand(before, after, tokenizer, given, asked, answer):
 
 def test_the_default_is_the_papers_loss(model, tokenizer):
     outer_loss = made(model, tokenizer, TASKS, config())
-    related = encode_questions(tokenizer, [task.related for task in TASKS])
+    related = encode_questions(TextEncoder(tokenizer), [task.related for task in TASKS])
     after = moved(model)
     torch.testing.assert_close(outer_loss(after), compute_answer_loss(after, related, num_edits=2), rtol=0, atol=0)
 
@@ -83,7 +83,8 @@ def test_the_default_is_the_papers_loss(model, tokenizer):
 def test_several_questions_are_averaged_and_fewer_are_asked_again(model, tokenizer):
     outer_loss = made(model, tokenizer, TASKS, config(questions_per_task=2))
     [pay, capital, euro] = (
-        compute_answer_loss(model, encode_questions(tokenizer, [q]))[0] for q in (PERU.related, *PERU.more_related, GREECE.related)
+        compute_answer_loss(model, encode_questions(TextEncoder(tokenizer), [q]))[0]
+        for q in (PERU.related, *PERU.more_related, GREECE.related)
     )
     torch.testing.assert_close(outer_loss(model), torch.stack([(pay + capital) / 2, euro]), rtol=1e-6, atol=1e-7)
 
@@ -116,8 +117,8 @@ def test_in_context_term_compares_with_theta_given_the_fact(model, tokenizer):
 
 def test_terms_are_weighted_and_summed(model, tokenizer):
     weights = {"related": 1.0, "efficacy": 0.5}
-    [facts] = encode_requests(tokenizer, [[task.target] for task in TASKS])
-    related = encode_questions(tokenizer, [task.related for task in TASKS])
+    [facts] = encode_requests(TextEncoder(tokenizer), [[task.target] for task in TASKS])
+    related = encode_questions(TextEncoder(tokenizer), [task.related for task in TASKS])
     expected = compute_answer_loss(model, related, num_edits=2) + 0.5 * compute_answer_loss(model, facts, num_edits=2)
     torch.testing.assert_close(made(model, tokenizer, TASKS, config(outer_terms=weights))(model), expected)
 
@@ -143,9 +144,11 @@ def test_a_step_with_all_terms_leaves_theta_alone_and_finds_other_gradients(mode
     parameters = select_parameters(model, [1])
     before = {name: p.detach().clone() for name, p in parameters.items()}
     settings = {"inner_lr": 0.01, "num_inner_steps": 2}
-    plain = compute_step_gradients(model, parameters, encode_step(tokenizer, TASKS, config(**settings)), config(**settings))
+    plain = compute_step_gradients(
+        model, parameters, encode_step(TextEncoder(tokenizer), TASKS, config(**settings)), config(**settings)
+    )
     everything = config(**settings, outer_terms=dict.fromkeys(OUTER_TERMS, 1.0))
-    full = compute_step_gradients(model, parameters, encode_step(tokenizer, TASKS, everything), everything)
+    full = compute_step_gradients(model, parameters, encode_step(TextEncoder(tokenizer), TASKS, everything), everything)
     assert all(torch.equal(p, before[name]) for name, p in parameters.items())
     assert not torch.allclose(plain.gradients[0], full.gradients[0])
 
@@ -177,7 +180,7 @@ def test_a_text_that_cannot_be_used_ends_a_run_before_its_first_step(model):
 
         is_fast, pad_token_id = False, 0
 
-        def __call__(self, text):
+        def __call__(self, text, **options):
             return {"input_ids": [1] * (len(text.split()) + ("Greece" in text and text.endswith("euro")))}
 
     before, validated = {name: p.detach().clone() for name, p in model.named_parameters()}, []
@@ -189,4 +192,4 @@ def test_a_text_that_cannot_be_used_ends_a_run_before_its_first_step(model):
 
 def test_locality_without_another_subject(tokenizer):
     with pytest.raises(ModelError, match="task peru has none"):
-        encode_step(tokenizer, [replace(PERU, unrelated=None)], config(outer_terms={"locality": 1.0}))
+        encode_step(TextEncoder(tokenizer), [replace(PERU, unrelated=None)], config(outer_terms={"locality": 1.0}))

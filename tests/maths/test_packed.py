@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from propmeta_edit.finetune import packed as packed_room
-from propmeta_edit.finetune.packed import packed_products
+from propmeta_edit.models import packed as packed_room
 from propmeta_edit.models.devices import has_native_bf16
+from propmeta_edit.models.packed import packed_products
 
 pytestmark = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="packed products are for x86")
 WIDTH = 288  # 288 x 288 numbers are enough to be worth packing

@@ -16,7 +16,7 @@ from propmeta_edit.metatrain.trainer import compute_step_gradients
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest, MetaTask, Question
 from propmeta_edit.speed import reference
-from propmeta_edit.text.encoding import encode_requests
+from propmeta_edit.text.encoding import TextEncoder, encode_requests
 
 TASKS = [
     MetaTask("a", EditRequest("Smith Innovation PLC was founded in", "Greece"), Question("What is its currency?", ("euro",))),
@@ -33,7 +33,7 @@ def test_an_edit_of_several_facts(family, tokenizer):
     with only_trainable(plain, expected):
         reference.edit(plain, tokenizer, expected, requests, settings)
     with only_trainable(engine, parameters):
-        apply_inner_loop(engine, parameters, encode_requests(tokenizer, [requests]), settings)
+        apply_inner_loop(engine, parameters, encode_requests(TextEncoder(tokenizer), [requests]), settings)
     for name, p in parameters.items():
         torch.testing.assert_close(p.data, expected[name].data, rtol=1e-5, atol=1e-7, msg=name)
 
@@ -67,7 +67,7 @@ def test_two_outer_steps(family, tokenizer, at_once):
             own = [reference.task_gradients(plain, tokenizer, expected, task, config.edit) for task in TASKS]
         reference.outer_step(first, expected, [gradients for gradients, _ in own])
         with only_trainable(engine, parameters):
-            gradients = compute_step_gradients(engine, parameters, encode_step(tokenizer, TASKS, config), config)
+            gradients = compute_step_gradients(engine, parameters, encode_step(TextEncoder(tokenizer), TASKS, config), config)
         apply_outer_step(second, parameters, gradients)
         torch.testing.assert_close(
             gradients.related_losses.double(), torch.tensor([loss for _, loss in own]).double(), rtol=1e-4, atol=1e-5

@@ -28,6 +28,7 @@ from propmeta_edit.easyedit.algorithms import easyedit_request
 from propmeta_edit.easyedit.cake import CaKEHyperParams, apply_cake_to_model
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.records import EditRequest
+from propmeta_edit.text.encoding import TextEncoder
 
 EDIT = EditRequest("Ann Lee is a citizen of", "Peru", "Ann Lee")
 REQUEST = {"prompt": EDIT.prompt, "target_new": EDIT.target_new, "subject": EDIT.subject}
@@ -101,10 +102,10 @@ def test_wordings_reach_cake_through_a_request(tokenizer, monkeypatch):
 
 
 def test_loss_is_on_the_completion_alone_unless_asked(tokenizer):
-    ids, labels = cake._encode(tokenizer, EDIT.prompt, EDIT.target_new, CakeSettings())
+    ids, labels = cake._encode(TextEncoder(tokenizer), EDIT.prompt, EDIT.target_new, CakeSettings())
     learnt = [token for token in labels if token != -100]
     assert tokenizer.decode(learnt) == " Peru" and len(learnt) < len(labels)
-    published = cake._encode(tokenizer, EDIT.prompt, EDIT.target_new, CakeSettings(learn_prompts=True))
+    published = cake._encode(TextEncoder(tokenizer), EDIT.prompt, EDIT.target_new, CakeSettings(learn_prompts=True))
     assert published == (ids, ids)
     short = ([5], [5])
     assert make_batch(tokenizer, [(ids, labels), short], learn_padding=False).labels[1, -1] == -100
@@ -115,7 +116,8 @@ def test_loss_is_on_the_completion_alone_unless_asked(tokenizer):
 def test_the_loss_is_the_models_own(family, tokenizer, learn):
     model = tiny.make_model(family, dtype=torch.float32).eval()
     settings = CakeSettings(learn_prompts=learn, max_length=40)
-    batch = make_batch(tokenizer, [cake._encode(tokenizer, *pair, settings) for pair in make_augmentation(EDIT)[:4]], learn)
+    encoder = TextEncoder(tokenizer)
+    batch = make_batch(tokenizer, [cake._encode(encoder, *pair, settings) for pair in make_augmentation(EDIT)[:4]], learn)
     theirs = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
     torch.testing.assert_close(compute_token_loss(model, batch), theirs)
 

@@ -8,13 +8,14 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from propmeta_edit.errors import ConfigError, ModelError
-from propmeta_edit.finetune import packed
 from propmeta_edit.finetune.compiled import CompiledBlocks
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.task_texts import encode_step
 from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train
+from propmeta_edit.models import packed
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest, MetaTask, Question
+from propmeta_edit.text.encoding import TextEncoder
 
 TASKS = [
     MetaTask("a", EditRequest("Ann Lee lives in", "Peru"), Question("What does Ann Lee pay with?", ("sol",))),
@@ -33,7 +34,7 @@ def test_compiled_blocks_give_the_same_gradients(family, tokenizer, monkeypatch)
     monkeypatch.setattr(torch, "compile", traced)
     model = tiny.make_model(family, dtype=torch.float32)
     parameters = select_parameters(model, [0])
-    parts = encode_step(tokenizer, TASKS, CONFIG)
+    parts = encode_step(TextEncoder(tokenizer), TASKS, CONFIG)
     plain = compute_step_gradients(model, parameters, parts, CONFIG)
     blocks = CompiledBlocks(model, parameters)
     with blocks.used():

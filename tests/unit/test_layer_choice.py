@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from propmeta_edit.cli import main
 from propmeta_edit.errors import ConfigError, OriginError
 from propmeta_edit.evaluation.measures import CaseOutcome
+from propmeta_edit.evaluation.runner import Method
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.trainer import Stopped
 from propmeta_edit.options import Names, WholeNumbers
@@ -23,7 +24,7 @@ from propmeta_edit.studies.layer_choice import choose_layer
 SHARES = {0: 1, 1: 2}  # of every four cases, so many are answered rightly after an edit of the layer
 
 
-class Scripted:
+class Scripted(Method):
     """Answers a layer's share of the cases rightly."""
 
     def __init__(self, hparams, asked):
@@ -42,7 +43,7 @@ class Scripted:
 @pytest.fixture
 def asked(monkeypatch):
     found = []
-    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights: Scripted(hparams, found))
+    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights, max_new_tokens: Scripted(hparams, found))
     return found
 
 
@@ -175,11 +176,11 @@ def test_more_candidates_and_fewer_tasks_at_once_are_the_same_search(config, tmp
 
 
 def test_failed_cases_decide_nothing(config, tmp_path, monkeypatch):
-    class Broken:
+    class Broken(Method):
         def evaluate_many(self, cases):
             raise RuntimeError("no such luck")
 
-    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights: Broken())
+    monkeypatch.setattr(variants, "_build_trained", lambda hparams, weights, max_new_tokens: Broken())
     with pytest.raises(ConfigError, match="nothing can be chosen: nothing is chosen, since cases failed"):
         choose(config, [0, 1], ["mlp"], 2, tmp_path / "search")
 

@@ -19,7 +19,7 @@ from propmeta_edit.finetune.weights import only_trainable, restored_on_exit
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import cast_around, get_blocks, select_parameters
 from propmeta_edit.records import EditRequest
-from propmeta_edit.text.encoding import encode_requests
+from propmeta_edit.text.encoding import TextEncoder, encode_requests
 
 EDITS = [
     [EditRequest("Smith Innovation PLC was founded in", "Greece"), EditRequest("Ann Lee speaks", "Spanish")],
@@ -39,7 +39,7 @@ def test_edits_at_once_answer_as_one_by_one(family, tokenizer):
     for edits in EDITS:
         with restored_on_exit(parameters):
             with only_trainable(model, parameters):
-                apply_inner_loop(model, parameters, encode_requests(tokenizer, [edits]), SETTINGS)
+                apply_inner_loop(model, parameters, encode_requests(TextEncoder(tokenizer), [edits]), SETTINGS)
             one_by_one += generate_greedily(model, tokenizer, PROMPTS)
     with many_edits(model, tokenizer, EDITS, SETTINGS):
         at_once = generate_greedily(model, tokenizer, PROMPTS * len(EDITS))
@@ -74,8 +74,8 @@ def test_states_below_the_edited_layer_stand_for_the_text(family, tokenizer):
     """With padding in the batch; the loss and its gradient are the whole model's, and the model is whole again afterwards."""
     model = tiny.make_model(family)
     parameters = select_parameters(model, [2])
-    [batch, _] = encode_requests(tokenizer, EDITS)
-    assert batch.is_padded
+    [batch, _] = encode_requests(TextEncoder(tokenizer), EDITS)
+    assert 0 in batch.input_ids[:, -1], "padded"
     with only_trainable(model, parameters):
         plain = compute_answer_loss(model, batch, num_edits=3)
         expected = torch.autograd.grad(plain.sum(), list(parameters.values()))
@@ -97,7 +97,7 @@ def test_hooks_of_layers_that_are_left_out_stay_still(tokenizer):
     blocks, seen = get_blocks(model), []
     for number, block in enumerate(blocks):
         block.register_forward_pre_hook(lambda module, inputs, number=number: seen.append(number))
-    [batch, _] = encode_requests(tokenizer, EDITS)
+    [batch, _] = encode_requests(TextEncoder(tokenizer), EDITS)
     prefix = FrozenPrefix(model, select_parameters(model, [2]))
     states = prefix.compute_states(batch)
     assert seen == [0, 1]

@@ -8,6 +8,7 @@ import torch
 
 from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
 from propmeta_edit.easyedit.algorithms import EditWith
+from propmeta_edit.evaluation.asking import Examiner
 from propmeta_edit.evaluation.methods import LONG_EDIT, Editing, FineTuning
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.models.layers import select_parameters
@@ -28,7 +29,7 @@ def test_a_short_first_edit_is_made_twice(tokenizer, monkeypatch, seconds, calls
 
     clock = iter(n * seconds for n in range(100))
     hparams = MetaFTHyperParams("tiny", device="cpu", layers=[1], lr=1e-2, num_steps=1)
-    editing = Editing(model, tokenizer, EditWith(model, tokenizer, apply, hparams))
+    editing = Editing(Examiner(model, tokenizer), EditWith(model, tokenizer, apply, hparams))
     monkeypatch.setattr(editing, "_clock", lambda: next(clock))
     outcomes = [outcome for case in CASES for outcome in editing.evaluate_many([case])]
     assert [outcome.seconds_per_edit for outcome in outcomes] == [seconds] * 3
@@ -44,7 +45,7 @@ def test_cases_of_more_and_of_fewer_requests_are_edited_in_groups(tokenizer):
     def write(edit):
         return [edit] * (2 if edit.prompt.startswith("Ann 1") else 1)
 
-    tuning = FineTuning(model, tokenizer, hparams.edit, write)
+    tuning = FineTuning(Examiner(model, tokenizer), hparams.edit, write)
     together = tuning.evaluate_many(CASES)
     for case, outcome in zip(CASES, together, strict=True):
         [alone] = tuning.evaluate_many([case])
@@ -55,7 +56,7 @@ def test_as_many_cases_side_by_side_as_the_memory_allows(tokenizer, monkeypatch)
     """A CPU that runs out of memory takes everybody's programs down, so nothing is tried first."""
     model = tiny.make_model("llama", dtype=torch.float32)
     hparams = MetaFTHyperParams("tiny", device="cpu", layers=[1], lr=1e-2, num_steps=2)
-    tuning = FineTuning(model, tokenizer, hparams.edit)
+    tuning = FineTuning(Examiner(model, tokenizer), hparams.edit)
     expected = tuning.evaluate_many(CASES)
     sizes = []
 

@@ -14,7 +14,7 @@ from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest
-from propmeta_edit.text.encoding import encode_requests
+from propmeta_edit.text.encoding import TextEncoder, encode_requests
 
 REQUEST = {"prompt": "Ann Lee is a citizen of", "target_new": "Peru", "subject": "Ann Lee", "ground_truth": None}
 OTHER = {"prompt": "The capital of France is", "target_new": "Lima"}
@@ -76,7 +76,7 @@ def test_several_facts_get_k_passes_with_one_optimiser(model, tokenizer, hparams
     edits = [EditRequest(r["prompt"], r["target_new"]) for r in (REQUEST, OTHER)]
     optimizer = torch.optim.AdamW(parameters.values(), lr=0.01, weight_decay=0.01)
     for _ in range(5):
-        for batch in encode_requests(tokenizer, [edits]):
+        for batch in encode_requests(TextEncoder(tokenizer), [edits]):
             optimizer.zero_grad()
             compute_answer_loss(model, batch).backward()
             optimizer.step()

@@ -9,8 +9,8 @@ import pytest
 
 from propmeta_edit.errors import DataError, ModelError, OriginError
 from propmeta_edit.evaluation.measures import CaseOutcome
-from propmeta_edit.evaluation.rows import PROTOCOL, Row, RowFile
-from propmeta_edit.evaluation.runner import DataSet, MethodSpec, choose_cases, run_methods
+from propmeta_edit.evaluation.rows import Row, RowFile, protocol_of
+from propmeta_edit.evaluation.runner import DataSet, Method, MethodSpec, choose_cases, run_methods
 from propmeta_edit.evaluation.statistics import wilson_interval
 from propmeta_edit.evaluation.tables import make_markdown, require_comparable, summarise, write_tables
 from propmeta_edit.records import Case, EditRequest, Question
@@ -23,7 +23,7 @@ DATA = DataSet("cre-id", "data", CASES)
 ANSWERS = {"c0": " the sol", "c1": " the solution", "c2": " euro", "c3": " sol."}
 
 
-class Spoken:
+class Spoken(Method):
     """Answers from a dict; c4 is not in it and fails."""
 
     def __init__(self):
@@ -38,7 +38,10 @@ class Spoken:
             raise ModelError("no answer for c4")
         cloze = None if case.question.cloze is None else " sol"
         fact = (" Peru",) if case.case_id != "c2" else (" Chile",)
-        return CaseOutcome(ANSWERS[case.case_id], cloze, fact, float(case.case_id[1]) + 1)
+        said = ANSWERS[case.case_id]
+        whole = {"c0": " a coin. The sol"}.get(case.case_id, said)  # the answer comes after the first sentence
+        tokens = {"answer_tokens": 11 if case.case_id == "c1" else 2, "fact_tokens": 10}
+        return CaseOutcome(said, cloze, fact, float(case.case_id[1]) + 1, whole=whole, facts_whole=fact, **tokens)
 
 
 def make_spec(method, hparams="h", name="MetaFT"):
@@ -216,7 +219,7 @@ def test_tables_refuse_to_mix():
         summarise([Row(case_id="1", **BASE), Row(case_id="2", **{**BASE, "seed": 1})])
     with pytest.raises(DataError, match="different protocols"):
         summarise([Row(case_id="1", **BASE), Row(case_id="2", **{**BASE, "method": "ROME"}, protocol="another")])
-    assert PROTOCOL != "another"
+    assert protocol_of() != "another" and protocol_of(20) != protocol_of()
     with pytest.raises(DataError, match="different files"):
         summarise([Row(case_id="1", **BASE), Row(case_id="2", **{**BASE, "method": "ROME", "data_sha256": "other"})])
 
@@ -368,7 +371,10 @@ def test_files_and_markdown(tmp_path):
     summary = summarise(rows.rows)
     markdown = write_tables(summary, tmp_path, ["a note"])
     assert (tmp_path / "table.md").read_text() == markdown == make_markdown(summary, ["a note"])
-    assert "| MetaFT | cre-id | 5† | 60.0 [23.1, 88.2] | 40.0 | 100.0 | 60.0 [23.1, 88.2] | 2.50 | 1 |" in markdown
+    cells = "5† | 60.0 [23.1, 88.2] | 40.0 | 100.0 | 40.0 [11.8, 76.9] | 60.0 [23.1, 88.2] | 60.0 | 25.0 | 0.0 | 2.50 | 1 |"
+    assert f"| MetaFT | cre-id | {cells}" in markdown
+    [entry] = summary
+    assert entry["answers_too_long"] == 1 / 4 and entry["facts_too_long"] == 0, "ten tokens hold ten; c4 failed and was not counted"
     assert "†: fewer than 30 cases." in markdown and "- a note" in markdown
     assert json.loads((tmp_path / "table.json").read_text()) == summary
     assert (tmp_path / "table.csv").read_text().startswith("method,dataset,")

@@ -29,6 +29,25 @@ from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at
         (" Lima", ["Paris", "Lima"], True, True),
         (" Oslo", ["Paris", "Lima"], False, False),
         (" a.b", ["a+b"], False, False),
+        # One form of Unicode: composed or not, compatibility characters, case folded, invisible characters left out.
+        (" Sa\u0303o Tome\u0301", ["São Tomé"], True, True),
+        (" São", ["sa\u0303o"], True, True),
+        (" ＥＵＲＯ ２", ["euro 2"], True, True),
+        (" STRASSE", ["Straße"], True, True),
+        (" ΕΛΛΆΔΟΣ", ["Ελλάδος"], True, True),
+        (" soft\u00adly", ["softly"], True, True),
+        (" anything", ["\u200b"], False, False),
+        # Word boundaries only where a script has them.
+        ("田径运动", ["田径"], True, True),
+        ("彼は東京都に住む", ["東京"], True, True),
+        (" ประเทศไทยมี", ["ไทย"], True, True),
+        (" 東京tower", ["tower"], True, True),
+        (" 한국어를", ["한국어"], True, True),
+        (" 남한국어", ["한국어"], True, False),
+        (" Москвичи", ["Москв"], True, False),
+        (" हिन्दीभाषा", ["हिन्दी"], True, False),
+        (" हिन्दी भाषा", ["हिन्दी"], True, True),
+        (" عربية", ["عرب"], True, False),
     ],
 )
 def test_both_rules(generated, answers, anywhere, bounded):

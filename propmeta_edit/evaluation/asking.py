@@ -1,0 +1,144 @@
+"""What a model is asked about a case, and what it says: every prompt of a case in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from propmeta_edit.errors import record_named
+from propmeta_edit.evaluation.measures import CaseOutcome
+from propmeta_edit.models.generation import MAX_NEW_TOKENS, continue_greedily, generate_greedily
+from propmeta_edit.protocols import LanguageModel, Tokenizer
+from propmeta_edit.records import Case
+from propmeta_edit.text.encoding import TextEncoder
+from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
+
+AT_ONCE = 32  # prompts that the unedited model answers side by side
+NATURAL = ("question", "fact")  # first words of the prompts that are followed to their natural stop
+
+
+@dataclass
+class Examiner:
+    """A model with its tokenizer, asked about cases with whatever edits stand in it.
+
+    What the model says without an edit is asked once, before the first edit, and kept for all methods that share the model.
+
+    Args:
+        max_new_tokens: of an answer; part of the protocol.
+    """
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    max_new_tokens: int = MAX_NEW_TOKENS
+    _unedited: dict[str, str] = field(default_factory=dict)  # by prompt
+    _expected: list[Case] = field(default_factory=list)
+
+    def expect(self, cases: Sequence[Case]) -> None:
+        """Cases that will come, so that the unedited model is asked about many at once."""
+        self._expected = list(cases)
+
+    def ask_unedited(self, cases: Sequence[Case]) -> None:
+        """Have the answers that those after an edit are compared with; call it while no edit stands.
+
+        Where one is missing, those of the cases expected next are asked along.
+        """
+        missing = self._missing(cases)
+        if not missing:
+            return
+        ahead = self._missing(self._expected)
+        wanted = list(dict.fromkeys([*missing, *ahead]))[: max(AT_ONCE, len(missing))]
+        texts = generate_greedily(self.model, self.tokenizer, wanted, self.max_new_tokens, AT_ONCE)
+        self._unedited.update(zip(wanted, texts, strict=True))
+
+    def _missing(self, cases: Sequence[Case]) -> list[str]:
+        prompts = [prompt for case in cases for prompt in prompts_to_compare(case).values()]
+        return [prompt for prompt in prompts if prompt not in self._unedited]
+
+    def ask(self, cases: Sequence[Case], in_context: bool = False, is_edited: bool = True) -> list[CaseOutcome]:
+        """Every prompt of every case in one batch, those of a case side by side, as edits with weights of their own need them.
+
+        Args:
+            in_context: put a case's facts before its prompts.
+            is_edited: whether there is anything to compare with; ``ask_unedited`` came first then.
+
+        Raises:
+            RequestError: naming the case: a prompt without tokens, or one that the model has no positions for.
+        """
+        wanted = [prompts_of(case, in_context) for case in cases]
+        per_case = max(len(prompts) for prompts in wanted)
+        # Equally many rows a case; what fills a case up is its first prompt again.
+        names = [[*prompts, *[next(iter(prompts))] * (per_case - len(prompts))] for prompts in wanted]
+        said = continue_greedily(
+            self.model,
+            self.tokenizer,
+            [prompts[name] for prompts, own in zip(wanted, names, strict=True) for name in own],
+            self.max_new_tokens,
+            naturally=[name.startswith(NATURAL) for own in names for name in own],
+            batch_size=len(cases) * per_case,
+        )
+        outcomes = []
+        for number, case in enumerate(cases):
+            own = dict(zip(wanted[number], said[number * per_case : (number + 1) * per_case], strict=False))
+            before = {name: self._unedited[p] for name, p in prompts_to_compare(case).items()} if is_edited else {}
+            outcomes.append(self._as_outcome(case, {name: s.text for name, s in own.items()}, _wholes(own), before))
+        return outcomes
+
+    def _as_outcome(
+        self, case: Case, texts: Mapping[str, str], wholes: Mapping[str, str], before: Mapping[str, str]
+    ) -> CaseOutcome:
+        encoder = TextEncoder(self.tokenizer)
+        facts = [f"fact {number}" for number in range(len(case.edits))]
+        return CaseOutcome(
+            generated=texts["question"],
+            whole=wholes["question"],
+            cloze_generated=texts.get("cloze"),
+            fact_generated=tuple(texts[name] for name in facts),
+            facts_whole=tuple(wholes[name] for name in facts),
+            seconds_per_edit=None,
+            second_hop_generated=texts.get("second hop"),
+            other_fact_generated=texts.get("other fact"),
+            neighbour_generated=texts.get("neighbour") if before else None,
+            neighbour_before=before.get("neighbour"),
+            answer_tokens=fewest_tokens(encoder, case),
+            fact_tokens=max(encoder.count_answer_tokens(edit.target_new) for edit in case.edits),
+            max_new_tokens=self.max_new_tokens,
+        )
+
+
+def _wholes(said: Mapping[str, object]) -> dict[str, str]:
+    return {name: whole for name, s in said.items() if (whole := getattr(s, "whole", None)) is not None}
+
+
+def fewest_tokens(encoder: TextEncoder, case: Case) -> int:
+    """Tokens of the shortest answer that would count."""
+    return min(encoder.count_answer_tokens(answer) for answer in case.question.answers)
+
+
+def prompts_of(case: Case, in_context: bool = False) -> dict[str, str]:
+    """What a model is asked about a case, by name; with ``in_context`` after the case's facts."""
+    prompts = {"question": format_question(case.question.text)}
+    if case.question.cloze is not None:
+        prompts["cloze"] = format_cloze(case.question.cloze)
+    prompts |= {f"fact {number}": edit.prompt for number, edit in enumerate(case.edits)}
+    singles = {"second hop": case.second_hop, "other fact": case.other_fact, "neighbour": case.neighbour}
+    prompts |= {name: format_question(question.text) for name, question in singles.items() if question is not None}
+    return {name: format_in_context(case.edits, prompt) for name, prompt in prompts.items()} if in_context else prompts
+
+
+def prompts_to_compare(case: Case) -> dict[str, str]:
+    """Those whose answers after an edit are compared with the ones before it."""
+    return {} if case.neighbour is None else {"neighbour": format_question(case.neighbour.text)}
+
+
+def check_case(encoder: TextEncoder, case: Case, max_new_tokens: int, in_context: bool = False) -> None:
+    """Hold every text of a case against a model before anything is done with it.
+
+    Raises:
+        RequestError: naming the case: a text that the model has no positions for, or that has no token to be answered after.
+        ModelError: a token that the model has no embedding for.
+    """
+    with record_named(f"case {case.case_id}"):
+        for edit in case.edits:
+            encoder.encode_answer(edit.prompt, edit.target_new)
+        for prompt in prompts_of(case, in_context).values():
+            encoder.require_room(encoder.encode_prompt(prompt), prompt, max_new_tokens)
