@@ -21,15 +21,17 @@ _NOT_ANSWERED = ("nan", "NaN")  # what became of a missing answer as it was writ
 
 
 @dataclass(frozen=True)
-class FactCounts:
-    """Where the facts that a CRE file asks about came from.
+class CreCounts:
+    """What a CRE file holds, and where the facts that it asks about came from.
 
     Args:
+        num_records: its records, also those none of whose questions has an answer.
         from_file: different facts that stand in its records' ``facts``.
         from_text: different facts made from the ``text`` of records without.
         num_unanswered: questions left out because they have no answer.
     """
 
+    num_records: int
     from_file: int
     from_text: int
     num_unanswered: int
@@ -71,15 +73,16 @@ def load_cre(path: str | Path, question_choice: str = "seeded", seed: int = 0) -
     return cases
 
 
-def count_facts(path: str | Path) -> FactCounts:
-    """Where the facts of all questions of a CRE file came from, and how many questions have no answer.
+def count_cre(path: str | Path) -> CreCounts:
+    """Count a CRE file's records, the facts of all its questions, and the questions without an answer.
 
     Raises:
         DataError: as ``load_cre``.
     """
     facts: dict[bool, set[tuple[int, str, str]]] = {True: set(), False: set()}  # of file or not: (line, prefix, target)
     num_unanswered = 0
-    for line, record in _read_records(Path(path)):
+    records = _read_records(Path(path))
+    for line, record in records:
         try:
             questions = _take_questions(record)
             num_unanswered += len(record["questions"]) - len(questions)
@@ -88,7 +91,7 @@ def count_facts(path: str | Path) -> FactCounts:
                 facts[_has_facts(record)].add((line, _take(fact, "prefix", str), _take(fact, "target", str)))
         except DataError as error:
             raise DataError(str(error), path, line) from error
-    return FactCounts(len(facts[True]), len(facts[False]), num_unanswered)
+    return CreCounts(len(records), len(facts[True]), len(facts[False]), num_unanswered)
 
 
 def save_cre(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from propmeta_edit.data.cre import count_facts, load_cre
+from propmeta_edit.data.cre import CreCounts, count_cre, load_cre
 from propmeta_edit.data.easyedit_files import load_easyedit_file
 from propmeta_edit.data.mquake import SUBSET_SIZE, is_in_subset, load_mquake, read_json_list
 from propmeta_edit.errors import DataError
@@ -91,9 +91,10 @@ def describe_file(path: str | Path) -> str:
     kind = find_format(path)
     cases = FORMATS[kind](path)
     counted, size = cases, f"{len(cases)} cases"
-    if kind == "CRE":
+    cre = count_cre(path) if kind == "CRE" else None
+    if cre is not None:
         counted = load_cre(path, question_choice="all")
-        size = f"{len(cases)} records, {len(counted)} questions"
+        size = f"{cre.num_records} records, {len(counted)} questions"
     lines = [f"{path.name}: {kind}, {size}"]
     for tag in ("edits", "hops", "entity_type", "probe"):
         counts = Counter(case.tags[tag] for case in counted if tag in case.tags)
@@ -107,17 +108,16 @@ def describe_file(path: str | Path) -> str:
             f"subset        {_count_subset(path)} cases with two hops of which only the first is edited "
             f"(the paper's had {SUBSET_SIZE})"
         )
-    if kind == "CRE":
-        lines += _describe_facts(path)
+    if cre is not None:
+        lines += _describe_facts(cre)
     lines += _find_oddities(counted)
     if cases:
         lines += ["", "the first case:", *_show(cases[0])]
     return "\n".join(lines)
 
 
-def _describe_facts(path: Path) -> list[str]:
+def _describe_facts(counts: CreCounts) -> list[str]:
     """Which way the facts of a CRE file came, and how many questions were left out."""
-    counts = count_facts(path)
     ways = {"from the file": counts.from_file, "made from its records' text": counts.from_text}
     lines = ["facts         " + (", ".join(f"{count} {way}" for way, count in ways.items() if count) or "none")]
     if counts.num_unanswered:

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from propmeta_edit.data import world
-from propmeta_edit.data.cre import count_facts, load_cre, save_cre
+from propmeta_edit.data.cre import count_cre, load_cre, save_cre
 from propmeta_edit.data.mquake import load_mquake, load_mquake_subset
 from propmeta_edit.errors import DataError
 
@@ -89,10 +89,10 @@ def test_broken_cre_record_names_its_line(tmp_path, record, message):
     assert (caught.value.path, caught.value.line) == (path, 4)
 
 
-def test_counting_facts_names_the_line_too(tmp_path):
+def test_counting_names_the_line_too(tmp_path):
     save_cre([TEXT_RECORD, changed(TEXT_RECORD, "text", "Nothing.")], tmp_path / "cre.jsonl")
     with pytest.raises(DataError, match=r"cre\.jsonl, line 2: no sentence"):
-        count_facts(tmp_path / "cre.jsonl")
+        count_cre(tmp_path / "cre.jsonl")
 
 
 def test_broken_cre_json_names_its_line(tmp_path):

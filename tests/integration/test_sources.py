@@ -77,13 +77,13 @@ def test_all_six_files_of_a_folder_are_found(write, records, tmp_path):
 
 
 def as_texts(records):
-    """The same records with a text in place of their facts, one record's last answer lost."""
+    """The same records with a text in place of their facts, the first of each file with a question more that has no answer."""
     texts = {}
     for name, some in records.items():
         texts[name] = [{key: value for key, value in record.items() if key != "facts"} for record in copy.deepcopy(some)]
         for text_record, record in zip(texts[name], some, strict=True):
             text_record["text"] = " ".join(f"{record['subject']} has to do with {fact['target']}." for fact in record["facts"])
-        texts[name][0]["questions"][-1]["answer"] = "nan"
+        texts[name][0]["questions"].append({**texts[name][0]["questions"][0], "answer": "nan"})
     return texts
 
 

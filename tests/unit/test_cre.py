@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from propmeta_edit.data.cre import FactCounts, count_facts, load_cre, save_cre
+from propmeta_edit.data.cre import CreCounts, count_cre, load_cre, save_cre
 from propmeta_edit.errors import ConfigError, DataError
 
 RECORD = {
@@ -156,7 +156,7 @@ def test_a_record_without_facts_gets_them_from_its_text(tmp_path):
     told, made = cases[9], cases[0]
     assert (made.question, made.second_hop, made.tags) == (told.question, told.second_hop, told.tags)
     assert len(load_cre(path)) == 4
-    assert count_facts(path) == FactCounts(from_file=3, from_text=9, num_unanswered=0)
+    assert count_cre(path) == CreCounts(num_records=4, from_file=3, from_text=9, num_unanswered=0)
 
 
 @pytest.mark.parametrize("record", [RECORD, TEXT_RECORD])
@@ -172,7 +172,8 @@ def test_no_question_is_made_of_a_missing_answer(tmp_path, record, missing):
     assert ids == ["cre-000000#0", "cre-000000#2", "cre-000002#0", "cre-000002#1", "cre-000002#2"]
     asked = {load_cre(path, seed=seed)[0].question.answers[0] for seed in range(20)}
     assert asked == {"Norwegian krone", "Athens"} and [case.case_id for case in load_cre(path)] == ["cre-000000", "cre-000002"]
-    assert count_facts(path).num_unanswered == 4
+    counts = count_cre(path)
+    assert (counts.num_records, counts.from_file + counts.from_text, counts.num_unanswered) == (3, 5, 4)
 
 
 def test_answers_that_only_look_missing_are_kept(tmp_path):
@@ -182,4 +183,4 @@ def test_answers_that_only_look_missing_are_kept(tmp_path):
         question["answer"] = answer
     save_cre([record], path)
     assert [case.question.answers for case in load_cre(path, question_choice="all")] == [("Nan",), ("naan",), ("0",)]
-    assert count_facts(path) == FactCounts(from_file=3, from_text=0, num_unanswered=0)
+    assert count_cre(path) == CreCounts(num_records=1, from_file=3, from_text=0, num_unanswered=0)
