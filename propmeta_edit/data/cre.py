@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from propmeta_edit.data.cre_text import make_fact
 from propmeta_edit.errors import ConfigError, DataError, RequestError
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.records import Case, EditRequest, Question
 
 QUESTION_CHOICES = ("seeded", "all")
 _QUESTION_TEXTS = ("question_template", "alias_question", "unalias_question", "entity_name")
+_NOT_ANSWERED = ("nan", "NaN")  # what became of a missing answer as it was written; "Nan" may be the province of Thailand
+
+
+@dataclass(frozen=True)
+class CreCounts:
+    """What a CRE file holds, and where the facts that it asks about came from.
+
+    Args:
+        num_records: its records, also those none of whose questions has an answer.
+        from_file: different facts that stand in its records' ``facts``.
+        from_text: different facts made from the ``text`` of records without.
+        num_unanswered: questions left out because they have no answer.
+    """
+
+    num_records: int
+    from_file: int
+    from_text: int
+    num_unanswered: int
 
 
 def load_cre(path: str | Path, question_choice: str = "seeded", seed: int = 0) -> list[Case]:
     """Read a CRE file; the edit is the atomic fact a question asks about, the question its two-hop wording.
 
     Args:
-        path: a JSON Lines file in the CRE format with ``facts`` and ``questions``; empty lines are skipped.
+        path: a JSON Lines file in the CRE format with ``questions``, and with ``facts`` or the ``text`` that they are made from
+            (``cre_text.make_fact``); empty lines are skipped. A question whose answer is NaN, null or the bare word "nan" has
+            none, and is left out.
         question_choice: ``seeded`` draws one question an instance from (seed, line number), so that it does not depend on
             the other lines; ``all`` makes one case a question, its ``case_id`` ending in ``#`` and the question's index.
         seed: used by ``seeded`` only.
@@ -38,18 +61,37 @@ def load_cre(path: str | Path, question_choice: str = "seeded", seed: int = 0) -
     cases: list[Case] = []
     for index, (line, record) in enumerate(_read_records(Path(path))):
         try:
-            questions = _take(record, "questions", list)
-            if not questions:
-                raise DataError("the record has no questions")
+            questions = _take_questions(record)
             case_id = f"cre-{index:06d}"
             if question_choice == "all":
-                cases.extend(_make_case(record, question, f"{case_id}#{k}") for k, question in enumerate(questions))
-            else:
-                chosen = random.Random(f"{seed}:{line}").choice(questions)
+                cases.extend(_make_case(record, question, f"{case_id}#{k}") for k, question in questions.items())
+            elif questions:
+                chosen = random.Random(f"{seed}:{line}").choice(list(questions.values()))
                 cases.append(_make_case(record, chosen, case_id))
         except (DataError, RequestError) as error:
             raise DataError(str(error), path, line) from error
     return cases
+
+
+def count_cre(path: str | Path) -> CreCounts:
+    """Count a CRE file's records, the facts of all its questions, and the questions without an answer.
+
+    Raises:
+        DataError: as ``load_cre``.
+    """
+    facts: dict[bool, set[tuple[int, str, str]]] = {True: set(), False: set()}  # of file or not: (line, prefix, target)
+    num_unanswered = 0
+    records = _read_records(Path(path))
+    for line, record in records:
+        try:
+            questions = _take_questions(record)
+            num_unanswered += len(record["questions"]) - len(questions)
+            for question in questions.values():
+                fact = _find_fact(record, question)
+                facts[_has_facts(record)].add((line, _take(fact, "prefix", str), _take(fact, "target", str)))
+        except DataError as error:
+            raise DataError(str(error), path, line) from error
+    return CreCounts(len(records), len(facts[True]), len(facts[False]), num_unanswered)
 
 
 def save_cre(records: Iterable[Mapping[str, Any]], path: str | Path) -> None:
@@ -102,8 +144,6 @@ def _read_records(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
 
 def _take(mapping: Mapping[str, Any], key: str, kind: type) -> Any:
     """A required value of a given type."""
-    if key not in mapping and key == "facts":
-        raise DataError("the record has no 'facts'; an edit is one of its atomic facts, so text-only CRE files do not serve")
     if key not in mapping:
         raise DataError(f"missing key {key!r}; found {', '.join(sorted(mapping)) or 'no keys'}")
     value = mapping[key]
@@ -112,23 +152,33 @@ def _take(mapping: Mapping[str, Any], key: str, kind: type) -> Any:
     return value
 
 
+def _take_questions(record: Mapping[str, Any]) -> dict[int, Any]:
+    """A record's questions that have an answer, by their index in it."""
+    questions = _take(record, "questions", list)
+    if not questions:
+        raise DataError("the record has no questions")
+    return {k: question for k, question in enumerate(questions) if not _is_unanswered(question)}
+
+
+def _is_unanswered(question: Any) -> bool:
+    if not isinstance(question, dict) or "answer" not in question:
+        return False  # broken in another way, of which the user is told
+    answer = question["answer"]
+    if isinstance(answer, str):
+        return answer.strip() in _NOT_ANSWERED
+    return answer is None or (isinstance(answer, float) and math.isnan(answer))
+
+
 def _make_case(record: Mapping[str, Any], question: Any, case_id: str) -> Case:
     """The case of one question of a record."""
-    if not isinstance(question, dict):
-        raise DataError(f"a question must be a JSON object, got {question!r}")
-    facts = _take(record, "facts", list)
-    index = _take(question, "fact_idx", int)
-    if not 0 <= index < len(facts):
-        raise DataError(f"'fact_idx' must be in 0..{len(facts) - 1}, got {index}")
-    if not isinstance(facts[index], dict):
-        raise DataError(f"fact {index} must be a JSON object, got {facts[index]!r}")
-    prefix = _cut_end(_take(facts[index], "prefix", str))
+    fact = _find_fact(record, question)
+    prefix = _cut_end(_take(fact, "prefix", str))
     subject = _take(record, "subject", str)
     edit = EditRequest(
         prefix,
-        _take(facts[index], "target", str).strip(),
+        _take(fact, "target", str).strip(),
         subject if subject and subject in prefix else None,
-        rephrasings=_read_rephrasings(facts[index], prefix),
+        rephrasings=_read_rephrasings(fact, prefix),
     )
     template, alias, unalias, entity = (_take(question, key, str) for key in _QUESTION_TEXTS)
     answer = question.get("answer")
@@ -138,6 +188,31 @@ def _make_case(record: Mapping[str, Any], question: Any, case_id: str) -> Case:
     tags = {"entity_type": _take(record, "entity_type", str), "relation": template, "entity_name": entity}
     tags |= {"hops": "2", "edits": "1"}
     return Case(case_id, (edit,), Question(alias, answers), Question(unalias, answers), tags=tags)
+
+
+def _has_facts(record: Mapping[str, Any]) -> bool:
+    return record.get("facts") not in (None, [])  # a column of a data set has one of these where a record has none
+
+
+def _find_fact(record: Mapping[str, Any], question: Any) -> Mapping[str, Any]:
+    """The fact a question asks about: the record's own, or made from its text if it has none."""
+    if not isinstance(question, dict):
+        raise DataError(f"a question must be a JSON object, got {question!r}")
+    if not _has_facts(record):
+        if record.get("text") is None:
+            raise DataError(
+                f"the record has neither 'facts' nor 'text'; an edit is one of its facts, so give it one of both (it has "
+                f"{', '.join(sorted(record))})"
+            )
+        return make_fact(record, question)
+    facts = _take(record, "facts", list)
+    index = _take(question, "fact_idx", int)
+    if not 0 <= index < len(facts):
+        raise DataError(f"'fact_idx' must be in 0..{len(facts) - 1}, got {index}")
+    fact = facts[index]
+    if not isinstance(fact, dict):
+        raise DataError(f"fact {index} must be a JSON object, got {fact!r}")
+    return fact
 
 
 def _read_rephrasings(fact: Mapping[str, Any], prefix: str) -> tuple[str, ...]:

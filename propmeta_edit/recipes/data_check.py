@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from propmeta_edit.data.cre import load_cre
+from propmeta_edit.data.cre import CreCounts, count_cre, load_cre
 from propmeta_edit.data.easyedit_files import load_easyedit_file
 from propmeta_edit.data.mquake import SUBSET_SIZE, is_in_subset, load_mquake, read_json_list
 from propmeta_edit.errors import DataError
@@ -43,8 +43,8 @@ def find_format(path: Path) -> str:
     if {"prompt", "src", "text"} & set(raws[0]):
         return "EasyEdit"
     raise DataError(
-        f"none of the known formats: a record has the keys {', '.join(sorted(raws[0]))}; expected CRE (.jsonl with facts and "
-        "questions), MQuAKE (requested_rewrite), or EasyEdit (prompt and target_new)",
+        f"none of the known formats: a record has the keys {', '.join(sorted(raws[0]))}; expected CRE (.jsonl with questions, and "
+        "facts or text), MQuAKE (requested_rewrite), or EasyEdit (prompt and target_new)",
         path,
     )
 
@@ -91,9 +91,10 @@ def describe_file(path: str | Path) -> str:
     kind = find_format(path)
     cases = FORMATS[kind](path)
     counted, size = cases, f"{len(cases)} cases"
-    if kind == "CRE":
+    cre = count_cre(path) if kind == "CRE" else None
+    if cre is not None:
         counted = load_cre(path, question_choice="all")
-        size = f"{len(cases)} records, {len(counted)} questions"
+        size = f"{cre.num_records} records, {len(counted)} questions"
     lines = [f"{path.name}: {kind}, {size}"]
     for tag in ("edits", "hops", "entity_type", "probe"):
         counts = Counter(case.tags[tag] for case in counted if tag in case.tags)
@@ -107,10 +108,21 @@ def describe_file(path: str | Path) -> str:
             f"subset        {_count_subset(path)} cases with two hops of which only the first is edited "
             f"(the paper's had {SUBSET_SIZE})"
         )
+    if cre is not None:
+        lines += _describe_facts(cre)
     lines += _find_oddities(counted)
     if cases:
         lines += ["", "the first case:", *_show(cases[0])]
     return "\n".join(lines)
+
+
+def _describe_facts(counts: CreCounts) -> list[str]:
+    """Which way the facts of a CRE file came, and how many questions were left out."""
+    ways = {"from the file": counts.from_file, "made from its records' text": counts.from_text}
+    lines = ["facts         " + (", ".join(f"{count} {way}" for way, count in ways.items() if count) or "none")]
+    if counts.num_unanswered:
+        lines.append(f"{counts.num_unanswered:<6} questions left out: their answer is NaN, null or the word nan, which is none")
+    return lines
 
 
 def _count_subset(path: Path) -> int:

@@ -36,7 +36,8 @@ _SPLITS = {
     "test_ood_entity": TEST_FILES["cre-ood-entity"],
     "test_ood_relation": TEST_FILES["cre-ood-relation"],
 }
-_COLUMNS = ("entity_type", "subject", "facts", "questions")
+_COLUMNS = ("entity_type", "subject", "questions")
+_FACT_COLUMNS = ("facts", "text")  # one of them, as facts are made from text
 
 
 def is_source(text: str) -> bool:
@@ -139,6 +140,8 @@ def _read_splits(source: str) -> Mapping[str, Any]:
 
 def _take_records(split: Any, name: str, source: str) -> list[Mapping[str, Any]]:
     missing = [column for column in _COLUMNS if column not in split.column_names]
+    if not set(_FACT_COLUMNS) & set(split.column_names):
+        missing.append(" or ".join(_FACT_COLUMNS))
     if missing:
         raise DataError(
             f"split {name} has no column {', '.join(missing)}, which CRE's records need; it has {', '.join(split.column_names)}",

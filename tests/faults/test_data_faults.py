@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from propmeta_edit.data import world
-from propmeta_edit.data.cre import load_cre, save_cre
+from propmeta_edit.data.cre import count_cre, load_cre, save_cre
 from propmeta_edit.data.mquake import load_mquake, load_mquake_subset
 from propmeta_edit.errors import DataError
 
@@ -26,6 +26,10 @@ CASE = {
     "new_answer": "Lima",
     "new_answer_alias": [],
 }
+TEXT_RECORD = {
+    "entity_type": "Country", "subject": "Ann Lee", "text": "Ann Lee lives in Peru. She left Chad. Peru is warm.",
+    "questions": [QUESTION],
+}  # fmt: skip
 
 
 def changed(base, *path_and_value):
@@ -44,7 +48,20 @@ def changed(base, *path_and_value):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (changed(RECORD, "facts", None), "text-only CRE files do not serve"),
+        (changed(RECORD, "facts", None), r"neither 'facts' nor 'text'; .*give it one .*\(it has entity_type, questions, subject\)"),
+        (changed(TEXT_RECORD, "text", 5), "'text' must be a non-empty string where a record has no 'facts', got 5"),
+        (changed(TEXT_RECORD, "text", " "), "'text' must be a non-empty string"),
+        (changed(TEXT_RECORD, "subject", ""), "'subject' must be a non-empty string"),
+        (changed(TEXT_RECORD, "questions", 0, "entity_name", None), "'entity_name' must be a non-empty string"),
+        (changed(TEXT_RECORD, "questions", 0, "entity_name", "Oman"), "no sentence of 'text' names 'Oman'.*'Ann Lee lives in"),
+        (changed(TEXT_RECORD, "questions", 0, "fact_idx", None), "sentences 0, 2 of 'text' name 'Peru', so 'fact_idx' must be one"),
+        (changed(TEXT_RECORD, "questions", 0, "fact_idx", 1), "must be one of these, got 1"),
+        (changed(TEXT_RECORD, "questions", 0, "fact_idx", [0]), r"'fact_idx' must be of type int, got \[0\]"),
+        (changed(TEXT_RECORD, "questions", 0, "fact_idx", True), "'fact_idx' must be of type int, got True"),
+        (
+            changed(TEXT_RECORD, "questions", 0, "fact_idx", 2),
+            r"no fact about 'Ann Lee' can be made from the sentence 'Peru is warm\.': nothing in it before 'Peru'.* 'facts'",
+        ),
         (changed(RECORD, "questions", None), "missing key 'questions'"),
         (changed(RECORD, "questions", []), "has no questions"),
         (changed(RECORD, "questions", ["what?"]), "question must be a JSON object"),
@@ -70,6 +87,12 @@ def test_broken_cre_record_names_its_line(tmp_path, record, message):
         load_cre(path)
     assert str(caught.value).startswith(f"{path}, line 4: ")
     assert (caught.value.path, caught.value.line) == (path, 4)
+
+
+def test_counting_names_the_line_too(tmp_path):
+    save_cre([TEXT_RECORD, changed(TEXT_RECORD, "text", "Nothing.")], tmp_path / "cre.jsonl")
+    with pytest.raises(DataError, match=r"cre\.jsonl, line 2: no sentence"):
+        count_cre(tmp_path / "cre.jsonl")
 
 
 def test_broken_cre_json_names_its_line(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,33 @@ def test_all_six_files_of_a_folder_are_found(write, records, tmp_path):
         assert load_cre(find_file(folder, name), question_choice="all") == load_cre(plain / name, question_choice="all")
 
 
+def as_texts(records):
+    """The same records with a text in place of their facts, the first of each file with a question more that has no answer."""
+    texts = {}
+    for name, some in records.items():
+        texts[name] = [{key: value for key, value in record.items() if key != "facts"} for record in copy.deepcopy(some)]
+        for text_record, record in zip(texts[name], some, strict=True):
+            text_record["text"] = " ".join(f"{record['subject']} has to do with {fact['target']}." for fact in record["facts"])
+        texts[name][0]["questions"].append({**texts[name][0]["questions"][0], "answer": "nan"})
+    return texts
+
+
+@pytest.mark.parametrize("write", [write_files, write_parquet, save_to_disk])
+def test_every_form_may_have_texts_in_place_of_facts(write, records, tmp_path, capsys):
+    texts = as_texts(records)
+    folder = str(write(tmp_path / "cre", texts))
+    assert [(data.name, len(data.cases)) for data in load_datasets(folder, seed=0)] == TESTS
+    tasks, _ = load_tasks(MetaTrainConfig(model="tiny", data=folder))
+    assert len(tasks) == 40 and all(task.target.prompt == f"{task.target.subject} has to do with" for task in tasks)
+    plain = write_files(tmp_path / "plain", texts)
+    for name in CRE_FILES:
+        assert load_cre(find_file(folder, name), question_choice="all") == load_cre(plain / name, question_choice="all")
+    assert main(["data", "check", folder]) == 0
+    said = capsys.readouterr().out
+    assert said.count(" made from its records' text\n") == 6 and " from the file" not in said
+    assert said.count("1      questions left out: their answer is NaN") == 6
+
+
 def test_a_data_set_of_the_hub_is_read_from_its_files_or_else_its_splits(records, tmp_path, monkeypatch, capsys):
     snapshot = write_files(tmp_path / "snapshot", records)
     asked = []
@@ -125,10 +153,15 @@ def test_what_is_missing_is_said(records, tmp_path):
         (
             "train",
             {"text": ["a"], "subject": ["b"]},
-            "split train has no column entity_type, facts, questions, which .* has text, sub",
+            "split train has no column entity_type, questions, which .* has text, sub",
+        ),
+        (
+            "train",
+            {"entity_type": ["a"], "subject": ["b"], "questions": ["c"]},
+            "split train has no column facts or text, which .* has entity_type, sub",
         ),
     ):
-        other = tmp_path / f"other-{name}"
+        other = tmp_path / f"other-{'-'.join(columns)}"
         datasets.DatasetDict({name: datasets.Dataset.from_dict(columns)}).save_to_disk(str(other))
         with pytest.raises(DataError, match=message):
             find_files(str(other))

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from propmeta_edit.data.cre import load_cre, save_cre
+from propmeta_edit.data.cre import CreCounts, count_cre, load_cre, save_cre
 from propmeta_edit.errors import ConfigError, DataError
 
 RECORD = {
@@ -128,3 +128,59 @@ def test_failed_save_keeps_the_old_file(tmp_path):
 def test_unknown_question_choice_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="seeded, all, got 'first'"):
         load_cre(tmp_path / "cre.jsonl", question_choice="first")
+
+
+def without_facts(record, text):
+    return {**{key: value for key, value in record.items() if key != "facts"}, "text": text}
+
+
+TEXT_RECORD = without_facts(
+    RECORD,
+    "Brightleaf Tools Ltd. was founded in Norway. The company runs workshops in Kenya and hires there. "
+    "Eventually, it opened an office in Greece.",
+)
+
+
+def test_a_record_without_facts_gets_them_from_its_text(tmp_path):
+    path = tmp_path / "cre.jsonl"
+    save_cre([TEXT_RECORD, {**TEXT_RECORD, "facts": None}, {**TEXT_RECORD, "facts": []}, RECORD], path)
+    cases = load_cre(path, question_choice="all")
+    name = "Brightleaf Tools Ltd."
+    assert [(case.edits[0].prompt, case.edits[0].target_new) for case in cases[:3]] == [
+        (f"{name} was founded in", "Norway"),
+        (f"{name} runs workshops in", "Kenya"),
+        (f"{name} opened an office in", "Greece"),
+    ]
+    assert all(case.edits[0].subject == name for case in cases[:9])
+    assert [case.edits for case in cases[:3]] == [case.edits for case in cases[3:6]] == [case.edits for case in cases[6:9]]
+    told, made = cases[9], cases[0]
+    assert (made.question, made.second_hop, made.tags) == (told.question, told.second_hop, told.tags)
+    assert len(load_cre(path)) == 4
+    assert count_cre(path) == CreCounts(num_records=4, from_file=3, from_text=9, num_unanswered=0)
+
+
+@pytest.mark.parametrize("record", [RECORD, TEXT_RECORD])
+@pytest.mark.parametrize("missing", [float("nan"), "nan", " NaN ", None])
+def test_no_question_is_made_of_a_missing_answer(tmp_path, record, missing):
+    path = tmp_path / "cre.jsonl"
+    gap, void = copy.deepcopy(record), copy.deepcopy(record)
+    gap["questions"][1]["answer"] = missing
+    for question in void["questions"]:
+        question["answer"] = missing
+    save_cre([gap, void, record], path)
+    ids = [case.case_id for case in load_cre(path, question_choice="all")]
+    assert ids == ["cre-000000#0", "cre-000000#2", "cre-000002#0", "cre-000002#1", "cre-000002#2"]
+    asked = {load_cre(path, seed=seed)[0].question.answers[0] for seed in range(20)}
+    assert asked == {"Norwegian krone", "Athens"} and [case.case_id for case in load_cre(path)] == ["cre-000000", "cre-000002"]
+    counts = count_cre(path)
+    assert (counts.num_records, counts.from_file + counts.from_text, counts.num_unanswered) == (3, 5, 4)
+
+
+def test_answers_that_only_look_missing_are_kept(tmp_path):
+    path = tmp_path / "cre.jsonl"
+    record = copy.deepcopy(RECORD)
+    for question, answer in zip(record["questions"], ("Nan", "naan", 0), strict=True):
+        question["answer"] = answer
+    save_cre([record], path)
+    assert [case.question.answers for case in load_cre(path, question_choice="all")] == [("Nan",), ("naan",), ("0",)]
+    assert count_cre(path) == CreCounts(num_records=1, from_file=3, from_text=0, num_unanswered=0)

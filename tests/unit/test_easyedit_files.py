@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import tiny
@@ -122,6 +123,7 @@ def test_check_counts_questions_apart_from_records_by_hops_and_edits(tmp_path):
     number = sum(len(record["questions"]) for record in records)
     said = describe_file(tiny.write_records(tmp_path / "train.jsonl", records))
     assert number > 6 and f"CRE, 6 records, {number} questions" in said
+    assert re.search(r"\nfacts         [0-9]+ from the file\n", said) and "left out" not in said
     assert f"by edits       1: {number}\n" in said and f"by hops        2: {number}\n" in said
 
 
