@@ -36,9 +36,9 @@ def load_cre(path: str | Path, question_choice: str = "seeded", seed: int = 0) -
     if question_choice not in QUESTION_CHOICES:
         raise ConfigError(f"question_choice must be one of {', '.join(QUESTION_CHOICES)}, got {question_choice!r}")
     cases: list[Case] = []
-    for index, (line, record) in enumerate(_read_records(Path(path))):
+    for index, (line, record) in enumerate(read_json_lines(Path(path))):
         try:
-            questions = _take(record, "questions", list)
+            questions = take(record, "questions", list)
             if not questions:
                 raise DataError("the record has no questions")
             case_id = f"cre-{index:06d}"
@@ -77,8 +77,12 @@ def save_text(text: str, path: str | Path) -> None:
         raise DataError(f"cannot be written: {error.strerror or error}", path) from error
 
 
-def _read_records(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    """Every non-empty line as (1-based line number, record)."""
+def read_json_lines(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
+    """Every non-empty line of a file as (1-based line number, record).
+
+    Raises:
+        DataError: it cannot be read, or a line is no JSON object (with its number).
+    """
     try:
         # Not splitlines: JSON strings may hold U+2028 and the like unescaped.
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -100,8 +104,12 @@ def _read_records(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
     return records
 
 
-def _take(mapping: Mapping[str, Any], key: str, kind: type) -> Any:
-    """A required value of a given type."""
+def take(mapping: Mapping[str, Any], key: str, kind: type) -> Any:
+    """A required value of a given type.
+
+    Raises:
+        DataError: it is missing, or of another type.
+    """
     if key not in mapping and key == "facts":
         raise DataError("the record has no 'facts'; an edit is one of its atomic facts, so text-only CRE files do not serve")
     if key not in mapping:
@@ -116,35 +124,44 @@ def _make_case(record: Mapping[str, Any], question: Any, case_id: str) -> Case:
     """The case of one question of a record."""
     if not isinstance(question, dict):
         raise DataError(f"a question must be a JSON object, got {question!r}")
-    facts = _take(record, "facts", list)
-    index = _take(question, "fact_idx", int)
+    facts = take(record, "facts", list)
+    index = take(question, "fact_idx", int)
     if not 0 <= index < len(facts):
         raise DataError(f"'fact_idx' must be in 0..{len(facts) - 1}, got {index}")
     if not isinstance(facts[index], dict):
         raise DataError(f"fact {index} must be a JSON object, got {facts[index]!r}")
-    prefix = _cut_end(_take(facts[index], "prefix", str))
-    subject = _take(record, "subject", str)
+    prefix = _cut_end(take(facts[index], "prefix", str))
+    subject = take(record, "subject", str)
     edit = EditRequest(
         prefix,
-        _take(facts[index], "target", str).strip(),
+        take(facts[index], "target", str).strip(),
         subject if subject and subject in prefix else None,
         rephrasings=_read_rephrasings(facts[index], prefix),
     )
-    template, alias, unalias, entity = (_take(question, key, str) for key in _QUESTION_TEXTS)
+    template, alias, unalias, entity = (take(question, key, str) for key in _QUESTION_TEXTS)
+    answers = (take_answer(question),)
+    tags = {"entity_type": take(record, "entity_type", str), "relation": template, "entity_name": entity}
+    tags |= {"hops": "2", "edits": "1"}
+    return Case(case_id, (edit,), Question(alias, answers), Question(unalias, answers), tags=tags)
+
+
+def take_answer(question: Mapping[str, Any]) -> str:
+    """A question's answer as text; the file may hold years as numbers.
+
+    Raises:
+        DataError: it is missing, or neither a string nor a number.
+    """
     answer = question.get("answer")
     if not isinstance(answer, str | int | float) or isinstance(answer, bool):
         raise DataError(f"'answer' must be a string or a number, got {answer!r}")
-    answers = (str(answer),)
-    tags = {"entity_type": _take(record, "entity_type", str), "relation": template, "entity_name": entity}
-    tags |= {"hops": "2", "edits": "1"}
-    return Case(case_id, (edit,), Question(alias, answers), Question(unalias, answers), tags=tags)
+    return str(answer)
 
 
 def _read_rephrasings(fact: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
     """The fact's other wording before its object, where the file has one (``paraphrase_prefix``)."""
     if fact.get("paraphrase_prefix") is None:
         return ()
-    other = _cut_end(_take(fact, "paraphrase_prefix", str))
+    other = _cut_end(take(fact, "paraphrase_prefix", str))
     return (other,) if other and other != prefix else ()
 
 
