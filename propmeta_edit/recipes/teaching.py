@@ -133,13 +133,13 @@ def read_lesson(files: Sequence[str], num_questions: int, num_multi_hop: int, se
         DataError: a file that cannot be read, in another format, or without any single hop to teach.
     """
     require_at_least(1, questions_per_source=num_questions, multi_hop_questions=num_multi_hop)
-    paths = [Path(file).resolve() for file in files]
-    twice = [file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1]
+    paths, places = [Path(file) for file in files], [Path(file).resolve() for file in files]
+    twice = [file for file, place in zip(files, places, strict=True) if places.count(place) > 1]
     if twice:
         raise ConfigError(f"--data names {twice[0]} twice; name each file once")
     kinds = [_require_readable(path) for path in paths]
     found = [READERS[kind](path) for kind, path in zip(kinds, paths, strict=True)]
-    facts, names = choose_facts(found), shortest_names(paths)
+    facts, names = choose_facts(found), shortest_names(places)
     sources, asked = [], []
     for name, kind, file, own, left_out in zip(names, kinds, found, facts.by_file, facts.left_out, strict=True):
         if not own:
@@ -194,15 +194,20 @@ def teach_to_folder(
         "asked_sha256": sha256_of_json([[asked.what, [q.text for q in asked.questions]] for asked in lesson.asked]),
         "settings": asdict(settings),
     }
-    if output.exists():
-        card = _read_json(output / CARD)
-        require_made_from(made_from, card["made_from"], output, "holds a taught model", "choose another --output, or remove it")
-        return card
     states = training_folder(output)
-    _claim(states, made_from)
-    about = {"base_model": model_name, "made_from": made_from, "questions": len(lesson.facts.questions), "files": lesson.sources}
-    build_whole(output, partial(_teach, base_folder, lesson, settings, device, states, about))
-    shutil.rmtree(states, ignore_errors=True)
+    if output.exists():
+        before = _read_json(output / CARD)["made_from"]
+        require_made_from(made_from, before, output, "holds a taught model", "choose another --output, or remove it")
+    else:
+        _claim(states, made_from)
+        about = {
+            "base_model": model_name,
+            "made_from": made_from,
+            "questions": len(lesson.facts.questions),
+            "files": lesson.sources,
+        }
+        build_whole(output, partial(_teach, base_folder, lesson, settings, device, states, about))
+    shutil.rmtree(states, ignore_errors=True)  # also one that a process left which was killed after it had named the output
     return _read_json(output / CARD)
 
 
@@ -289,12 +294,13 @@ def describe_taught(card: Mapping[str, Any]) -> str:
             entry["source"],
             entry["what"] + (" (not taught)" if entry["what"] == OLD_MULTI_HOP else ""),
             str(entry["n"]),
-            *(_percent(entry[when], "accuracy") for when in ("before", "after")),
-            _percent(entry["after"], "at_word_boundary"),
+            *(_percent(entry[when], rule) for rule in ("accuracy", "at_word_boundary") for when in ("before", "after")),
         ]
         for entry in card["accuracies"]
     ]
-    return markdown_table(["file", "questions", "n", "before, %", "after, %", "after, at word boundary, %"], rows)
+    return markdown_table(
+        ["file", "questions", "n", "before, %", "after, %", "before, at word boundary, %", "after, at word boundary, %"], rows
+    )
 
 
 def _percent(shares: Mapping[str, Any], name: str) -> str:
