@@ -196,8 +196,8 @@ def teach_to_folder(
     }
     states = training_folder(output)
     if output.exists():
-        before = _read_json(output / CARD)["made_from"]
-        require_made_from(made_from, before, output, "holds a taught model", "choose another --output, or remove it")
+        before = _read_json(output / CARD).get("made_from", {})
+        _require_same(made_from, before, output, "holds a taught model", "choose another --output, or remove it")
     else:
         _claim(states, made_from)
         about = {
@@ -220,8 +220,16 @@ def _claim(states: Path, made_from: Mapping[str, Any]) -> None:
     """Say in the folder of the state what the teaching is made from, or refuse that of another."""
     path = states / "made_from.json"
     if path.is_file():
-        require_made_from(made_from, _read_json(path), states, "holds a teaching", "choose another --output, or remove that folder")
+        remedy = "continue it with those, choose another --output, or remove that folder"
+        _require_same(made_from, _read_json(path), states, "holds a teaching", remedy)
     _write_json(path, made_from)
+
+
+def _require_same(now: Mapping[str, Any], before: Mapping[str, Any], place: Path, what: str, remedy: str) -> None:
+    """``require_made_from`` with each setting by its own name, so that the one that differs is named alone."""
+    flat_now, flat_before = ({**made_from, **made_from.get("settings", {})} for made_from in (now, before))
+    del flat_now["settings"]
+    require_made_from(flat_now, flat_before, place, what, remedy)
 
 
 def _teach(
