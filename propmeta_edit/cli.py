@@ -71,6 +71,7 @@ VERBS = {
     "speed compile": Verb("propmeta_edit.speed.run:speed_compile"),
     "data check": Verb(f"{_COMMANDS}:check_data", ("path",)),
     "statistics": Verb(f"{_COMMANDS}:statistics", ("model",)),
+    "teach": Verb(f"{_COMMANDS}:teach", ("model",)),
     "rebuild": Verb(f"{_COMMANDS}:rebuild", ("name",)),
     "export": Verb(f"{_COMMANDS}:export", ("checkpoint",)),
     "expand": Verb(f"{_COMMANDS}:expand", ("compact",)),

@@ -9,12 +9,20 @@ from propmeta_edit.errors import ConfigError, DataError, ModelError
 from propmeta_edit.metatrain.checkpoint import expand_compact, export_checkpoint, export_compact
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import ensure_artefact
-from propmeta_edit.options import WholeNumbers
+from propmeta_edit.options import Names, WholeNumbers
 from propmeta_edit.recipes import NAMES, edit_facts
 from propmeta_edit.recipes.bundled import rebuild as rebuild_files
 from propmeta_edit.recipes.data_check import describe_files
 from propmeta_edit.recipes.meta_training import train_to_folder
 from propmeta_edit.recipes.statistics import SAMPLED, make_statistics
+from propmeta_edit.recipes.teaching import (
+    TeachingSettings,
+    describe_lesson,
+    describe_taught,
+    estimate_seconds,
+    read_lesson,
+    teach_to_folder,
+)
 from propmeta_edit.records import EditRequest
 from propmeta_edit.studies.cost import describe_run
 
@@ -140,6 +148,41 @@ def meta_train(config: MetaTrainConfig, output: str | None = None, dry_run: bool
         raise ModelError(f"{folder} exists; choose another --output, or remove it")
     train_to_folder(config, folder)
     print(f"wrote {folder}", flush=True)
+
+
+def teach(
+    model: str,
+    data: Names,
+    output: str,
+    settings: TeachingSettings,
+    questions_per_source: int = 500,
+    multi_hop_questions: int = 300,
+    device: str = "auto",
+    dry_run: bool = False,
+) -> None:
+    """Teach a model the single hops that data files rest on, so that a two-hop test finds the second hop known.
+
+    No two-hop question and no edited fact is taught. A teaching that was stopped continues when the same command is given again.
+    The output is an ordinary model folder, in fp32; teaching.json in it says what was taught and how much of it is known, before
+    and after.
+
+    Args:
+        model: a folder, a bundled name (smollm2-135m-raw is SmolLM2 before it was taught anything), or a hub id.
+        data: files in CRE's or MQuAKE's format, with commas between them.
+        output: new folder for the taught model.
+        questions_per_source: at most so many single hops of each file are asked before and after.
+        multi_hop_questions: at most so many old multi-hop questions of each MQuAKE file are asked too; they are not taught.
+        device: auto, cpu, mps, cuda or cuda:N.
+        dry_run: say how many questions and steps it would be, and about how long it would take here, and stop.
+    """
+    lesson = read_lesson(data, questions_per_source, multi_hop_questions, settings.seed)
+    print(describe_lesson(lesson, settings), flush=True)
+    if dry_run:
+        seconds = estimate_seconds(model, lesson, settings, device)
+        print(f"about {seconds / 60:.1f} min here, from a few timed steps", flush=True)
+        return
+    print(describe_taught(teach_to_folder(model, lesson, Path(output), settings, device)))
+    print(f"wrote {output}", flush=True)
 
 
 def rebuild(name: str, output: str) -> None:

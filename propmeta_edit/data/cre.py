@@ -59,7 +59,7 @@ def load_cre(path: str | Path, question_choice: str = "seeded", seed: int = 0) -
     if question_choice not in QUESTION_CHOICES:
         raise ConfigError(f"question_choice must be one of {', '.join(QUESTION_CHOICES)}, got {question_choice!r}")
     cases: list[Case] = []
-    for index, (line, record) in enumerate(_read_records(Path(path))):
+    for index, (line, record) in enumerate(read_json_lines(Path(path))):
         try:
             questions = _take_questions(record)
             case_id = f"cre-{index:06d}"
@@ -81,14 +81,14 @@ def count_cre(path: str | Path) -> CreCounts:
     """
     facts: dict[bool, set[tuple[int, str, str]]] = {True: set(), False: set()}  # of file or not: (line, prefix, target)
     num_unanswered = 0
-    records = _read_records(Path(path))
+    records = read_json_lines(Path(path))
     for line, record in records:
         try:
             questions = _take_questions(record)
             num_unanswered += len(record["questions"]) - len(questions)
             for question in questions.values():
                 fact = _find_fact(record, question)
-                facts[_has_facts(record)].add((line, _take(fact, "prefix", str), _take(fact, "target", str)))
+                facts[_has_facts(record)].add((line, take(fact, "prefix", str), take(fact, "target", str)))
         except DataError as error:
             raise DataError(str(error), path, line) from error
     return CreCounts(len(records), len(facts[True]), len(facts[False]), num_unanswered)
@@ -119,8 +119,12 @@ def save_text(text: str, path: str | Path) -> None:
         raise DataError(f"cannot be written: {error.strerror or error}", path) from error
 
 
-def _read_records(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
-    """Every non-empty line as (1-based line number, record)."""
+def read_json_lines(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
+    """Every non-empty line of a file as (1-based line number, record).
+
+    Raises:
+        DataError: it cannot be read, or a line is no JSON object (with its number).
+    """
     try:
         # Not splitlines: JSON strings may hold U+2028 and the like unescaped.
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -142,8 +146,12 @@ def _read_records(path: Path) -> list[tuple[int, Mapping[str, Any]]]:
     return records
 
 
-def _take(mapping: Mapping[str, Any], key: str, kind: type) -> Any:
-    """A required value of a given type."""
+def take(mapping: Mapping[str, Any], key: str, kind: type) -> Any:
+    """A required value of a given type.
+
+    Raises:
+        DataError: it is missing, or of another type.
+    """
     if key not in mapping:
         raise DataError(f"missing key {key!r}; found {', '.join(sorted(mapping)) or 'no keys'}")
     value = mapping[key]
@@ -154,13 +162,14 @@ def _take(mapping: Mapping[str, Any], key: str, kind: type) -> Any:
 
 def _take_questions(record: Mapping[str, Any]) -> dict[int, Any]:
     """A record's questions that have an answer, by their index in it."""
-    questions = _take(record, "questions", list)
+    questions = take(record, "questions", list)
     if not questions:
         raise DataError("the record has no questions")
-    return {k: question for k, question in enumerate(questions) if not _is_unanswered(question)}
+    return {k: question for k, question in enumerate(questions) if not is_unanswered(question)}
 
 
-def _is_unanswered(question: Any) -> bool:
+def is_unanswered(question: Any) -> bool:
+    """Whether its answer is NaN, null or the word nan, so that it asks nothing."""
     if not isinstance(question, dict) or "answer" not in question:
         return False  # broken in another way, of which the user is told
     answer = question["answer"]
@@ -172,22 +181,31 @@ def _is_unanswered(question: Any) -> bool:
 def _make_case(record: Mapping[str, Any], question: Any, case_id: str) -> Case:
     """The case of one question of a record."""
     fact = _find_fact(record, question)
-    prefix = _cut_end(_take(fact, "prefix", str))
-    subject = _take(record, "subject", str)
+    prefix = _cut_end(take(fact, "prefix", str))
+    subject = take(record, "subject", str)
     edit = EditRequest(
         prefix,
-        _take(fact, "target", str).strip(),
+        take(fact, "target", str).strip(),
         subject if subject and subject in prefix else None,
         rephrasings=_read_rephrasings(fact, prefix),
     )
-    template, alias, unalias, entity = (_take(question, key, str) for key in _QUESTION_TEXTS)
+    template, alias, unalias, entity = (take(question, key, str) for key in _QUESTION_TEXTS)
+    answers = (take_answer(question),)
+    tags = {"entity_type": take(record, "entity_type", str), "relation": template, "entity_name": entity}
+    tags |= {"hops": "2", "edits": "1"}
+    return Case(case_id, (edit,), Question(alias, answers), Question(unalias, answers), tags=tags)
+
+
+def take_answer(question: Mapping[str, Any]) -> str:
+    """A question's answer as text; the file may hold years as numbers.
+
+    Raises:
+        DataError: it is missing, or neither a string nor a number.
+    """
     answer = question.get("answer")
     if not isinstance(answer, str | int | float) or isinstance(answer, bool):
         raise DataError(f"'answer' must be a string or a number, got {answer!r}")
-    answers = (str(answer),)
-    tags = {"entity_type": _take(record, "entity_type", str), "relation": template, "entity_name": entity}
-    tags |= {"hops": "2", "edits": "1"}
-    return Case(case_id, (edit,), Question(alias, answers), Question(unalias, answers), tags=tags)
+    return str(answer)
 
 
 def _has_facts(record: Mapping[str, Any]) -> bool:
@@ -205,8 +223,8 @@ def _find_fact(record: Mapping[str, Any], question: Any) -> Mapping[str, Any]:
                 f"{', '.join(sorted(record))})"
             )
         return make_fact(record, question)
-    facts = _take(record, "facts", list)
-    index = _take(question, "fact_idx", int)
+    facts = take(record, "facts", list)
+    index = take(question, "fact_idx", int)
     if not 0 <= index < len(facts):
         raise DataError(f"'fact_idx' must be in 0..{len(facts) - 1}, got {index}")
     fact = facts[index]
@@ -219,7 +237,7 @@ def _read_rephrasings(fact: Mapping[str, Any], prefix: str) -> tuple[str, ...]:
     """The fact's other wording before its object, where the file has one (``paraphrase_prefix``)."""
     if fact.get("paraphrase_prefix") is None:
         return ()
-    other = _cut_end(_take(fact, "paraphrase_prefix", str))
+    other = _cut_end(take(fact, "paraphrase_prefix", str))
     return (other,) if other and other != prefix else ()
 
 

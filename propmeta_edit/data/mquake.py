@@ -65,7 +65,7 @@ def is_in_subset(raw: Any, index: int, path: str | Path) -> bool:
         return is_two_hop_first_edited(raw)
     except (KeyError, IndexError, TypeError) as error:
         message = "the subset needs orig.new_triples, orig.edit_triples and requested_rewrite"
-        raise DataError(f"{_name_case(raw, index)}: {message} ({error!r})", path) from error
+        raise DataError(f"{name_case(raw, index)}: {message} ({error!r})", path) from error
 
 
 def is_two_hop_first_edited(raw: Mapping[str, Any]) -> bool:
@@ -102,7 +102,7 @@ def read_json_list(path: Path) -> list[Any]:
     return raws
 
 
-def _name_case(raw: Any, index: int) -> str:
+def name_case(raw: Any, index: int) -> str:
     """How errors speak of a case."""
     case_id = raw.get("case_id") if isinstance(raw, dict) else None
     return f"case {index}" if case_id is None else f"case {index} (case_id {case_id})"
@@ -114,15 +114,15 @@ def _make_case(raw: Any, index: int, path: str | Path) -> Case:
         edits = tuple(_make_edit(rewrite) for rewrite in raw["requested_rewrite"])
         if not edits:
             raise DataError("'requested_rewrite' is empty")
-        answers = _collect_answers(raw["new_answer"], raw.get("new_answer_alias") or [])
+        answers = collect_answers(raw["new_answer"], raw.get("new_answer_alias") or [])
         question = Question(raw["questions"][0], answers, raw.get("cloze_question"))
         return Case(f"mquake-{raw['case_id']}", edits, question, _take_last_hop(raw), tags=_make_tags(raw, len(edits)))
     except KeyError as error:
-        raise DataError(f"{_name_case(raw, index)}: missing key {error}", path) from error
+        raise DataError(f"{name_case(raw, index)}: missing key {error}", path) from error
     except (DataError, RequestError) as error:
-        raise DataError(f"{_name_case(raw, index)}: {error}", path) from error
+        raise DataError(f"{name_case(raw, index)}: {error}", path) from error
     except (AttributeError, IndexError, TypeError) as error:
-        raise DataError(f"{_name_case(raw, index)}: not in the MQuAKE format ({error})", path) from error
+        raise DataError(f"{name_case(raw, index)}: not in the MQuAKE format ({error})", path) from error
 
 
 def _take_last_hop(raw: Mapping[str, Any]) -> Question | None:
@@ -130,7 +130,7 @@ def _take_last_hop(raw: Mapping[str, Any]) -> Question | None:
     chain, hops = raw.get("orig", {}), raw.get("new_single_hops")
     if not hops or not chain.get("new_triples") or chain["new_triples"][-1] in chain["edit_triples"]:
         return None
-    return Question(hops[-1]["question"], _collect_answers(hops[-1]["answer"], hops[-1].get("answer_alias") or []))
+    return Question(hops[-1]["question"], collect_answers(hops[-1]["answer"], hops[-1].get("answer_alias") or []))
 
 
 def _make_edit(rewrite: Mapping[str, Any]) -> EditRequest:
@@ -140,13 +140,17 @@ def _make_edit(rewrite: Mapping[str, Any]) -> EditRequest:
         raise DataError(f"an edit's prompt must hold exactly one {{}} for the subject, got {prompt!r}")
     # Not str.format: other braces in a prompt are plain text.
     text = prompt.replace("{}", subject).strip()
-    # MQuAKE-Remastered's copy on the hub is flat.
-    target = rewrite["target_new_str"] if "target_new_str" in rewrite else rewrite["target_new"]["str"]
+    target = target_of(rewrite)
     # CaKE's re-wordings and learning prompts, where the file has them; a learning prompt's answer ends with a full stop.
     rephrased = _read_items(rewrite, "rephrase_prompt")
     learning = [(question, f"{answer}.") for question, answer in _read_items(rewrite, "learning_prompt")]
-    rephrasings = tuple(question for question, answer in rephrased if answer.strip() == str(target).strip())
-    return EditRequest(text, str(target), subject, (*rephrased, *learning), rephrasings)
+    rephrasings = tuple(question for question, answer in rephrased if answer.strip() == target.strip())
+    return EditRequest(text, target, subject, (*rephrased, *learning), rephrasings)
+
+
+def target_of(rewrite: Mapping[str, Any]) -> str:
+    """An edit's new object; MQuAKE-Remastered's copy on the hub is flat."""
+    return str(rewrite["target_new_str"] if "target_new_str" in rewrite else rewrite["target_new"]["str"])
 
 
 def _read_items(rewrite: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
@@ -161,7 +165,7 @@ def _read_items(rewrite: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
     return [(question, str(answer)) for question, answer in items]
 
 
-def _collect_answers(answer: Any, aliases: list[Any]) -> tuple[str, ...]:
+def collect_answers(answer: Any, aliases: list[Any]) -> tuple[str, ...]:
     """The answer and its aliases as strings, each once; a blank alias would match any text."""
     texts = [str(answer), *(str(alias) for alias in aliases)]
     return tuple(dict.fromkeys(text for text in texts if text.strip()))

@@ -8,7 +8,7 @@ from typing import Any
 
 from propmeta_edit.models.artefacts import register_builder
 
-# The first two come as small files; the others are made on first use, by training.
+# The first two come as small files, the last one is the first's model as it comes; the others are made on first use, by training.
 NAMES = (
     "smollm2-135m",
     "smollm2-135m-metaft",
@@ -18,6 +18,7 @@ NAMES = (
     "smollm2-135m-seed2",
     "gemma3-270m",
     "gemma3-270m-metaft",
+    "smollm2-135m-raw",
 )
 
 

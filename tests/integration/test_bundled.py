@@ -59,6 +59,13 @@ def test_an_edit_on_the_model_as_it_comes():
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
+def test_the_raw_model_is_the_quantised_file_itself():
+    """What ``teach`` starts from by name: no fact of the offline world is in it."""
+    named, _ = load_model("smollm2-135m-raw")
+    as_it_comes = load_smollm2_from_gguf()[0].state_dict()
+    assert all(torch.equal(value, as_it_comes[name]) for name, value in named.state_dict().items())
+
+
 @pytest.fixture(scope="module")
 def prepared():
     return {name: ensure_artefact(name) for name in SHIPPED}

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import propmeta_edit
 from propmeta_edit.cli import VERBS, main, make_parser, read_arguments
+from propmeta_edit.data.mquake import bundled_mquake_path
 from propmeta_edit.edits.edit import Edit, edit_from_weights
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.models.layers import select_parameters
@@ -172,6 +173,60 @@ def test_a_loss_that_is_not_finite_names_the_task(base, tmp_path, capsys):
     assert meta_train(base, tmp_path, "--inner_lr", "1e30") == 2
     error = capsys.readouterr().err
     assert "task cre-" in error and "lower inner_lr" in error
+
+
+def teach(base, tmp_path, *more):
+    data = [
+        "--data",
+        f"{tmp_path / 'train.jsonl'},{tmp_path / 'mquake.json'}",
+        "--output",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    return main(["teach", str(base), *data, "--num-epochs", "1", "--rank", "4", *more])
+
+
+@pytest.fixture
+def mquake(tmp_path):
+    """The first shipped MQuAKE cases, as a file beside the others."""
+    cases = json.loads(bundled_mquake_path().read_text(encoding="utf-8"))[:3]
+    (tmp_path / "mquake.json").write_text(json.dumps(cases), encoding="utf-8")
+
+
+def test_teach_writes_a_model_that_is_a_base_everywhere(base, mquake, tmp_path, capsys):
+    assert teach(base, tmp_path) == 0
+    said, card = capsys.readouterr().out, json.loads((tmp_path / "out" / "teaching.json").read_text())
+    assert "mquake.json: MQuAKE" in said and "| mquake.json | old multi-hop (not taught) | 3 |" in said and "wrote" in said
+    assert card["made_from"]["settings"]["rank"] == 4 and card["made_from"]["settings"]["learning_rate"] == 2e-3
+    assert teach(base, tmp_path) == 0, "finished: nothing is done again"
+    assert teach(base, tmp_path, "--rank", "8") == 2
+    assert "out: holds a taught model made from something else" in capsys.readouterr().err
+    assert meta_train(tmp_path / "out", tmp_path, "--output", str(tmp_path / "tuned")) == 0
+    assert json.loads((tmp_path / "tuned" / "metaft.json").read_text())["base_model"] == str(tmp_path / "out")
+
+
+def test_a_dry_run_of_teaching_says_what_it_takes_and_writes_nothing(base, mquake, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    assert teach(base, tmp_path, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "different questions, 1 epochs" in said and "min here, from a few timed steps" in said
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["--num-epochs", "0"], "--num-epochs must be 1 or more, got 0"),
+        (["--questions-per-source", "0"], "--questions-per-source must be 1 or more, got 0"),
+        (["--device", "abacus"], "got 'abacus'"),
+    ],
+)
+def test_teaching_that_the_user_can_mend_exits_with_2_and_leaves_nothing(base, mquake, tmp_path, capsys, arguments, message):
+    before = sorted(tmp_path.iterdir())
+    assert teach(base, tmp_path, *arguments) == 2
+    assert message in capsys.readouterr().err and sorted(tmp_path.iterdir()) == before
 
 
 def test_unknown_artefact_and_unknown_verb(capsys):

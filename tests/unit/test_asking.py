@@ -110,7 +110,7 @@ def test_the_number_of_tokens_is_the_protocols(model, tokenizer):
 def test_a_case_that_does_not_fit_is_refused_by_its_name(model, tokenizer):
     encoder = TextEncoder(tokenizer, model.config)
     check_case(encoder, CASES[1], 10)
-    long = replace(CASES[1], neighbour=Question("x" * (tiny.POSITIONS - 30), ("y",)))
+    long = replace(CASES[1], neighbour=Question("x" * (tiny.POSITIONS - 15), ("y",)))
     with pytest.raises(RequestError, match=r"^case c1: the prompt 'Question: xxx.* 10 more are asked for, .* 512 positions"):
         check_case(encoder, long, 10)
     facts = replace(CASES[1], edits=(EditRequest("y" * 490, "Peru"),))
