@@ -121,6 +121,29 @@ class MetaTask:
     unrelated: Question | None = None
 
 
+SAME_FACT, PARAPHRASE, FACT = "same fact", "paraphrase", "fact"  # of the edited subject
+OTHER, ELSEWHERE, REAL = "other", "elsewhere", "real"  # of subjects that no edit is about
+TOGETHER = "together"  # of each of several facts that are one edit
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A further question that a case is asked after its edits.
+
+    Args:
+        kind: ``same fact``: another consequence of the edited fact; ``paraphrase``: the case's question in other words;
+            ``fact``: the edited fact as a question; ``other``: the case's question about another invented subject; ``elsewhere``:
+            the edited fact's prompt about another subject; ``real``: a question about a real subject, whose answer should stay;
+            ``together``: the question of one of several facts that are written in one edit.
+        question: with the answers that are right for its own subject.
+        against: answers that are wrong here and right for the edited subject (or for another fact of the same edit).
+    """
+
+    kind: str
+    question: Question
+    against: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Case:
     """One evaluation case: write ``edits``, then ask ``question`` (a consequence of them).
@@ -132,6 +155,8 @@ class Case:
         second_hop: the single-hop question about knowledge the model should have had before, if the data has one.
         neighbour: a question about another subject, which these edits must not change (its answers are of no account).
         other_fact: a single-hop question about something else, which the model should still answer.
+        known: the edited fact before the edit, as a question about its real subject, if the data has it; other cases ask it.
+        probes: further questions, for the measures of ``evaluation.counts``.
         tags: whatever results are broken down by, e.g. ``{"relation": "currency", "entity_type": "Country"}``.
     """
 
@@ -141,6 +166,8 @@ class Case:
     second_hop: Question | None = None
     neighbour: Question | None = None
     other_fact: Question | None = None
+    known: Question | None = None
+    probes: tuple[Probe, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def as_task(self) -> MetaTask:

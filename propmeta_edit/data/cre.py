@@ -6,17 +6,18 @@ import json
 import math
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from propmeta_edit.data.cre_text import make_fact
 from propmeta_edit.errors import ConfigError, DataError, RequestError
 from propmeta_edit.files import write_text_atomically
-from propmeta_edit.records import Case, EditRequest, Question
+from propmeta_edit.records import PARAPHRASE, SAME_FACT, Case, EditRequest, Probe, Question
 
 QUESTION_CHOICES = ("seeded", "all")
 _QUESTION_TEXTS = ("question_template", "alias_question", "unalias_question", "entity_name")
+WRONG_PARAPHRASE = "ethnic group"  # the paraphrase of its question asks for the religion, in the published files
 _NOT_ANSWERED = ("nan", "NaN")  # what became of a missing answer as it was written; "Nan" may be the province of Thailand
 
 
@@ -67,7 +68,8 @@ def load_cre(path: str | Path, question_choice: str = "seeded", seed: int = 0) -
                 cases.extend(_make_case(record, question, f"{case_id}#{k}") for k, question in questions.items())
             elif questions:
                 chosen = random.Random(f"{seed}:{line}").choice(list(questions.values()))
-                cases.append(_make_case(record, chosen, case_id))
+                case = _make_case(record, chosen, case_id)
+                cases.append(replace(case, probes=(*case.probes, *_further_questions(record, chosen, questions.values()))))
         except (DataError, RequestError) as error:
             raise DataError(str(error), path, line) from error
     return cases
@@ -193,7 +195,17 @@ def _make_case(record: Mapping[str, Any], question: Any, case_id: str) -> Case:
     answers = (take_answer(question),)
     tags = {"entity_type": take(record, "entity_type", str), "relation": template, "entity_name": entity}
     tags |= {"hops": "2", "edits": "1"}
-    return Case(case_id, (edit,), Question(alias, answers), Question(unalias, answers), tags=tags)
+    again = question.get("alias_question_paraphrase")
+    is_same = isinstance(again, str) and again.strip() and WRONG_PARAPHRASE not in template.casefold()
+    probes = (Probe(PARAPHRASE, Question(again, answers)),) if is_same else ()
+    return Case(case_id, (edit,), Question(alias, answers), Question(unalias, answers), probes=probes, tags=tags)
+
+
+def _further_questions(record: Mapping[str, Any], chosen: Mapping[str, Any], questions: Iterable[Any]) -> list[Probe]:
+    """The other questions of a record that follow from the same fact."""
+    fact = _find_fact(record, chosen)
+    same = [q for q in questions if q is not chosen and _find_fact(record, q) == fact]
+    return [Probe(SAME_FACT, Question(take(q, "alias_question", str), (take_answer(q),))) for q in same]
 
 
 def take_answer(question: Mapping[str, Any]) -> str:

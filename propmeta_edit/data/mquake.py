@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from propmeta_edit.data.world import shipped_files
 from propmeta_edit.errors import DataError, RequestError
-from propmeta_edit.records import Case, EditRequest, Question
+from propmeta_edit.records import FACT, PARAPHRASE, Case, EditRequest, Probe, Question
 
 SUBSET_SIZE = 213
 _FULL_SIZE = 3000
@@ -116,7 +117,8 @@ def _make_case(raw: Any, index: int, path: str | Path) -> Case:
             raise DataError("'requested_rewrite' is empty")
         answers = collect_answers(raw["new_answer"], raw.get("new_answer_alias") or [])
         question = Question(raw["questions"][0], answers, raw.get("cloze_question"))
-        return Case(f"mquake-{raw['case_id']}", edits, question, _take_last_hop(raw), tags=_make_tags(raw, len(edits)))
+        case = Case(f"mquake-{raw['case_id']}", edits, question, _take_last_hop(raw), tags=_make_tags(raw, len(edits)))
+        return replace(case, known=_take_known(raw), probes=_make_probes(raw, answers))
     except KeyError as error:
         raise DataError(f"{name_case(raw, index)}: missing key {error}", path) from error
     except (DataError, RequestError) as error:
@@ -131,6 +133,21 @@ def _take_last_hop(raw: Mapping[str, Any]) -> Question | None:
     if not hops or not chain.get("new_triples") or chain["new_triples"][-1] in chain["edit_triples"]:
         return None
     return Question(hops[-1]["question"], collect_answers(hops[-1]["answer"], hops[-1].get("answer_alias") or []))
+
+
+def _make_probes(raw: Mapping[str, Any], answers: tuple[str, ...]) -> tuple[Probe, ...]:
+    """The question in its other wordings, and each edited fact as a question, where the file has them."""
+    again = [Probe(PARAPHRASE, Question(text, answers)) for text in raw["questions"][1:]]
+    facts = [(r["question"], target_of(r)) for r in raw["requested_rewrite"] if r.get("question")]
+    return (*again, *(Probe(FACT, Question(text, (target,))) for text, target in facts))
+
+
+def _take_known(raw: Mapping[str, Any]) -> Question | None:
+    """What the only edit replaces, as a question, where the case records it."""
+    first = raw["requested_rewrite"][0]
+    if len(raw["requested_rewrite"]) != 1 or not first.get("question") or not isinstance(first.get("target_true"), Mapping):
+        return None
+    return Question(first["question"], (str(first["target_true"]["str"]),))
 
 
 def _make_edit(rewrite: Mapping[str, Any]) -> EditRequest:
@@ -178,4 +195,6 @@ def _make_tags(raw: Mapping[str, Any], num_edits: int) -> dict[str, str]:
     if chain:
         tags["hops"] = str(len(chain))
         tags["relation"] = str(chain[-1][1])
+        tags["chain"] = " ".join(str(triple[1]) for triple in chain)
+        tags["last hop"] = "edited" if chain[-1] in raw["orig"].get("edit_triples", ()) else "not edited"
     return tags

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from propmeta_edit.data.cre import is_unanswered, read_json_lines, take, take_answer
+from propmeta_edit.data.cre import WRONG_PARAPHRASE, is_unanswered, read_json_lines, take, take_answer
 from propmeta_edit.data.mquake import collect_answers, name_case, read_json_list, target_of
 from propmeta_edit.errors import DataError, RequestError
 from propmeta_edit.records import Question
 
 # Its authors pasted this relation's paraphrases from the religion relation: they ask for something else than their answers say.
-WRONG_PARAPHRASE = "ethnic group"
 NO_ANSWER = "with NaN for an answer"
 EDITED, MULTI_HOP, OTHER_ANSWER = "edited", "asked as multi-hop questions", "with another answer already"
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from propmeta_edit.errors import record_named
 from propmeta_edit.evaluation.measures import CaseOutcome
-from propmeta_edit.models.generation import MAX_NEW_TOKENS, continue_greedily, generate_greedily
+from propmeta_edit.models.generation import MAX_NEW_TOKENS, Continuation, continue_greedily, generate_greedily
 from propmeta_edit.protocols import LanguageModel, Tokenizer
-from propmeta_edit.records import Case
+from propmeta_edit.records import ELSEWHERE, OTHER, REAL, Case, Probe
 from propmeta_edit.text.encoding import TextEncoder
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
 
@@ -80,13 +81,13 @@ class Examiner:
         for number, case in enumerate(cases):
             own = dict(zip(wanted[number], said[number * per_case : (number + 1) * per_case], strict=False))
             before = {name: self._unedited[p] for name, p in prompts_to_compare(case).items()} if is_edited else {}
-            outcomes.append(self._as_outcome(case, {name: s.text for name, s in own.items()}, _wholes(own), before))
+            outcomes.append(self._as_outcome(case, own, before))
         return outcomes
 
-    def _as_outcome(
-        self, case: Case, texts: Mapping[str, str], wholes: Mapping[str, str], before: Mapping[str, str]
-    ) -> CaseOutcome:
+    def _as_outcome(self, case: Case, said: Mapping[str, Continuation], before: Mapping[str, str]) -> CaseOutcome:
         encoder = TextEncoder(self.tokenizer)
+        texts = {name: one.text for name, one in said.items()}
+        wholes = {name: one.whole for name, one in said.items() if one.whole is not None}
         facts = [f"fact {number}" for number in range(len(case.edits))]
         return CaseOutcome(
             generated=texts["question"],
@@ -99,14 +100,12 @@ class Examiner:
             other_fact_generated=texts.get("other fact"),
             neighbour_generated=texts.get("neighbour") if before else None,
             neighbour_before=before.get("neighbour"),
+            before=before.get("question"),
+            probes=tuple(_as_record(probe, before.get(name), texts[name]) for name, probe in _probes_of(case).items()),
             answer_tokens=fewest_tokens(encoder, case),
             fact_tokens=max(encoder.count_answer_tokens(edit.target_new) for edit in case.edits),
             max_new_tokens=self.max_new_tokens,
         )
-
-
-def _wholes(said: Mapping[str, object]) -> dict[str, str]:
-    return {name: whole for name, s in said.items() if (whole := getattr(s, "whole", None)) is not None}
 
 
 def fewest_tokens(encoder: TextEncoder, case: Case) -> int:
@@ -122,12 +121,30 @@ def prompts_of(case: Case, in_context: bool = False) -> dict[str, str]:
     prompts |= {f"fact {number}": edit.prompt for number, edit in enumerate(case.edits)}
     singles = {"second hop": case.second_hop, "other fact": case.other_fact, "neighbour": case.neighbour}
     prompts |= {name: format_question(question.text) for name, question in singles.items() if question is not None}
+    prompts |= {name: _prompt_of(probe) for name, probe in _probes_of(case).items()}
     return {name: format_in_context(case.edits, prompt) for name, prompt in prompts.items()} if in_context else prompts
 
 
 def prompts_to_compare(case: Case) -> dict[str, str]:
     """Those whose answers after an edit are compared with the ones before it."""
-    return {} if case.neighbour is None else {"neighbour": format_question(case.neighbour.text)}
+    compared = {name: _prompt_of(probe) for name, probe in _probes_of(case).items() if probe.kind in (OTHER, ELSEWHERE, REAL)}
+    if compared:
+        compared["question"] = format_question(case.question.text)
+    return compared if case.neighbour is None else {**compared, "neighbour": format_question(case.neighbour.text)}
+
+
+def _probes_of(case: Case) -> dict[str, Probe]:
+    return {f"probe {number}": probe for number, probe in enumerate(case.probes)}
+
+
+def _as_record(probe: Probe, before: str | None, after: str) -> dict[str, Any]:
+    """A probe as rows keep it."""
+    about = {"kind": probe.kind, "question": probe.question.text, "answers": list(probe.question.answers)}
+    return {**about, "against": list(probe.against), "before": before, "after": after}
+
+
+def _prompt_of(probe: Probe) -> str:
+    return probe.question.text if probe.kind == ELSEWHERE else format_question(probe.question.text)
 
 
 def check_case(encoder: TextEncoder, case: Case, max_new_tokens: int, in_context: bool = False) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from propmeta_edit.evaluation.scoring import contains_answer
-from propmeta_edit.records import Case, EditRequest
+from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
+from propmeta_edit.records import ELSEWHERE, OTHER, REAL, TOGETHER, Case, EditRequest, Probe, Question
+
+NUM_OTHERS, NUM_REAL = 4, 2  # questions about other subjects a case
 
 
 def with_neighbours(cases: Sequence[Case]) -> list[Case]:
@@ -27,6 +30,93 @@ def with_neighbours(cases: Sequence[Case]) -> list[Case]:
             case = replace(case, neighbour=chosen.question, other_fact=case.other_fact or chosen.second_hop)
         result.append(case)
     return result
+
+
+def with_probes(cases: Sequence[Case], seed: int) -> list[Case]:
+    """Each case of one edit with probes besides its own: of other subjects, drawn by ``seed``, whose cases ask in the same way.
+
+    Up to ``NUM_OTHERS`` cases of the same relations whose answers, subject and object differ give their questions (``other``), the
+    first of them its fact's prompt (``elsewhere``). Up to ``NUM_REAL`` questions about real subjects (``real``) are what other
+    cases' edits replaced, or else their second hops. Cases of several edits keep what they have.
+    """
+    alike: dict[str, list[Case]] = {}
+    for case in cases:
+        alike.setdefault(_kind_of(case), []).append(case)
+    return [
+        case if len(case.edits) != 1 else replace(case, probes=(*case.probes, *_draw_probes(case, alike[_kind_of(case)], seed)))
+        for case in cases
+    ]
+
+
+def _kind_of(case: Case) -> str:
+    """The relations that its question follows."""
+    return case.tags.get("chain", case.tags.get("relation", ""))
+
+
+def _draw_probes(case: Case, alike: Sequence[Case], seed: int) -> list[Probe]:
+    order = random.Random(f"{seed}:{case.case_id}").sample(alike, len(alike))
+    others = (other for other in order if _is_another(case, other))
+    chosen = list(itertools.islice(others, NUM_OTHERS))
+    probes = [Probe(OTHER, other.question, case.question.answers) for other in chosen]
+    probes += [
+        Probe(ELSEWHERE, Question(other.edits[0].prompt, (other.edits[0].target_new,)), (case.edits[0].target_new,))
+        for other in chosen[:1]
+    ]
+    real = {q.text: Probe(REAL, q) for other in order if (q := other.known or other.second_hop) and _is_real(case, other, q)}
+    return [*probes, *list(real.values())[:NUM_REAL]]
+
+
+def _is_another(case: Case, other: Case) -> bool:
+    """Whether another case of one edit has another subject and object, and no answer within one of the case's, nor around it."""
+    pairs = ((case, other), (other, case))
+    is_alike = any(contains_answer_at_word_boundary(a, two.question.answers) for one, two in pairs for a in one.question.answers)
+    return len(other.edits) == 1 and _is_unrelated(case, other) and not is_alike
+
+
+def _is_real(case: Case, other: Case, question: Question) -> bool:
+    """Whether a question about a real subject has nothing to do with the edit."""
+    [edit] = case.edits
+    names = [edit.target_new, *([edit.subject] if edit.subject else [])]
+    is_own = any(contains_answer(question.text, (name,)) for name in names)
+    return other is not case and not is_own and not any(contains_answer(a, case.question.answers) for a in question.answers)
+
+
+def with_groups(cases: Sequence[Case], k: int, seed: int, number: int) -> list[Case]:
+    """Groups of k facts of one kind as cases of k edits, up to ``number`` of them, drawn by ``seed``; each fact in one group.
+
+    The facts have the same words but for subject and object, and the same question but for the subject; subjects, objects and
+    answers differ. Each question is a ``together`` probe; the first one is the case's own.
+    """
+    kinds: dict[tuple[str, str], list[Case]] = {}
+    for case in random.Random(seed).sample(list(cases), len(cases)):
+        if len(case.edits) == 1 and case.edits[0].subject:
+            edit = case.edits[0]
+            kinds.setdefault((_kind_of(case), edit.prompt.replace(str(edit.subject), "{}")), []).append(case)
+    groups: list[list[Case]] = []
+    for left in kinds.values():
+        while len(group := _take_group(left, k)) == k:
+            groups.append(group)
+            left[:] = [case for case in left if case not in group]
+    chosen = random.Random(seed).sample(groups, len(groups))[:number]
+    return [_as_one(group, n) for n, group in enumerate(chosen)]
+
+
+def _take_group(cases: Sequence[Case], k: int) -> list[Case]:
+    group: list[Case] = []
+    for case in cases:
+        if len(group) < k and all(_is_another(case, other) and case.edits[0].subject != other.edits[0].subject for other in group):
+            group.append(case)
+    return group
+
+
+def _as_one(group: Sequence[Case], number: int) -> Case:
+    probes = []
+    for case in group:
+        against = tuple(answer for other in group if other is not case for answer in other.question.answers)
+        probes.append(Probe(TOGETHER, case.question, against))
+    edits = tuple(case.edits[0] for case in group)
+    first = replace(group[0].question, cloze=None)
+    return Case(f"{len(group)}-{number}", edits, first, probes=tuple(probes), tags=group[0].tags)
 
 
 def with_wrong_facts(cases: Sequence[Case]) -> list[Case]:

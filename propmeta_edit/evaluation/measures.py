@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
 from propmeta_edit.models.generation import MAX_NEW_TOKENS
@@ -23,6 +24,9 @@ class CaseOutcome:
         seconds_per_edit: of the edit call alone; None where nothing is edited, or where several cases were edited at once.
         second_hop_generated, other_fact_generated: after the single-hop questions, if the case has them.
         neighbour_generated, neighbour_before: after the other subject's question, with the edits and without.
+        before: after the question, without the edits, where there are probes to compare with.
+        probes: of each of the case's probes its kind, question, answers, ``against``, and what was said ``before`` (None where it
+            is not compared) and ``after`` the edits.
         answer_tokens, fact_tokens: of the shortest accepted answer, and of the longest edited object; None where nobody counted.
     """
 
@@ -36,6 +40,8 @@ class CaseOutcome:
     neighbour_before: str | None = None
     whole: str | None = None
     facts_whole: tuple[str, ...] = ()
+    before: str | None = None
+    probes: tuple[Mapping[str, Any], ...] = ()
     answer_tokens: int | None = None
     fact_tokens: int | None = None
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -160,6 +166,8 @@ def judge(case: Case, said: CaseOutcome) -> dict[str, object]:
         "fact_generated": said.fact_generated,
         "whole": said.whole,
         "facts_whole": said.facts_whole,
+        "before": said.before,
+        "probes": said.probes,
         "seconds_per_edit": said.seconds_per_edit,
         **{measure.field: measure.judge(case, said) for measure in MEASURES},
     }

@@ -11,7 +11,7 @@ from propmeta_edit.errors import DataError
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, NATURAL_LIMIT
 from propmeta_edit.store import JsonLines, read_lines, require_made_from
 
-TUPLES = ("answers", "fact_generated", "facts_whole")
+TUPLES = ("answers", "fact_generated", "facts_whole", "probes")
 REMEDY = "remove the line, its case will run again"
 SETTINGS = ("model_sha256", "data_sha256", "hparams_sha256", "seed", "protocol")
 
@@ -31,6 +31,8 @@ class Row:
     the model from which the row's own was meta-trained (its own where it was not);
     ``whole`` and ``facts_whole`` are ``generated`` and ``fact_generated`` to their natural stop, on which natural verdicts rest;
     ``answer_too_long`` and ``fact_too_long`` say that ``generated`` has too few tokens to hold an accepted answer, or an object;
+    ``before`` is what was said after the question without the edits; ``probes`` are further questions with what was said
+    (``evaluation.counts``);
     ``precomputation`` holds the seconds of what was done once before any edit (``meta-training``, ``statistics``, ``projections``).
     """
 
@@ -70,6 +72,8 @@ class Row:
     seconds: float | None = None
     cases_at_once: int | None = None
     note: str | None = None
+    before: str | None = None
+    probes: tuple[Mapping[str, Any], ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from propmeta_edit.errors import DataError
+from propmeta_edit.evaluation.counts import COUNTS, TOLD_APART, TOLD_APART_OF, Count, count, count_told_apart, told_apart_counts
 from propmeta_edit.evaluation.measures import MEASURES
 from propmeta_edit.evaluation.rows import SETTINGS, Row, select_rows
 from propmeta_edit.evaluation.runner import MethodSpec
@@ -18,19 +20,30 @@ from propmeta_edit.evaluation.statistics import wilson_interval
 from propmeta_edit.files import sha256_of_json, write_text_atomically
 
 SETTINGS_FILE = "settings.json"
+ACCURACY = Count("accuracy", "accuracy %", lambda row: [float(row.correct)])
 FEW = 30  # fewer cases than this are flagged
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One entry a (method, data set), in the order of first appearance; accuracies are shares in 0 to 1.
 
+    Rows that are groups of facts are no entries of their own: what they tell stands with their data set.
+
     Raises:
         DataError: rows of one method and data set made with different settings, or a data set scored by different protocols or
             read from different files.
     """
     _require_one_source(rows)
-    pairs = list(dict.fromkeys((row.method, row.dataset) for row in rows))
-    return [_summarise_pair(select_rows(rows, method, dataset)) for method, dataset in pairs]
+    groups = [row for row in rows if TOLD_APART in row.tags]
+    single = [row for row in rows if TOLD_APART not in row.tags]
+    sizes = sorted({int(row.tags[TOLD_APART]) for row in groups})
+    pairs = list(dict.fromkeys((row.method, row.dataset) for row in single))
+    summary = [_summarise_pair(select_rows(single, method, dataset)) for method, dataset in pairs]
+    for entry in summary:
+        own = [r for r in groups if (r.method, r.tags[TOLD_APART_OF]) == (entry["method"], entry["dataset"])]
+        for k in sizes:
+            entry.update(count_told_apart(own, k))
+    return summary
 
 
 def _require_one_source(rows: Sequence[Row]) -> None:
@@ -72,6 +85,9 @@ def _summarise_pair(rows: Sequence[Row]) -> dict[str, Any]:
         "model": first.model,
         "n": len(rows),
         **_measure(rows),
+        **count(rows, COUNTS),
+        "accuracy_n": len(rows),
+        "accuracy_ci95_groups": count(rows, [ACCURACY])["accuracy_ci95"],
         "seconds_per_edit": fmean(seconds) if seconds else None,
         "n_timed": len(seconds),
         "seconds_per_edit_median": median(seconds) if seconds else None,
@@ -125,7 +141,7 @@ def write_tables(summary: Sequence[dict[str, Any]], folder: str | Path, notes: S
 def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
     """The table for reading: percentages with 95 % intervals, few cases flagged, without the columns that no row fills."""
     rows = [_cells_of(entry) for entry in summary]
-    legend = ["Brackets: 95 % Wilson intervals.", *notes]
+    legend = ["Brackets: 95 % intervals, Wilson's or, where n is said, by bootstrap over entity and relation.", *notes]
     legend += [f"{entry['method']} on {entry['dataset']}: {note}." for entry in summary for note in entry["notes"]]
     if any(entry["n"] < FEW for entry in summary):
         legend.append(f"†: fewer than {FEW} cases.")
@@ -142,11 +158,22 @@ def _cells_of(entry: Mapping[str, Any]) -> dict[str, str]:
         "data set": entry["dataset"],
         "n": f"{entry['n']}{'†' if entry['n'] < FEW else ''}",
         **{m.title: _percent(entry[m.column], entry.get(f"{m.column}_ci95")) for m in MEASURES},
+        **{one.title: _count_cell(entry, one.column) for one in _counts_in(entry)},
         "s / edit": "–" if seconds is None else f"{seconds:.2f}",
         "cases / s": "–" if rate is None else f"{rate:.2f} ({entry['cases_at_once']} at once)",
         "once before, s": ", ".join(f"{name} {spent:.0f}" for name, spent in entry["precomputation"].items()) or "–",
         "errors": str(entry["errors"]),
     }
+
+
+def _counts_in(entry: Mapping[str, Any]) -> list[Count]:
+    sizes = [int(column.removeprefix("told_apart_")) for column in entry if re.fullmatch(r"told_apart_\d+", column)]
+    return [*COUNTS, *(one for k in sizes for one in told_apart_counts(k))]
+
+
+def _count_cell(entry: Mapping[str, Any], column: str) -> str:
+    share, n = entry[column], entry[f"{column}_n"]
+    return "–" if share is None else f"{_percent(share, entry[f'{column}_ci95'])} (n {n})"
 
 
 def _percent(share: float | None, interval: Sequence[float] | None = None) -> str:

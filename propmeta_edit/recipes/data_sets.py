@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
 from propmeta_edit.errors import DataError
-from propmeta_edit.evaluation.companions import with_neighbours
+from propmeta_edit.evaluation.companions import with_neighbours, with_probes
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.files import sha256_of_file
 from propmeta_edit.recipes.data_check import FORMATS, find_format
@@ -30,22 +31,25 @@ LOADERS: dict[str, Callable[..., list[Any]]] = {
 }
 
 
-def load_datasets(item: str, seed: int) -> list[DataSet]:
+def load_datasets(item: str, seed: int, probed: bool = False) -> list[DataSet]:
     """``NAME``, ``NAME=FILE``, ``FILE``, or all test files of CRE in a ``FOLDER`` or in ``hub:owner/name``.
+
+    Args:
+        probed: with the further questions of ``evaluation.counts``, which take as long again.
 
     Raises:
         DataError: nothing of the kind, or a file that cannot be read.
     """
     if not is_source(item):
-        return [load_dataset(item, seed)]
+        return [load_dataset(item, seed, probed)]
     found = find_files(item)
     files = [found[file] for file in TEST_FILES.values() if file in found]
     if not files:
         raise DataError(f"none of CRE's test files is in it, only {', '.join(found)}", item)
-    return [load_dataset(str(path), seed) for path in files]
+    return [load_dataset(str(path), seed, probed) for path in files]
 
 
-def load_dataset(item: str, seed: int) -> DataSet:
+def load_dataset(item: str, seed: int, probed: bool = False) -> DataSet:
     """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; what a bare file is is read from it.
 
     Of a set of CRE's, ``FILE`` may be the folder or ``hub:owner/name`` that has it.
@@ -75,4 +79,5 @@ def load_dataset(item: str, seed: int) -> DataSet:
     cases = load(path, seed=seed) if load is load_cre else load(path)
     if not cases:
         raise DataError(f"no case of {name} in it", path)
+    cases = with_probes(cases, seed) if probed else [replace(case, probes=()) for case in cases]
     return DataSet(name, sha256_of_file(path), with_neighbours(cases))

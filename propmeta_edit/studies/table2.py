@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
+from propmeta_edit.evaluation.companions import with_groups
 from propmeta_edit.evaluation.comparisons import write_comparisons
+from propmeta_edit.evaluation.counts import TOLD_APART, TOLD_APART_OF
+from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.evaluation.tables import require_comparable, summarise, write_tables
 from propmeta_edit.files import write_text_atomically
-from propmeta_edit.options import Names, read_counts, read_pairs, require_among, require_at_least
+from propmeta_edit.options import Names, WholeNumbers, read_counts, read_pairs, require_among, require_at_least
 from propmeta_edit.recipes.data_sets import load_datasets
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE
 from propmeta_edit.recipes.splits import Split, is_released, kind_of
@@ -16,6 +20,7 @@ from propmeta_edit.studies import published
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.methods import CORE, METHODS, NOTES, find_methods
 
+NUM_GROUPS = 100  # of facts that are told apart, a data set
 DATASETS, ROWS = Names(("world-id", "world-ood")), Names(variant.name for variant in CORE)
 
 
@@ -28,6 +33,7 @@ def table2(
     methods: Names = ROWS,
     datasets: Names = DATASETS,
     limits: Names | None = None,
+    told_apart: WholeNumbers | None = None,
     edits_at_once: int = EDITS_AT_ONCE,
     dtype: str = "fast",
 ) -> int:
@@ -44,28 +50,42 @@ def table2(
         methods: the rows, or all for the usual ones and the controls.
         datasets: each NAME, FILE, NAME=FILE, or CRE's FOLDER or hub:owner/name.
         limits: other numbers of cases for single methods, e.g. ROME=8, since it is slow.
+        told_apart: e.g. 2,4,8: besides, so many facts of one kind in one edit, each of them asked; a hundred groups at most.
         edits_at_once: cases of FT and MetaFT side by side; halved where memory runs out, which the table says.
         dtype: of the frozen rest: float32, bfloat16, float16, or fast: bfloat16 where the device has it in hardware, else float32.
     """
     require_at_least(1, edits_at_once=edits_at_once)
+    require_at_least(2, told_apart=min(told_apart or (2,)))
     own_limits = read_counts("limits", limits or ())
     if own_limits:
         require_among("limits", list(own_limits), list(METHODS))
     named = {**read_pairs("checkpoints", checkpoints or ()), **({"metaft": metaft_model} if metaft_model else {})}
     bench = options.make_bench("table2", model, hparams, dtype, checkpoints=named, edits_at_once=edits_at_once)
-    splits = load_asked(datasets, options.case_seed)
+    splits = load_asked(datasets, options.case_seed, told_apart or ())
     write = partial(write_table2, options=options)
     study = Study("table2", find_methods(methods), splits, bench, write, limits=own_limits, check=require_comparable)
     return run_study(study, options)
 
 
-def load_asked(items: Sequence[str], seed: int) -> list[Split]:
-    """The data sets as they are written on the command line.
+def load_asked(items: Sequence[str], seed: int, told_apart: Sequence[int] = ()) -> list[Split]:
+    """The data sets as they are written on the command line, and behind each its groups of facts that are told apart.
 
     Raises:
         DataError: no such data set, or a file that cannot be read.
     """
-    return [Split(data, kind_of(item), is_released(item)) for item in items for data in load_datasets(item, seed)]
+    splits = []
+    for item in items:
+        for data in load_datasets(item, seed, probed=True):
+            groups = [group for k in told_apart if (group := _group(data, k, seed)).cases]
+            splits += [Split(one, kind_of(item), is_released(item)) for one in (data, *groups)]
+    return splits
+
+
+def _group(data: DataSet, k: int, seed: int) -> DataSet:
+    """A data set's facts in groups of k; without cases where no k of one kind differ."""
+    tags = {TOLD_APART: str(k), TOLD_APART_OF: data.name}
+    groups = with_groups(data.cases, k, seed, NUM_GROUPS)
+    return DataSet(f"{data.name}, {k} told apart", data.sha256, [replace(g, tags={**g.tags, **tags}) for g in groups])
 
 
 def write_table2(results: Results, options: StudyOptions) -> str:
@@ -86,5 +106,5 @@ def write_table2(results: Results, options: StudyOptions) -> str:
             "published.md: what the paper reports for its Llama3-8B, cited with its protocol; whether yours is that is not checked."
         )
     text = write_tables(summarise(rows), results.folder, notes)
-    write_comparisons(rows, results.folder, ("FT", "MetaFT"))
+    write_comparisons([row for row in rows if TOLD_APART not in row.tags], results.folder, ("FT", "MetaFT"))
     return f"{text}\npaired comparisons with FT and MetaFT, breakdowns and examples: {results.folder / 'comparisons.md'}"

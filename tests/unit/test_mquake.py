@@ -50,7 +50,7 @@ def test_case_fields(tmp_path):
     assert case.question.answers == ("Spanish", "Castilian", "7")
     assert case.question.cloze == "The tongue of Ann Lee's country is"
     assert case.second_hop is None
-    assert case.tags == {"hops": "2", "edits": "2", "relation": "P37"}
+    assert case.tags == {"hops": "2", "edits": "2", "relation": "P37", "chain": "P27 P37", "last hop": "edited"}
 
 
 def test_a_subject_with_space_around_it_is_in_its_prompt_all_the_same(tmp_path):

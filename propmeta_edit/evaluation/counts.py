@@ -1,0 +1,141 @@
+"""What a gain is made of: shares over further questions than a case's own, and over pairs of subjects.
+
+All of it is counted from the texts that a row keeps (``Row.probes``); docs/measures.md has the definitions and where they are from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from propmeta_edit.evaluation.rows import Row
+from propmeta_edit.evaluation.scoring import contains_answer
+from propmeta_edit.evaluation.statistics import ratio_interval
+from propmeta_edit.records import ELSEWHERE, FACT, OTHER, PARAPHRASE, REAL, SAME_FACT, TOGETHER
+
+TOLD_APART, TOLD_APART_OF = "told_apart", "told_apart_of"  # tags of a group of facts: how many, and of which data set
+
+
+@dataclass(frozen=True)
+class Count:
+    """One measure over any number of questions or pairs a row.
+
+    Args:
+        column: of a table; ``_n`` and ``_ci95`` stand beside it.
+        title: of the column, for reading.
+        values: one number a question or pair that counts; none where the row has none.
+    """
+
+    column: str
+    title: str
+    values: Callable[[Row], list[float]]
+
+
+def _probes(row: Row, kind: str) -> list[Mapping[str, Any]]:
+    return [probe for probe in row.probes if probe["kind"] == kind]
+
+
+def _is_right(probe: Mapping[str, Any]) -> bool:
+    return contains_answer(probe["after"], probe["answers"])
+
+
+def _right(kind: str) -> Callable[[Row], list[float]]:
+    return lambda row: [float(_is_right(probe)) for probe in _probes(row, kind)]
+
+
+def _all_questions(row: Row) -> list[float]:
+    further = _right(SAME_FACT)(row)
+    return [float(row.correct), *further] if row.probes else []
+
+
+def _pairs(row: Row) -> list[tuple[float, float]]:
+    """(own, leak) of each pair of the edited subject and another one, where neither had the edited consequence before.
+
+    ``own``: the question about the edited subject now has it; ``leak``: the same question about the other subject does.
+    """
+    if row.before is None or contains_answer(row.before, row.answers):
+        return []
+    others = [probe for probe in _probes(row, OTHER) if not contains_answer(probe["before"], probe["against"])]
+    return [(float(row.correct), float(contains_answer(probe["after"], probe["against"]))) for probe in others]
+
+
+def _target_elsewhere(row: Row) -> list[float]:
+    news = [probe for probe in _probes(row, ELSEWHERE) if not contains_answer(probe["before"], probe["against"])]
+    return [float(contains_answer(probe["after"], probe["against"])) for probe in news]
+
+
+def _known_real(row: Row) -> list[float]:
+    known = [probe for probe in _probes(row, REAL) if contains_answer(probe["before"], probe["answers"])]
+    return [float(_is_right(probe)) for probe in known]
+
+
+def _crossed(row: Row) -> list[float]:
+    asked = _probes(row, TOGETHER)
+    return [float(not _is_right(probe) and contains_answer(probe["after"], probe["against"])) for probe in asked]
+
+
+COUNTS = (
+    Count("accuracy_all", "accuracy, all questions of the fact %", _all_questions),
+    Count("accuracy_paraphrase", "paraphrased question %", _right(PARAPHRASE)),
+    Count("accuracy_fact_question", "fact as a question %", _right(FACT)),
+    Count("own", "own %", lambda row: [own for own, _ in _pairs(row)]),
+    Count("leak", "leak %", lambda row: [leak for _, leak in _pairs(row)]),
+    Count("net", "net", lambda row: [own - leak for own, leak in _pairs(row)]),
+    Count("unchanged", "other subject unchanged %", lambda row: [float(p["after"] == p["before"]) for p in _probes(row, OTHER)]),
+    Count("target_elsewhere", "target elsewhere %", _target_elsewhere),
+    Count("locality_real", "locality, real neighbours %", _known_real),
+)
+
+
+def told_apart_counts(k: int) -> tuple[Count, Count]:
+    """Of k facts of one kind in one edit: each asked, the share that is right, and that is another one's answer."""
+    return (
+        Count(f"told_apart_{k}", f"told apart, {k} facts %", _right(TOGETHER)),
+        Count(f"crossed_{k}", f"crossed, {k} facts %", _crossed),
+    )
+
+
+def group_of(row: Row) -> tuple[str, ...]:
+    """What rows have in common that makes their verdicts alike: entity and relation where they are told, else relation and answer.
+
+    Of CRE's questions out of distribution there are only 43 such groups, so that an interval over cases would be too narrow.
+    """
+    if "entity_name" in row.tags:
+        return row.tags["entity_name"], row.tags.get("relation", "")
+    return row.tags.get("relation", ""), row.answers[0] if row.answers else ""
+
+
+def count(rows: Sequence[Row], counts: Sequence[Count], group: Callable[[Row], Any] = group_of) -> dict[str, Any]:
+    """Each count's mean over all that was counted, n, and the 95 % percentile bootstrap interval over groups of rows.
+
+    Returns:
+        ``column``, ``column_n`` and ``column_ci95`` of every count; None where nothing was counted, and no interval from one group.
+    """
+    found: dict[str, Any] = {}
+    for one in counts:
+        sums: dict[Any, list[float]] = {}
+        for row in rows:
+            if values := one.values(row):
+                total = sums.setdefault(group(row), [0.0, 0.0])
+                total[0] += sum(values)
+                total[1] += len(values)
+        n = int(sum(number for _, number in sums.values()))
+        found[one.column] = sum(total for total, _ in sums.values()) / n if n else None
+        found[f"{one.column}_n"] = n
+        found[f"{one.column}_ci95"] = _interval(sums) if len(sums) > 1 else None
+    return found
+
+
+def _interval(sums: Mapping[Any, Sequence[float]]) -> list[float]:
+    totals = np.array(list(sums.values()))
+    _, low, high = ratio_interval(totals[:, :1], totals[:, 1:])
+    return [float(low[0]), float(high[0])]
+
+
+def count_told_apart(rows: Sequence[Row], k: int) -> dict[str, Any]:
+    """The same of rows that are groups of k facts, each a group of its own."""
+    own = [row for row in rows if row.tags.get(TOLD_APART) == str(k)]
+    return {**count(own, told_apart_counts(k), lambda row: row.case_id), f"told_apart_{k}_groups": len(own)}
