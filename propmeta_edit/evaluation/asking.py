@@ -101,7 +101,7 @@ class Examiner:
             neighbour_generated=texts.get("neighbour") if before else None,
             neighbour_before=before.get("neighbour"),
             before=before.get("question"),
-            probes=tuple(_as_record(probe, before.get(name), texts[name]) for name, probe in _probes_of(case).items()),
+            probes=tuple(as_record(probe, before.get(name), texts[name]) for name, probe in _probes_of(case).items()),
             answer_tokens=fewest_tokens(encoder, case),
             fact_tokens=max(encoder.count_answer_tokens(edit.target_new) for edit in case.edits),
             max_new_tokens=self.max_new_tokens,
@@ -137,7 +137,7 @@ def _probes_of(case: Case) -> dict[str, Probe]:
     return {f"probe {number}": probe for number, probe in enumerate(case.probes)}
 
 
-def _as_record(probe: Probe, before: str | None, after: str) -> dict[str, Any]:
+def as_record(probe: Probe, before: str | None, after: str) -> dict[str, Any]:
     """A probe as rows keep it."""
     about = {"kind": probe.kind, "question": probe.question.text, "answers": list(probe.question.answers)}
     return {**about, "against": list(probe.against), "before": before, "after": after}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
+from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary, normalise
 from propmeta_edit.records import ELSEWHERE, OTHER, REAL, TOGETHER, Case, EditRequest, Probe, Question
 
+COMMONEST, SEEN = "commonest answer", ("answer seen", "entity seen", "relation seen")  # tags
 NUM_OTHERS, NUM_REAL = 4, 2  # questions about other subjects a case
 
 
@@ -138,6 +140,43 @@ def with_wrong_facts(cases: Sequence[Case]) -> list[Case]:
                 result.append(replace(case, edits=tuple(edits)))
                 break
     return result
+
+
+def with_commonest_answer(cases: Sequence[Case]) -> list[Case]:
+    """Each case with the tag ``COMMONEST``: the first answer that most cases of its relations have, the first of several."""
+    answers: dict[str, Counter[str]] = {}
+    for case in cases:
+        answers.setdefault(_kind_of(case), Counter())[case.question.answers[0]] += 1
+    return [replace(case, tags={**case.tags, COMMONEST: answers[_kind_of(case)].most_common(1)[0][0]}) for case in cases]
+
+
+def with_seen(cases: Sequence[Case], training: Sequence[Case]) -> list[Case]:
+    """Each case with the tags ``SEEN``: whether its answer, its entity and its relation occur among those of a training file."""
+    of: dict[str, Callable[[Case], str | None]] = {
+        "answer seen": lambda case: normalise(case.question.answers[0]),
+        "entity seen": lambda case: case.tags.get("entity_name"),
+        "relation seen": lambda case: case.tags.get("relation"),
+    }
+    known = {tag: {take(case) for case in training} for tag, take in of.items()}
+    return [
+        replace(case, tags={**case.tags, **{tag: "yes" if take(case) in known[tag] else "no" for tag, take in of.items()}})
+        for case in cases
+    ]
+
+
+def choose_stratified(cases: Sequence[Case], number: int, seed: int, tags: Sequence[str]) -> list[Case]:
+    """About ``number`` cases drawn by ``seed``, in file order: every combination of ``tags`` has the share it has among all.
+
+    Each combination gives at least one.
+    """
+    strata: dict[tuple[str, ...], list[Case]] = {}
+    for case in cases:
+        strata.setdefault(tuple(case.tags.get(tag, "") for tag in tags), []).append(case)
+    order, chosen = random.Random(seed), set[str]()
+    for _, some in sorted(strata.items()):
+        share = min(len(some), max(1, round(number * len(some) / len(cases))))
+        chosen |= {case.case_id for case in order.sample(some, share)}
+    return [case for case in cases if case.case_id in chosen]
 
 
 def with_text_origins(cases: Sequence[Case], origin_of: Callable[[EditRequest], frozenset[str]]) -> list[Case]:

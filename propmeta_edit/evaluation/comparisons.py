@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from propmeta_edit.evaluation.companions import SEEN
 from propmeta_edit.evaluation.rows import Row, select_rows
 from propmeta_edit.evaluation.statistics import compare_paired
 from propmeta_edit.evaluation.tables import frame_to_markdown, markdown_table
@@ -79,7 +80,7 @@ def write_comparisons(rows: Sequence[Row], folder: str | Path, references: Seque
         lines += [f"## Against {reference}, paired", "", frame_to_markdown(comparison_table(found))] if found else []
     lines = lines or ["(nothing to compare)", ""]
     lines += ["Difference in points with its 95 % bootstrap interval; p: McNemar's exact test.", ""]
-    for tag in ("entity_type", "relation"):
+    for tag in ("entity_type", "relation", *SEEN, "hops", "last hop"):
         parts = break_down(rows, tag)
         if not parts.empty:
             lines += [f"## Accuracy % by {tag.replace('_', ' ')}", "", frame_to_markdown(parts.reset_index())]

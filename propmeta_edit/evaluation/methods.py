@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from propmeta_edit.edits.compute import choose_at_once
-from propmeta_edit.evaluation.asking import Examiner
+from propmeta_edit.evaluation.asking import Examiner, as_record
+from propmeta_edit.evaluation.companions import COMMONEST
 from propmeta_edit.evaluation.measures import CaseOutcome
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
@@ -60,6 +61,40 @@ class InContext(Asking):
     def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
         self.examiner.ask_unedited(cases)
         return self.examiner.ask(cases, in_context=True)
+
+
+@dataclass
+class Guessing:
+    """No model at all: one text for whatever is asked, which says what accuracy can be had without knowing anything.
+
+    Args:
+        say: the text, from a case.
+    """
+
+    say: Callable[[Case], str]
+
+    def expect(self, cases: Sequence[Case]) -> None:
+        """Nothing has to be asked ahead."""
+
+    def evaluate_many(self, cases: Sequence[Case]) -> list[CaseOutcome]:
+        return [self._guess(case) for case in cases]
+
+    def _guess(self, case: Case) -> CaseOutcome:
+        text = self.say(case)
+        facts = (text,) * len(case.edits)
+        probes = tuple(as_record(probe, "", text) for probe in case.probes)  # before it has heard a fact it says nothing
+        cloze = None if case.question.cloze is None else text
+        return CaseOutcome(text, cloze, facts, None, whole=text, facts_whole=facts, before="", probes=probes)
+
+
+def newest_object(case: Case) -> str:
+    """The object of the last fact that was written."""
+    return case.edits[-1].target_new
+
+
+def commonest_answer(case: Case) -> str:
+    """The answer that most cases of the relation have, in the same data set (``companions.with_commonest_answer``)."""
+    return case.tags[COMMONEST]
 
 
 @dataclass

@@ -39,6 +39,8 @@ ENOUGH_SECONDS = 10  # of timing: warming up is a small part of a step that take
 TYPICAL_SECONDS = {
     "": 0.5,
     "in-context": 0.5,
+    "newest object": 0,
+    "commonest answer": 0,
     "MetaFT": 2,
     "FT": 5,
     "LoRA": 30,

@@ -36,6 +36,10 @@ CORE = (  # the base's rows together: it is loaded once
     ),
     Variant("MetaFT", checkpoint="metaft"),
 )
+GUESSES = (  # rows without a model
+    Variant("newest-object", edit="newest object"),
+    Variant("commonest-answer", edit="commonest answer"),
+)
 CONTROLS = (
     Variant("FT-as-MetaFT"),
     Variant("MetaFT-unedited", edit="", checkpoint="metaft"),
@@ -60,7 +64,7 @@ OTHERS = (  # other ways to fine-tune
     Variant("FT-M", edit="FT", hparams="FT-M"),
     Variant("LoRA", edit="LoRA"),
 )
-METHODS = {variant.name: variant for variant in (*CORE, *OTHERS, *CONTROLS)}
+METHODS = {variant.name: variant for variant in (*GUESSES, *CORE, *OTHERS, *CONTROLS)}
 NOTES = (
     "accuracy: portability by ten-token containment: an accepted answer to the multi-hop question occurs in ten greedy tokens "
     "after `Question: ...\\nAnswer: The answer is`.",
@@ -79,6 +83,11 @@ NOTES = (
     "in its tag `augmentation`.",
     "K0-FT: FT after an outer loop without inner steps; shuffled-FT: after one on shuffled pairs; wrong-fact: another object is "
     "written, and the right consequence must not come out; seed1, seed2: other orders of the meta-training tasks.",
+    "newest-object, commonest-answer: no model; the edited object, and the answer that most cases of the relation have, whatever "
+    "is asked.",
+    "own, leak, net: over pairs of the edited subject and another one, neither of which had the edited consequence before: the "
+    "share where the question about the edited subject now has it, where that about the other one does, and their difference.",
+    "told apart: so many facts of one kind are written in one edit and each is asked; crossed: another one's answer comes.",
     "world-*: real facts put into the formats of CRE and MQuAKE offline, not the released data, which cre-* and mquake-* are.",
 )
 

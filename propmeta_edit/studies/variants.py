@@ -23,7 +23,16 @@ from propmeta_edit.easyedit.algorithms import (
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams, edit_settings_of
 from propmeta_edit.evaluation.asking import Examiner
-from propmeta_edit.evaluation.methods import Editing, FineTuning, InContext, Unedited, as_it_is
+from propmeta_edit.evaluation.methods import (
+    Editing,
+    FineTuning,
+    Guessing,
+    InContext,
+    Unedited,
+    as_it_is,
+    commonest_answer,
+    newest_object,
+)
 from propmeta_edit.evaluation.rows import protocol_of
 from propmeta_edit.evaluation.runner import Method, MethodSpec
 from propmeta_edit.files import sha256_of_file, sha256_of_json
@@ -40,6 +49,7 @@ from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.records import Case, EditRequest
 from propmeta_edit.studies.runs import ensure_run, folder_of_run, hash_of_model, state_after, train_until, training_seconds
 
+GUESSES = {"newest object": newest_object, "commonest answer": commonest_answer}
 LOG = logging.getLogger(__name__)
 REMEDY = "meta-train it anew from this base (a bundled one is rebuilt after removing its folder in the cache)"
 
@@ -50,7 +60,7 @@ class Variant:
 
     Args:
         name: of its rows, for people; no program reads anything out of it.
-        edit: ``MetaFT`` for the inner loop, an algorithm of EasyEdit's, ``in-context``, or ``""`` for none.
+        edit: ``MetaFT`` for the inner loop, an algorithm of EasyEdit's, ``in-context``, one of ``GUESSES``, or ``""`` for none.
         checkpoint: the meta-trained model it starts from, by the short name that ``Bench.model_of`` knows; ``""`` for the base.
         training: in place of ``checkpoint``: how the study itself meta-trains it; its inner loop is that of the edit too.
         num_tasks: of ``training``, the state after so many tasks; 0 is the base, None the end.
@@ -240,6 +250,8 @@ def _check_settings(variant: Variant, settings: Mapping[str, Any], bench: Bench)
 
 def _build_listed(variant: Variant, settings: Mapping[str, Any], bench: Bench) -> Method:
     """Load what a row needs; the tensors it will edit are fp32 whatever the rest is."""
+    if variant.edit in GUESSES:
+        return Guessing(GUESSES[variant.edit])
     model = bench.model_of(variant)
     values = {**settings, "model_name": model, "device": bench.device}
     if variant.edit == "MetaFT":
