@@ -38,6 +38,11 @@ def _probes(row: Row, kind: str) -> list[Mapping[str, Any]]:
     return [probe for probe in row.probes if probe["kind"] == kind]
 
 
+def _compared(row: Row, kind: str) -> list[Mapping[str, Any]]:
+    """Those that were asked before the edit too; a row without an edit has none."""
+    return [probe for probe in _probes(row, kind) if probe["before"] is not None]
+
+
 def _is_right(probe: Mapping[str, Any]) -> bool:
     return contains_answer(probe["after"], probe["answers"])
 
@@ -58,17 +63,17 @@ def _pairs(row: Row) -> list[tuple[float, float]]:
     """
     if row.before is None or contains_answer(row.before, row.answers):
         return []
-    others = [probe for probe in _probes(row, OTHER) if not contains_answer(probe["before"], probe["against"])]
+    others = [probe for probe in _compared(row, OTHER) if not contains_answer(probe["before"], probe["against"])]
     return [(float(row.correct), float(contains_answer(probe["after"], probe["against"]))) for probe in others]
 
 
 def _target_elsewhere(row: Row) -> list[float]:
-    news = [probe for probe in _probes(row, ELSEWHERE) if not contains_answer(probe["before"], probe["against"])]
+    news = [probe for probe in _compared(row, ELSEWHERE) if not contains_answer(probe["before"], probe["against"])]
     return [float(contains_answer(probe["after"], probe["against"])) for probe in news]
 
 
 def _known_real(row: Row) -> list[float]:
-    known = [probe for probe in _probes(row, REAL) if contains_answer(probe["before"], probe["answers"])]
+    known = [probe for probe in _compared(row, REAL) if contains_answer(probe["before"], probe["answers"])]
     return [float(_is_right(probe)) for probe in known]
 
 
@@ -84,7 +89,7 @@ COUNTS = (
     Count("own", "own %", lambda row: [own for own, _ in _pairs(row)]),
     Count("leak", "leak %", lambda row: [leak for _, leak in _pairs(row)]),
     Count("net", "net", lambda row: [own - leak for own, leak in _pairs(row)]),
-    Count("unchanged", "other subject unchanged %", lambda row: [float(p["after"] == p["before"]) for p in _probes(row, OTHER)]),
+    Count("unchanged", "other subject unchanged %", lambda row: [float(p["after"] == p["before"]) for p in _compared(row, OTHER)]),
     Count("target_elsewhere", "target elsewhere %", _target_elsewhere),
     Count("locality_real", "locality, real neighbours %", _known_real),
 )

@@ -64,7 +64,7 @@ OTHERS = (  # other ways to fine-tune
     Variant("FT-M", edit="FT", hparams="FT-M"),
     Variant("LoRA", edit="LoRA"),
 )
-METHODS = {variant.name: variant for variant in (*GUESSES, *CORE, *OTHERS, *CONTROLS)}
+METHODS = {variant.name: variant for variant in (*CORE, *OTHERS, *CONTROLS, *GUESSES)}
 NOTES = (
     "accuracy: portability by ten-token containment: an accepted answer to the multi-hop question occurs in ten greedy tokens "
     "after `Question: ...\\nAnswer: The answer is`.",

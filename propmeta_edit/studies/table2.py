@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from propmeta_edit.evaluation.companions import with_groups
+from propmeta_edit.data.cre import load_cre
+from propmeta_edit.evaluation.companions import with_commonest_answer, with_groups, with_seen
 from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.counts import TOLD_APART, TOLD_APART_OF
 from propmeta_edit.evaluation.runner import DataSet
@@ -34,6 +35,7 @@ def table2(
     datasets: Names = DATASETS,
     limits: Names | None = None,
     told_apart: WholeNumbers | None = None,
+    training_data: str | None = None,
     edits_at_once: int = EDITS_AT_ONCE,
     dtype: str = "fast",
 ) -> int:
@@ -51,6 +53,7 @@ def table2(
         datasets: each NAME, FILE, NAME=FILE, or CRE's FOLDER or hub:owner/name.
         limits: other numbers of cases for single methods, e.g. ROME=8, since it is slow.
         told_apart: e.g. 2,4,8: besides, so many facts of one kind in one edit, each of them asked; a hundred groups at most.
+        training_data: CRE's training file; comparisons are then split by whether answer, entity and relation occur in it.
         edits_at_once: cases of FT and MetaFT side by side; halved where memory runs out, which the table says.
         dtype: of the frozen rest: float32, bfloat16, float16, or fast: bfloat16 where the device has it in hardware, else float32.
     """
@@ -61,21 +64,24 @@ def table2(
         require_among("limits", list(own_limits), list(METHODS))
     named = {**read_pairs("checkpoints", checkpoints or ()), **({"metaft": metaft_model} if metaft_model else {})}
     bench = options.make_bench("table2", model, hparams, dtype, checkpoints=named, edits_at_once=edits_at_once)
-    splits = load_asked(datasets, options.case_seed, told_apart or ())
+    splits = load_asked(datasets, options.case_seed, told_apart or (), training_data)
     write = partial(write_table2, options=options)
     study = Study("table2", find_methods(methods), splits, bench, write, limits=own_limits, check=require_comparable)
     return run_study(study, options)
 
 
-def load_asked(items: Sequence[str], seed: int, told_apart: Sequence[int] = ()) -> list[Split]:
+def load_asked(items: Sequence[str], seed: int, told_apart: Sequence[int] = (), training_data: str | None = None) -> list[Split]:
     """The data sets as they are written on the command line, and behind each its groups of facts that are told apart.
 
     Raises:
         DataError: no such data set, or a file that cannot be read.
     """
     splits = []
+    training = load_cre(training_data, "all") if training_data else None
     for item in items:
         for data in load_datasets(item, seed, probed=True):
+            cases = with_commonest_answer(data.cases)
+            data = replace(data, cases=cases if training is None else with_seen(cases, training))
             groups = [group for k in told_apart if (group := _group(data, k, seed)).cases]
             splits += [Split(one, kind_of(item), is_released(item)) for one in (data, *groups)]
     return splits

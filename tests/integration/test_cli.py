@@ -422,13 +422,37 @@ def test_table2_on_a_tiny_model_end_to_end(run_table2, base, tmp_path):
     assert "| question | expected | FT | unedited |" in (tmp_path / "results" / "comparisons.md").read_text()
     assert not (tmp_path / "results" / "published.md").exists(), "the paper has no number of this model"
     other = tmp_path / "other-base"
-    tiny.make_model("llama", dtype=torch.float32, seed=1).save_pretrained(other)
+    tiny.save_model_folder(other, tiny.make_tokenizer(), seed=1)
     code, error = run_table2(*["--model", str(other), *arguments[2:]], "--output", "other")
     assert code == 2 and "was meta-trained from other weights" in error
     table = json.loads((tmp_path / "results" / "table.json").read_text())
     assert {(entry["method"], entry["dataset"], entry["n"]) for entry in table} == {
         (method, data, 3) for method in ("unedited", "in-context", "FT", "MetaFT") for data in ("cre-id", "mquake-4hop")
     }
+
+
+def test_table2_tells_propagation_from_leak_and_facts_apart(run_table2, base, tmp_path):
+    """Leak and net in the table, groups of facts with their data set, rows without a model, and splits by what training held."""
+    assert meta_train(base, tmp_path) == 0
+    data = tiny.write_records(tmp_path / "test_data_ood.jsonl", tiny.world_records("test_data_ood", 40))
+    arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--device", "cpu", "--limit", "12"]
+    arguments += ["--datasets", f"cre-ood={data}", "--methods", "unedited,FT,newest-object,commonest-answer"]
+    code, error = run_table2(*arguments, "--told-apart", "2,20", "--training-data", str(tmp_path / "train.jsonl"), "--output", "r")
+    assert code == 0, error
+    rows = [json.loads(line) for line in (tmp_path / "r" / "rows.jsonl").read_text().splitlines()]
+    assert not any(row["error"] for row in rows)
+    assert {row["dataset"] for row in rows} == {"cre-ood", "cre-ood, 2 told apart"}, "no twenty of one kind differ"
+    assert all({"answer seen", "entity seen", "relation seen"} <= row["tags"].keys() for row in rows)
+    table = {entry["method"]: entry for entry in json.loads((tmp_path / "r" / "table.json").read_text())}
+    assert list(table) == ["unedited", "FT", "newest-object", "commonest-answer"]
+    ft, newest = table["FT"], table["newest-object"]
+    assert ft["leak_n"] > 0 and ft["net"] == pytest.approx(ft["own"] - ft["leak"]) and ft["told_apart_2_n"] > 0
+    assert table["unedited"]["leak"] is None and table["unedited"]["told_apart_2"] is not None
+    assert newest["efficacy"] == 1 and newest["target_elsewhere"] == 1 and newest["own"] == newest["leak"]
+    comparisons = (tmp_path / "r" / "comparisons.md").read_text()
+    assert "## Accuracy % by answer seen" in comparisons and "told apart" not in comparisons
+    code, error = run_table2(*arguments, "--told-apart", "1", "--output", "r")
+    assert code == 2 and "--told-apart must be 2 or more, got 1" in error
 
 
 def test_rows_edit_as_the_checkpoint_was_trained_and_variants_of_ft_as_ft(base, tmp_path, caplog):

@@ -52,6 +52,14 @@ def test_leak_and_net_are_over_pairs_that_did_not_have_the_answer_before():
     assert found["unchanged"] == 1 / 6 and found["unchanged_n"] == 6, "one of all others kept its words"
 
 
+def test_a_row_without_an_edit_has_nothing_to_compare():
+    asked = [probe(kind, " krone", answers=("krone",), against=("euro",)) for kind in (OTHER, ELSEWHERE, REAL, PARAPHRASE)]
+    found = counted([row(before=None, probes=asked)])
+    compared = ("own", "leak", "net", "unchanged", "target_elsewhere", "locality_real")
+    assert all(found[name] is None and found[f"{name}_n"] == 0 for name in compared)
+    assert found["accuracy_paraphrase"] == 1 and found["accuracy_all_n"] == 1
+
+
 def test_a_model_that_always_says_the_newest_answer_has_no_net():
     rows = [row(str(n), True, probes=[other(" krone")] * 4) for n in range(5)]
     found = counted(rows)
