@@ -15,7 +15,6 @@ from propmeta_edit.text.encoding import TextEncoder
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
 
 AT_ONCE = 32  # prompts that the unedited model answers side by side
-NATURAL = ("question", "fact")  # first words of the prompts that are followed to their natural stop
 
 
 @dataclass
@@ -69,12 +68,13 @@ class Examiner:
         per_case = max(len(prompts) for prompts in wanted)
         # Equally many rows a case; what fills a case up is its first prompt again.
         names = [[*prompts, *[next(iter(prompts))] * (per_case - len(prompts))] for prompts in wanted]
+        num_natural = 1 + max(len(case.edits) for case in cases)  # the question and the facts, which come first
         said = continue_greedily(
             self.model,
             self.tokenizer,
             [prompts[name] for prompts, own in zip(wanted, names, strict=True) for name in own],
             self.max_new_tokens,
-            naturally=[name.startswith(NATURAL) for own in names for name in own],
+            naturally=[place < num_natural for own in names for place in range(len(own))],
             batch_size=len(cases) * per_case,
         )
         outcomes = []
@@ -116,9 +116,9 @@ def fewest_tokens(encoder: TextEncoder, case: Case) -> int:
 def prompts_of(case: Case, in_context: bool = False) -> dict[str, str]:
     """What a model is asked about a case, by name; with ``in_context`` after the case's facts."""
     prompts = {"question": format_question(case.question.text)}
+    prompts |= {f"fact {number}": edit.prompt for number, edit in enumerate(case.edits)}
     if case.question.cloze is not None:
         prompts["cloze"] = format_cloze(case.question.cloze)
-    prompts |= {f"fact {number}": edit.prompt for number, edit in enumerate(case.edits)}
     singles = {"second hop": case.second_hop, "other fact": case.other_fact, "neighbour": case.neighbour}
     prompts |= {name: format_question(question.text) for name, question in singles.items() if question is not None}
     prompts |= {name: _prompt_of(probe) for name, probe in _probes_of(case).items()}

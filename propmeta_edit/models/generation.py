@@ -57,7 +57,8 @@ def continue_greedily(
     penalty), one after another: keys and values are kept in tensors of their final size, and frozen weights are laid out once.
 
     Args:
-        naturally: by prompt, whether it is followed to its natural stop; none is if empty.
+        naturally: by prompt, whether it is followed to its natural stop; none is if empty. Those that are not are left out of the
+            batch once they have their tokens, so under stacked weights each edit must have as many of either kind.
         batch_size: prompts that are answered side by side, in their order.
     """
     encoder = TextEncoder(tokenizer, model.config)
@@ -70,10 +71,8 @@ def continue_greedily(
             row.is_natural = True
     with torch.no_grad(), packed_products(model, ()):
         for start in range(0, len(rows), batch_size):
-            some = rows[start : start + batch_size]
-            for tokens in _decode(model, some):
-                for row, token in zip(some, tokens, strict=True):
-                    row.take(token, ends, tokenizer)
+            for row, token in _decode(model, rows[start : start + batch_size]):
+                row.take(token, ends, tokenizer)
     return [row.as_continuation(tokenizer) for row in rows]
 
 
@@ -123,8 +122,8 @@ def _decode_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=True)
 
 
-def _decode(model: LanguageModel, rows: Sequence[_Row]) -> Iterator[list[int]]:
-    """The next token of every row, [B], until all are done; the caller gives each to its row."""
+def _decode(model: LanguageModel, rows: Sequence[_Row]) -> Iterator[tuple[_Row, int]]:
+    """Each row with its next token, until all are done; the caller gives it to the row."""
     width, longest = max(len(row.prompt) for row in rows), max(row.limit for row in rows)
     pads = torch.tensor([width - len(row.prompt) for row in rows], device=model.device)
     ids = torch.tensor([[0] * (width - len(row.prompt)) + row.prompt for row in rows], device=model.device)
@@ -143,7 +142,13 @@ def _decode(model: LanguageModel, rows: Sequence[_Row]) -> Iterator[list[int]]:
         ).last_hidden_state
         slots.length = after
         ids = head(states[:, -1]).float().argmax(dim=-1, keepdim=True)
-        yield ids[:, 0].tolist()
+        yield from zip(rows, ids[:, 0].tolist(), strict=True)
+        kept = [number for number, row in enumerate(rows) if row.is_natural]
+        if 0 < len(kept) < len(rows) and all(row.is_done or row.is_natural for row in rows):
+            rows, chosen = [rows[number] for number in kept], torch.tensor(kept, device=model.device)
+            ids, pads = ids[chosen], pads[chosen]
+            slots.keep(chosen)
+            masks.keep(chosen)
 
 
 class _Masks:
@@ -168,6 +173,11 @@ class _Masks:
         near = sees if window is None else sees & (keys[:, None] - keys[None, :] < window)
         kinds = getattr(config, "layer_types", None)
         self._by_kind = {kind: near if kind == "sliding_attention" else sees for kind in set(kinds)} if kinds else {"": near}
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Of these rows alone, from now on."""
+        self._is_text = self._is_text[rows]
+        self._by_kind = {kind: sees[rows] for kind, sees in self._by_kind.items()}
 
     def between(self, before: int, after: int) -> Any:
         """For the queries from ``before`` to ``after``: one mask [B, 1, T, S], or one a kind of layer."""
@@ -194,6 +204,10 @@ class _Slots(DynamicCache):  # type: ignore[misc]
         super().__init__()
         self.size, self.length = size, 0
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Of these rows alone, from now on."""
+        self._kept = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._kept.items()}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
