@@ -455,6 +455,34 @@ def test_table2_tells_propagation_from_leak_and_facts_apart(run_table2, base, tm
     assert code == 2 and "--told-apart must be 2 or more, got 1" in error
 
 
+def test_texts_are_held_against_the_model_before_anything_runs(run_table2, base, tmp_path, capsys):
+    """A question that the model has no positions for ends the study with its case named; what few tokens cannot hold is counted."""
+    records = tiny.world_records("test_data_ood", 6)
+    data = tiny.write_records(tmp_path / "test_data_ood.jsonl", records)
+    arguments = ["--model", str(base), "--device", "cpu", "--datasets", f"cre-ood={data}", "--methods", "unedited", "--output", "r"]
+    capsys.readouterr()
+    assert main(["table2", *arguments, "--plan", "--max-new-tokens", "1"]) == 0
+    assert "cre-ood: 1 tokens cannot hold the answer of 6 and the object of 6 of 6 cases" in capsys.readouterr().out
+    assert run_table2(*arguments, "--max-new-tokens", "1")[0] == 0
+    [row, *_] = [json.loads(line) for line in (tmp_path / "r" / "rows.jsonl").read_text().splitlines()]
+    assert row["protocol"].startswith("qa-greedy-1-") and row["answer_too_long"] and row["fact_too_long"]
+    code, error = run_table2(*arguments)
+    assert code == 2 and "made from something else (protocol 'qa-greedy-1-" in error, "another protocol is another output"
+    long = [{**records[0], "subject": "x" * tiny.POSITIONS}]
+    for name in ("questions", "facts"):
+        long[0][name] = [
+            {
+                key: value.replace(records[0]["subject"], long[0]["subject"]) if isinstance(value, str) else value
+                for key, value in o.items()
+            }
+            for o in records[0][name]
+        ]
+    bad = tiny.write_records(tmp_path / "long.jsonl", [*records, *long])
+    code, error = run_table2(*arguments[:4], "--datasets", f"cre-ood={bad}", "--methods", "unedited", "--output", "s")
+    assert code == 2 and "case cre-000006: " in error and f"the model has {tiny.POSITIONS} positions" in error
+    assert not (tmp_path / "s" / "rows.jsonl").exists()
+
+
 def test_rows_edit_as_the_checkpoint_was_trained_and_variants_of_ft_as_ft(base, tmp_path, caplog):
     """A YAML has no say against a checkpoint's card, and FT's variants without a YAML do not become MetaFT's row."""
     assert meta_train(base, tmp_path) == 0
