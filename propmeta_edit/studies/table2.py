@@ -42,7 +42,8 @@ def table2(
         hparams: name of the YAML in hparams/<method>/ (default: the model's name; else as the checkpoint was trained).
         checkpoints: meta-trained models of the controls, e.g. k0=FOLDER,shuffled=FOLDER (default: <model>-k0 and so on).
         methods: the rows, or all for the usual ones and the controls.
-        datasets: each NAME, FILE, NAME=FILE, or CRE's FOLDER or hub:owner/name.
+        datasets: each NAME, FILE, NAME=FILE, or CRE's FOLDER or hub:owner/name; a released set's NAME alone is looked for in the
+            folder that the environment variable PROPMETA_DATA names.
         limits: other numbers of cases for single methods, e.g. ROME=8, since it is slow.
         edits_at_once: cases of FT and MetaFT side by side; halved where memory runs out, which the table says.
         dtype: of the frozen rest: float32, bfloat16, float16, or fast: bfloat16 where the device has it in hardware, else float32.
