@@ -29,6 +29,7 @@ def family(request):
 
 @pytest.fixture(autouse=True)
 def _private_cache(request, tmp_path, monkeypatch):
-    """No test reads or writes the user's cache, except those that ask for the real model."""
+    """No test reads or writes the user's cache, except those that ask for the real model; none reads the user's data."""
+    monkeypatch.delenv("PROPMETA_DATA", raising=False)
     if "slow" not in request.keywords:
         monkeypatch.setenv("PROPMETA_HOME", str(tmp_path / "home"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,15 @@ CORPUS = [
     "Smith Innovation PLC was founded in Greece. Question: What is the currency of the country? Answer: The answer is euro",
     "Ann Lee is a citizen of Peru and speaks Spanish in Lima. The capital of France is Paris.",
 ]
+RELATIONS = {  # of invented MQuAKE cases: what its object is called, and an edit's prompt, which need not start with its subject
+    "P50": ("author", "The author of {} is"),
+    "P26": ("spouse", "{} is married to"),
+    "P27": ("country", "{} is a citizen of"),
+    "P36": ("seat of government", "The seat of government of {} is"),
+    "P30": ("continent", "{} is on the continent of"),
+    "P37": ("language", "The language in use in {} is"),
+}
+LAST_RELATIONS = ("P36", "P30", "P37")
 
 
 def save_model_folder(folder: Path, tokenizer: Any, seed: int = 0) -> Path:
@@ -54,6 +63,108 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> Path:
     """Records as a file of JSON lines."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+def write_mquake(path: Path, cases: Sequence[Mapping[str, Any]]) -> Path:
+    """Cases as a file of the MQuAKE family."""
+    path.write_text(json.dumps(cases, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def mquake_case(
+    case_id: int,
+    relations: Sequence[str],
+    old: Sequence[str],
+    new: Sequence[str],
+    edited: Iterable[int] | None = None,
+    aliases: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
+    """An invented MQuAKE case with the keys of the released files, in their order.
+
+    Args:
+        relations: of each hop, keys of ``RELATIONS``.
+        old: the entities of the chain before the edits, the first subject to the answer: one more than hops.
+        new: the same after them, from the same first subject.
+        edited: the places of the edited hops (default: all of them).
+        aliases: other names of entities.
+    """
+    assert len(old) == len(new) == len(relations) + 1 and old[0] == new[0]
+    places = range(len(relations)) if edited is None else sorted(edited)
+    names = aliases or {}
+    path = " of the ".join(RELATIONS[relation][0] for relation in reversed(relations))
+    triples, new_triples = _make_triples(relations, old), _make_triples(relations, new)
+    return {
+        "case_id": case_id,
+        "requested_rewrite": [_make_rewrite(*new_triples[n], before=old[n + 1]) for n in places],
+        "questions": [f"{opening} the {path} of {old[0]}?" for opening in ("What is", "Which is", "Can you name")],
+        "answer": old[-1],
+        "answer_alias": list(names.get(old[-1], ())),
+        "new_answer": new[-1],
+        "new_answer_alias": list(names.get(new[-1], ())),
+        "single_hops": [_make_hop(*triple, names) for triple in triples],
+        "new_single_hops": [_make_hop(*triple, names) for triple in new_triples],
+        "orig": {
+            "triples": _as_ids(triples),
+            "triples_labeled": triples,
+            "new_triples": _as_ids(new_triples),
+            "new_triples_labeled": new_triples,
+            "edit_triples": _as_ids([new_triples[n] for n in places]),
+        },
+    }
+
+
+def mquake_cases(count: int) -> list[dict[str, Any]]:
+    """Invented cases of four hops, all of them edited, that share facts about seven countries, as released cases share facts.
+
+    No edit contradicts another one, and none is true before the edits of another case. The last relation goes through
+    ``LAST_RELATIONS``; seats of government have no alias, languages have one of two letters.
+    """
+    aliases = {"P36": [], "P30": ["the Continent"], "P37": ["ñe", "the Language"]}
+    cases = []
+    for n in range(count):
+        last, country = LAST_RELATIONS[n % len(LAST_RELATIONS)], n % 7
+        noun = RELATIONS[last][0].title()
+        old = [f"Book {n}", f"Author {n}", f"Spouse {n}", f"Oldland {country}", f"{noun} of Oldland {country}"]
+        new = [f"Book {n}", f"Writer {n}", f"Partner {n}", f"Ñewland {country}", f"{noun} of Ñewland {country}"]
+        names = {old[-1]: aliases[last], new[-1]: aliases[last]}
+        cases.append(mquake_case(100 + n, ("P50", "P26", "P27", last), old, new, aliases=names))
+    return cases
+
+
+def _make_triples(relations: Sequence[str], entities: Sequence[str]) -> list[list[str]]:
+    return [list(triple) for triple in zip(entities[:-1], relations, entities[1:], strict=True)]
+
+
+def _as_ids(triples: Iterable[Sequence[str]]) -> list[list[str]]:
+    return [[_id_of(subject), relation, _id_of(target)] for subject, relation, target in triples]
+
+
+def _id_of(entity: str) -> str:
+    return "Q" + "".join(str(ord(letter)) for letter in entity)
+
+
+def _ask_single_hop(subject: str, relation: str) -> str:
+    return f"What is the {RELATIONS[relation][0]} of {subject}?"
+
+
+def _make_rewrite(subject: str, relation: str, target: str, before: str) -> dict[str, Any]:
+    return {
+        "prompt": RELATIONS[relation][1],
+        "relation_id": relation,
+        "target_new": {"str": target, "id": _id_of(target)},
+        "target_true": {"str": before, "id": _id_of(before)},
+        "subject": subject,
+        "question": _ask_single_hop(subject, relation),
+    }
+
+
+def _make_hop(subject: str, relation: str, target: str, aliases: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    return {
+        "question": _ask_single_hop(subject, relation),
+        "cloze": RELATIONS[relation][1].format(subject),
+        "answer": target,
+        "answer_alias": list(aliases.get(target, ())),
+    }
 
 
 def world_records(stem: str, count: int, skip: int = 0) -> list[Any]:

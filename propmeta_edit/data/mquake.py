@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from propmeta_edit.data.world import shipped_files
 from propmeta_edit.errors import DataError, RequestError
 from propmeta_edit.records import FACT, PARAPHRASE, Case, EditRequest, Probe, Question
 
@@ -77,11 +76,6 @@ def is_two_hop_first_edited(raw: Mapping[str, Any]) -> bool:
     """
     chain, edited = raw["orig"]["new_triples"], raw["orig"]["edit_triples"]
     return len(chain) == 2 and len(raw["requested_rewrite"]) == 1 and bool(edited[0] == chain[0])
-
-
-def bundled_mquake_path() -> Path:
-    """The 150 four-hop cases shipped with the package (source and licence: the README beside the file)."""
-    return shipped_files() / "mquake_cf_4hop.json"
 
 
 def read_json_list(path: Path) -> list[Any]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.data.cre import load_cre
-from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake, load_mquake_subset
+from propmeta_edit.data.mquake import load_mquake, load_mquake_subset
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.companions import with_neighbours, with_probes
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.files import sha256_of_file
 from propmeta_edit.recipes.data_check import FORMATS, find_format
+from propmeta_edit.recipes.released import find_released
 from propmeta_edit.recipes.sources import TEST_FILES, find_file, find_files, is_source
 from propmeta_edit.recipes.worlds import ensure_world
 
@@ -27,6 +28,7 @@ LOADERS: dict[str, Callable[..., list[Any]]] = {
     "world-mquake": load_mquake_subset,
     "world-mquake-3hop": load_mquake,
     "mquake-subset": load_mquake_subset,
+    "mquake-3k": load_mquake,
     "mquake-4hop": load_mquake,
 }
 
@@ -52,7 +54,8 @@ def load_datasets(item: str, seed: int, probed: bool = False) -> list[DataSet]:
 def load_dataset(item: str, seed: int, probed: bool = False) -> DataSet:
     """``NAME``, ``NAME=FILE`` or ``FILE`` as cases; what a bare file is is read from it.
 
-    Of a set of CRE's, ``FILE`` may be the folder or ``hub:owner/name`` that has it.
+    Of a set of CRE's, ``FILE`` may be the folder or ``hub:owner/name`` that has it. A released set by its ``NAME`` alone is looked
+    for in the folder that ``PROPMETA_DATA`` names.
     """
     name, _, file = item.partition("=")
     load = LOADERS.get(name)
@@ -71,11 +74,8 @@ def load_dataset(item: str, seed: int, probed: bool = False) -> DataSet:
         path = find_file(file, CRE_SETS[name]) if name in CRE_SETS and is_source(file) else Path(file)
     elif name in WORLD_FILES:
         path = ensure_world() / WORLD_FILES[name]
-    elif name == "mquake-4hop":
-        path = bundled_mquake_path()
     else:
-        example = TEST_FILES.get(name, "MQuAKE-CF-3k-v2.json")
-        raise DataError(f"{name} does not come with the package: write {name}={example} with the file you downloaded")
+        path = find_released(name)
     cases = load(path, seed=seed) if load is load_cre else load(path)
     if not cases:
         raise DataError(f"no case of {name} in it", path)

@@ -11,7 +11,7 @@ from propmeta_edit.evaluation.companions import with_neighbours
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.recipes.data_sets import LOADERS, VALIDATION_FILES, WORLD_TESTS, load_datasets
+from propmeta_edit.recipes.data_sets import VALIDATION_FILES, WORLD_FILES, WORLD_TESTS, load_datasets
 from propmeta_edit.recipes.meta_training import load_tasks
 from propmeta_edit.recipes.sources import is_source
 from propmeta_edit.recipes.worlds import WORLD
@@ -51,7 +51,7 @@ def kind_of(item: str) -> str:
 
 def is_released(item: str) -> bool:
     """Whether a data set as written on the command line is a file of the user's."""
-    return item not in LOADERS or Path(item).is_file()
+    return item not in WORLD_FILES or Path(item).is_file()
 
 
 def to_test(item: str) -> str:

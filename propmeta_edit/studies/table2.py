@@ -50,7 +50,8 @@ def table2(
         hparams: name of the YAML in hparams/<method>/ (default: the model's name; else as the checkpoint was trained).
         checkpoints: meta-trained models of the controls, e.g. k0=FOLDER,shuffled=FOLDER (default: <model>-k0 and so on).
         methods: the rows, or all for the usual ones and the controls.
-        datasets: each NAME, FILE, NAME=FILE, or CRE's FOLDER or hub:owner/name.
+        datasets: each NAME, FILE, NAME=FILE, or CRE's FOLDER or hub:owner/name; a released set's NAME alone is looked for in the
+            folder that the environment variable PROPMETA_DATA names.
         limits: other numbers of cases for single methods, e.g. ROME=8, since it is slow.
         told_apart: e.g. 2,4,8: besides, so many facts of one kind in one edit, each of them asked; a hundred groups at most.
         training_data: CRE's training file; comparisons are then split by whether answer, entity and relation occur in it.

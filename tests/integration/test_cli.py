@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 
 import propmeta_edit
 from propmeta_edit.cli import VERBS, main, make_parser, read_arguments
-from propmeta_edit.data.mquake import bundled_mquake_path
 from propmeta_edit.edits.edit import Edit, edit_from_weights
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.models.layers import select_parameters
@@ -189,9 +188,8 @@ def teach(base, tmp_path, *more):
 
 @pytest.fixture
 def mquake(tmp_path):
-    """The first shipped MQuAKE cases, as a file beside the others."""
-    cases = json.loads(bundled_mquake_path().read_text(encoding="utf-8"))[:3]
-    (tmp_path / "mquake.json").write_text(json.dumps(cases), encoding="utf-8")
+    """Three MQuAKE cases, as a file beside the others."""
+    return tiny.write_mquake(tmp_path / "mquake.json", tiny.mquake_cases(3))
 
 
 def test_teach_writes_a_model_that_is_a_base_everywhere(base, mquake, tmp_path, capsys):
@@ -357,6 +355,7 @@ def test_the_benchmark_of_a_clone_is_the_command(tmp_path):
         ),
         (["--datasets", "cre-xyz"], "unknown data set 'cre-xyz'"),
         (["--datasets", "mquake-subset"], "does not come with the package"),
+        (["--datasets", "mquake-4hop"], "write mquake-4hop=mquake_cf_4hop.json with the file you downloaded, or set PROPMETA_DATA"),
         (["--limit", "0"], "--limit must be 1 or more"),
         (["--limits", "ROME"], "--limits takes NAME=VALUE, separated by commas, got 'ROME'"),
         (["--limits", "ROME=0"], "--limits takes NAME=NUMBER of 1 or more, separated by commas, got 'ROME=0'"),
@@ -404,11 +403,12 @@ def test_missing_easyedit_is_said_before_anything_runs(run_table2, tmp_path, mon
     assert code == 2 and "there is no package easyeditor/ in it" in error
 
 
-def test_table2_on_a_tiny_model_end_to_end(run_table2, base, tmp_path):
+def test_table2_on_a_tiny_model_end_to_end(run_table2, base, mquake, tmp_path):
     """Unedited, in context, FT and MetaFT rows; then a larger limit continues; the weights' hash is the same in every row."""
     assert meta_train(base, tmp_path) == 0
     arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--device", "cpu"]
-    arguments += ["--methods", "unedited,in-context,FT,MetaFT", "--datasets", f"cre-id={tmp_path / 'train.jsonl'},mquake-4hop"]
+    datasets = f"cre-id={tmp_path / 'train.jsonl'},mquake-4hop={mquake}"
+    arguments += ["--methods", "unedited,in-context,FT,MetaFT", "--datasets", datasets]
     for limit, expected in (("2", 16), ("3", 24)):
         code, error = run_table2(*arguments, "--limit", limit, "--output", "results")
         assert code == 0, error
@@ -525,7 +525,7 @@ def test_one_model_is_in_memory_at_a_time(base, tmp_path, monkeypatch):
     variants._HELD.clear()
 
 
-def test_rows_that_do_not_belong_together_are_refused_before_anything_runs(run_table2, base, tmp_path):
+def test_rows_that_do_not_belong_together_are_refused_before_anything_runs(run_table2, base, mquake, tmp_path):
     assert meta_train(base, tmp_path) == 0
     data = shutil.copy(tmp_path / "train.jsonl", tmp_path / "other.jsonl")
     with open(data, "a", encoding="utf-8") as file:
@@ -534,20 +534,20 @@ def test_rows_that_do_not_belong_together_are_refused_before_anything_runs(run_t
     assert run_table2(*arguments, "--methods", "unedited", "--datasets", f"cre-id={tmp_path / 'train.jsonl'}")[0] == 0
     before = (tmp_path / "results" / "table2" / "rows.jsonl").read_bytes()
     for more, message in (
-        (["--seed", "1", "--datasets", "mquake-4hop"], "were run with different seeds"),
+        (["--seed", "1", "--datasets", f"mquake-4hop={mquake}"], "were run with different seeds"),
         (["--datasets", f"cre-id={data}"], "rows of cre-id come from different files"),
     ):
         code, error = run_table2(*arguments, "--methods", "in-context", *more)
         assert code == 2 and message in error and "another --output" in error
     assert (tmp_path / "results" / "table2" / "rows.jsonl").read_bytes() == before
-    code, error = run_table2(*arguments, "--methods", "in-context", "--retry-failed", "--datasets", "mquake-4hop")
+    code, error = run_table2(*arguments, "--methods", "in-context", "--retry-failed", "--datasets", f"mquake-4hop={mquake}")
     assert code == 0 and "0 cases that failed run again" in error
 
 
 def test_the_papers_numbers_stand_beside_its_own_model_on_files_alone(run_table2, base, tmp_path):
     tiny.write_records(tmp_path / "test.jsonl", tiny.world_records("test_data_ood", 1))
     arguments = ["--model", str(base), "--hparams", "llama3-8b", "--device", "cpu", "--methods", "unedited", "--limit", "1"]
-    for datasets, is_there in (("cre-ood=test.jsonl", True), ("mquake-4hop", False)):
+    for datasets, is_there in (("cre-ood=test.jsonl", True), ("world-mquake-3hop", False)):
         assert run_table2(*arguments, "--datasets", datasets, "--output", datasets)[0] == 0
         assert (tmp_path / datasets / "published.md").exists() is is_there
         assert ("published.md: what the paper reports" in (tmp_path / datasets / "table.md").read_text()) is is_there

@@ -260,7 +260,8 @@ def test_what_cannot_be_run_is_refused(given, message, capsys):
 
 
 def test_data_without_usable_cases_is_refused(place, capsys):
-    assert main(["analysis", *arguments(place, "--parts", "states", "--datasets", "mquake-4hop")]) == 2
+    file = tiny.write_mquake(place / "m.json", tiny.mquake_cases(3))
+    assert main(["analysis", *arguments(place, "--parts", "states", "--datasets", f"mquake-4hop={file}")]) == 2
     assert "no case of mquake-4hop can be studied: one edit with a subject" in capsys.readouterr().err
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -22,7 +21,7 @@ from propmeta_edit.baselines.cake import (
     origin_of_training_pairs,
     train_cake_adapter,
 )
-from propmeta_edit.data.mquake import bundled_mquake_path, load_mquake
+from propmeta_edit.data.mquake import load_mquake
 from propmeta_edit.easyedit import cake as cake_of_easyedit
 from propmeta_edit.easyedit.algorithms import easyedit_request
 from propmeta_edit.easyedit.cake import CaKEHyperParams, apply_cake_to_model
@@ -55,12 +54,11 @@ def test_templates_speak_of_the_fact_and_lead_on_from_its_object():
 
 
 def test_the_files_own_augmentation_wins(tmp_path):
-    [case, *_] = json.loads(bundled_mquake_path().read_text(encoding="utf-8"))
+    [case] = tiny.mquake_cases(1)
     rewrite = case["requested_rewrite"][0]
     rewrite["rephrase_prompt"] = [{"question": "Once more:", "answer": "A"}]
     rewrite["learning_prompt"] = [{"question": "And so:", "answer": "B"}]
-    (tmp_path / "cake.json").write_text(json.dumps([case]), encoding="utf-8")
-    [loaded] = load_mquake(tmp_path / "cake.json")
+    [loaded] = load_mquake(tiny.write_mquake(tmp_path / "cake.json", [case]))
     first, *others = loaded.edits
     assert first.augmentation == (("Once more:", "A"), ("And so:", "B.")) and not others[0].augmentation
     pairs = make_training_pairs(loaded.edits[:2])
@@ -82,12 +80,11 @@ def test_the_datas_own_wordings_come_before_templates(tmp_path):
 
 
 def test_cakes_rephrase_prompts_are_wordings_if_they_end_in_the_object(tmp_path):
-    [case, *_] = json.loads(bundled_mquake_path().read_text(encoding="utf-8"))
+    [case] = tiny.mquake_cases(1)
     target = case["requested_rewrite"][0]["target_new"]["str"]
     items = [{"question": "Once more:", "answer": target}, {"question": "Is it so?", "answer": "Yes"}]
     case["requested_rewrite"][0]["rephrase_prompt"] = items
-    (tmp_path / "cake.json").write_text(json.dumps([case]), encoding="utf-8")
-    [loaded] = load_mquake(tmp_path / "cake.json")
+    [loaded] = load_mquake(tiny.write_mquake(tmp_path / "cake.json", [case]))
     assert loaded.edits[0].rephrasings == ("Once more:",) and len(loaded.edits[0].augmentation) == 2
 
 

@@ -10,7 +10,6 @@ import tiny
 
 from propmeta_edit.cli import main
 from propmeta_edit.data.easyedit_files import load_easyedit_file
-from propmeta_edit.data.mquake import bundled_mquake_path
 from propmeta_edit.errors import DataError
 from propmeta_edit.recipes.data_check import describe_file, find_format
 from propmeta_edit.recipes.data_sets import load_dataset
@@ -102,14 +101,14 @@ def test_check_says_what_a_file_is(tmp_path, capsys):
     assert main(["data", "check", str(path)]) == 0
     said = capsys.readouterr().out
     assert "CRE, 6 records, " in said and "by entity_type" in said and "Answer: The answer is" in said and "second hop" in said
-    said = describe_file(bundled_mquake_path())
-    assert "MQuAKE, 150 cases" in said and "by hops        4: 150" in said and "0 cases with two hops" in said
+    said = describe_file(write(tmp_path, tiny.mquake_cases(5)))
+    assert "MQuAKE, 5 cases" in said and "by hops        4: 5" in said and "0 cases with two hops" in said
     said = describe_file(write(tmp_path, [KNOWEDIT, ZSRE]))
     assert "EasyEdit, 2 cases" in said and "non-ASCII" in said and "without a subject" in said and "' Perú'" in said
 
 
 def test_check_knows_cakes_files_and_names_what_it_does_not_know(tmp_path, capsys):
-    [case, *_] = json.loads(bundled_mquake_path().read_text(encoding="utf-8"))
+    [case] = tiny.mquake_cases(1)
     case["requested_rewrite"][0]["learning_prompt"] = [{"question": "And so:", "answer": "B"}]
     path = write(tmp_path, [case])
     assert find_format(path) == "CaKE" and "1 texts for CaKE" in describe_file(path)
@@ -128,7 +127,7 @@ def test_check_counts_questions_apart_from_records_by_hops_and_edits(tmp_path):
 
 
 def test_check_names_the_case_that_is_broken(tmp_path, capsys):
-    [case, *_] = json.loads(bundled_mquake_path().read_text(encoding="utf-8"))
+    [case] = tiny.mquake_cases(1)
     chainless = {**case, "orig": {"new_triples": case["orig"]["new_triples"]}}
     chainless.pop("new_single_hops", None)
     for records, message in (

@@ -1,4 +1,4 @@
-"""The MQuAKE loader on invented cases and on the 150 real ones."""
+"""The MQuAKE loader on invented cases, those with four hops among them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import logging
 from collections import Counter
 
 import pytest
+import tiny
 
-from propmeta_edit.data.mquake import bundled_mquake_path, is_two_hop_first_edited, load_mquake, load_mquake_subset
+from propmeta_edit.data.mquake import is_two_hop_first_edited, load_mquake, load_mquake_subset
 
 HOP_1, HOP_2, HOP_3 = ["Q9", "P27", "Q1"], ["Q1", "P37", "Q6"], ["Q6", "P99", "Q7"]
 REWRITE_1 = {"prompt": "{} is a citizen of", "subject": "Ann Lee", "relation_id": "P27", "target_new": {"str": "Peru"}}
@@ -98,22 +99,23 @@ def test_a_3000_case_file_with_another_count_warns(tmp_path, caplog, selected, w
     assert any(record.levelno == logging.WARNING for record in caplog.records) is warns
 
 
-def test_bundled_cases():
-    cases = load_mquake(bundled_mquake_path())
-    assert len(cases) == len({case.case_id for case in cases}) == 150
-    assert (cases[0].case_id, cases[-1].case_id) == ("mquake-7417", "mquake-8031")
+def test_four_hop_cases(tmp_path):
+    """All hops edited, answers without an alias and with one of two letters, prompts with the subject first and further on."""
+    cases = load_mquake(tiny.write_mquake(tmp_path / "m.json", tiny.mquake_cases(14)))
+    assert len(cases) == len({case.case_id for case in cases}) == 14
+    assert (cases[0].case_id, cases[-1].case_id) == ("mquake-100", "mquake-113")
     assert {len(case.edits) for case in cases} == {4}
-    assert sum(len(case.question.answers) == 1 for case in cases) == 48
-    assert Counter(case.tags["relation"] for case in cases) == {"P36": 86, "P30": 46, "P37": 18}
+    assert sum(len(case.question.answers) == 1 for case in cases) == 5
+    assert Counter(case.tags["relation"] for case in cases) == {"P36": 5, "P30": 5, "P37": 4}
     assert {(case.tags["hops"], case.tags["edits"]) for case in cases} == {("4", "4")}
     edits = [edit for case in cases for edit in case.edits]
-    assert sum(edit.prompt.startswith(edit.subject) for edit in edits) == 409
-    assert cases[0].edits[1].prompt == "The director of Madonna is"
-    assert cases[0].question.answers == ("Arabic", "ar", "Arabian language", "Arabic language")
+    assert sum(edit.prompt.startswith(edit.subject) for edit in edits) == 14 * 2 + 5
+    assert cases[0].edits[0].prompt == "The author of Book 0 is"
+    assert cases[2].question.answers == ("Language of Ñewland 2", "ñe", "the Language")
 
 
-def test_bundled_cases_have_no_two_hop_case():
-    assert load_mquake_subset(bundled_mquake_path()) == []
+def test_four_hop_cases_have_no_two_hop_case(tmp_path):
+    assert load_mquake_subset(tiny.write_mquake(tmp_path / "m.json", tiny.mquake_cases(3))) == []
 
 
 def test_remastered_copy_on_the_hub_is_flat(tmp_path):

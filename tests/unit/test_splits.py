@@ -95,5 +95,5 @@ def test_what_would_mix_data_is_refused(train):
 
 
 def test_released_is_what_the_user_names(train):
-    assert is_released(str(train)) and is_released("cre-id=x.jsonl") and is_released("hub:a/b")
-    assert not is_released("cre-id") and not is_released("world-id") and not is_released("valid-ood")
+    assert is_released(str(train)) and is_released("cre-id=x.jsonl") and is_released("hub:a/b") and is_released("cre-id")
+    assert not is_released("world-id") and not is_released("valid-ood")

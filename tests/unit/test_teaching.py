@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 
-from propmeta_edit.data.mquake import bundled_mquake_path, read_json_list
+from propmeta_edit.data.mquake import read_json_list
 from propmeta_edit.data.single_hops import (
     EDITED,
     MULTI_HOP,
@@ -196,10 +196,11 @@ def test_nothing_of_several_hops_is_taught(tmp_path):
     assert [left_out[MULTI_HOP] for left_out in facts.left_out] == [1, 2]
 
 
-def test_no_fact_of_the_shipped_cases_that_is_edited_is_taught():
-    """The real cases that come with the package: every hop is edited, so nothing of the chains after the edits is left."""
-    raws = read_json_list(bundled_mquake_path())
-    facts = choose_facts([read_mquake_single_hops(bundled_mquake_path())])
+def test_no_fact_of_four_hop_cases_that_is_edited_is_taught(tmp_path):
+    """Every hop is edited, so nothing of the chains after the edits is left."""
+    path = tiny.write_mquake(tmp_path / "m.json", tiny.mquake_cases(90))
+    raws = read_json_list(path)
+    facts = choose_facts([read_mquake_single_hops(path)])
     edited = {(rewrite["question"], rewrite["target_new"]["str"]) for raw in raws for rewrite in raw["requested_rewrite"]}
     taught = set(pairs(facts.questions))
     assert len(taught) == len({text for text, _ in taught}) > 250 and not taught & edited
