@@ -72,7 +72,7 @@ def ensure_artefact(name: str) -> Path:
     return folder
 
 
-def build_whole(folder: Path, build: Callable[[Path], None]) -> None:
+def build_whole(folder: Path, build: Callable[[Path], object]) -> None:
     """Run ``build(temporary folder)`` and rename the result to ``folder``, or leave nothing.
 
     Two processes that want the same folder take turns; the second finds it there.

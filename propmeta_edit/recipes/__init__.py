@@ -22,11 +22,18 @@ NAMES = (
 )
 
 
-def _when_called(function: str, *arguments: Any) -> Any:
-    return getattr(importlib.import_module("propmeta_edit.recipes.bundled"), function)(*arguments)
+REAL_NAMES = ("smollm2-135m-real", "smollm2-135m-real-metaft")  # made from files of the user's
+
+
+def _when_called(module: str, function: str, *arguments: Any) -> Any:
+    return getattr(importlib.import_module(module), function)(*arguments)
 
 
 def register_bundled_models() -> None:
     """Let the bundled models be called by name; what makes them is imported when one is made."""
-    for name in NAMES:
-        register_builder(name, partial(_when_called, "origin_of", name), partial(_when_called, "build", name))
+    makers = {
+        **dict.fromkeys(NAMES, "propmeta_edit.recipes.bundled"),
+        **dict.fromkeys(REAL_NAMES, "propmeta_edit.recipes.real"),
+    }
+    for name, module in makers.items():
+        register_builder(name, partial(_when_called, module, "origin_of", name), partial(_when_called, module, "build", name))

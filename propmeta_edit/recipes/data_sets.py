@@ -27,6 +27,7 @@ LOADERS: dict[str, Callable[..., list[Any]]] = {
     **dict.fromkeys((*WORLD_TESTS, *CRE_SETS), load_cre),
     "world-mquake": load_mquake_subset,
     "world-mquake-3hop": load_mquake,
+    "cre-train": load_cre,
     "mquake-subset": load_mquake_subset,
     "mquake-3k": load_mquake,
     "mquake-4hop": load_mquake,

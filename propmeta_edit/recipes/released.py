@@ -12,6 +12,7 @@ DATA_VARIABLE = "PROPMETA_DATA"  # the environment variable that names the folde
 _MQUAKE_3K = ("MQuAKE-CF-3k.json", "MQuAKE-CF-3k-v2.json")
 RELEASED_FILES: dict[str, tuple[str, ...]] = {  # the names under which each was published; any of them is taken
     **{name: (file,) for name, file in TEST_FILES.items()},
+    "cre-train": ("train_data_id.jsonl", "train_data_id_rebuilt.jsonl"),
     "mquake-subset": _MQUAKE_3K,
     "mquake-3k": _MQUAKE_3K,
     "mquake-4hop": ("mquake_cf_4hop.json",),

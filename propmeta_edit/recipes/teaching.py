@@ -187,28 +187,42 @@ def teach_to_folder(
     device = resolve_device(device)
     _require_new_or_taught(output)
     base_folder = resolve_model_folder(model_name)
-    made_from = {
+    made_from = _made_from(base_folder, lesson, settings)
+    states = training_folder(output)
+    if output.exists():
+        before = _read_json(output / CARD).get("made_from", {})
+        _require_same(made_from, before, output, "holds a taught model", "choose another --output, or remove it")
+    else:
+        build_whole(output, partial(teach_into, model_name, lesson, settings, states=states, device=device))
+    shutil.rmtree(states, ignore_errors=True)  # also one that a process left which was killed after it had named the output
+    return _read_json(output / CARD)
+
+
+def teach_into(
+    model_name: str, lesson: Lesson, settings: TeachingSettings, folder: Path, states: Path, device: str = "auto"
+) -> dict[str, Any]:
+    """The same in an empty folder, which whoever calls it names when it is whole; ``states`` keeps what a stopped one goes on from.
+
+    Raises:
+        ModelError: an unknown model.
+        OriginError: ``states`` is of another teaching.
+    """
+    base_folder = resolve_model_folder(model_name)
+    made_from = _made_from(base_folder, lesson, settings)
+    _claim(states, made_from)
+    about = {"base_model": model_name, "made_from": made_from, "questions": len(lesson.facts.questions), "files": lesson.sources}
+    _teach(base_folder, lesson, settings, resolve_device(device), states, about, folder)
+    return _read_json(folder / CARD)
+
+
+def _made_from(base_folder: str, lesson: Lesson, settings: TeachingSettings) -> dict[str, Any]:
+    return {
         "base_sha256": model_sha256(base_folder),
         "files_sha256": [source["sha256"] for source in lesson.sources],
         "questions_sha256": sha256_of_json([[q.text, *q.answers] for q in lesson.facts.questions]),
         "asked_sha256": sha256_of_json([[asked.what, [q.text for q in asked.questions]] for asked in lesson.asked]),
         "settings": asdict(settings),
     }
-    states = training_folder(output)
-    if output.exists():
-        before = _read_json(output / CARD).get("made_from", {})
-        _require_same(made_from, before, output, "holds a taught model", "choose another --output, or remove it")
-    else:
-        _claim(states, made_from)
-        about = {
-            "base_model": model_name,
-            "made_from": made_from,
-            "questions": len(lesson.facts.questions),
-            "files": lesson.sources,
-        }
-        build_whole(output, partial(_teach, base_folder, lesson, settings, device, states, about))
-    shutil.rmtree(states, ignore_errors=True)  # also one that a process left which was killed after it had named the output
-    return _read_json(output / CARD)
 
 
 def _require_new_or_taught(output: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from propmeta_edit.data.cre import load_cre
-from propmeta_edit.evaluation.companions import with_commonest_answer, with_groups, with_seen
+from propmeta_edit.evaluation.companions import choose_stratified, with_commonest_answer, with_groups, with_seen
 from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.counts import TOLD_APART, TOLD_APART_OF
 from propmeta_edit.evaluation.runner import DataSet
@@ -16,12 +16,14 @@ from propmeta_edit.files import write_text_atomically
 from propmeta_edit.options import Names, WholeNumbers, read_counts, read_pairs, require_among, require_at_least
 from propmeta_edit.recipes.data_sets import load_datasets
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE
+from propmeta_edit.recipes.released import find_released
 from propmeta_edit.recipes.splits import Split, is_released, kind_of
 from propmeta_edit.studies import published
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.methods import CORE, METHODS, NOTES, find_methods
 
 NUM_GROUPS = 100  # of facts that are told apart, a data set
+PAPERS_OWN = ("cre-ood", "cre-id", "mquake-3k", "mquake-subset")
 DATASETS, ROWS = Names(("world-id", "world-ood")), Names(variant.name for variant in CORE)
 
 
@@ -36,6 +38,8 @@ def table2(
     limits: Names | None = None,
     told_apart: WholeNumbers | None = None,
     training_data: str | None = None,
+    data_folder: str | None = None,
+    mquake_cases: int = 300,
     edits_at_once: int = EDITS_AT_ONCE,
     dtype: str = "fast",
 ) -> int:
@@ -55,23 +59,36 @@ def table2(
         limits: other numbers of cases for single methods, e.g. ROME=8, since it is slow.
         told_apart: e.g. 2,4,8: besides, so many facts of one kind in one edit, each of them asked; a hundred groups at most.
         training_data: CRE's training file; comparisons are then split by whether answer, entity and relation occur in it.
+        data_folder: in place of datasets: the folder of the paper's own data, or one around it: CRE out of and in distribution,
+            MQuAKE-CF-3k and its subset, by their published names; training_data is found there too.
+        mquake_cases: with data_folder: so many cases of MQuAKE-CF-3k, by their hops and whether the last hop is edited in the
+            shares they have among all.
         edits_at_once: cases of FT and MetaFT side by side; halved where memory runs out, which the table says.
         dtype: of the frozen rest: float32, bfloat16, float16, or fast: bfloat16 where the device has it in hardware, else float32.
     """
-    require_at_least(1, edits_at_once=edits_at_once)
+    require_at_least(1, edits_at_once=edits_at_once, mquake_cases=mquake_cases)
     require_at_least(2, told_apart=min(told_apart or (2,)))
     own_limits = read_counts("limits", limits or ())
     if own_limits:
         require_among("limits", list(own_limits), list(METHODS))
     named = {**read_pairs("checkpoints", checkpoints or ()), **({"metaft": metaft_model} if metaft_model else {})}
     bench = options.make_bench("table2", model, hparams, dtype, checkpoints=named, edits_at_once=edits_at_once)
-    splits = load_asked(datasets, options.case_seed, told_apart or (), training_data)
+    if data_folder is not None:
+        datasets = Names(f"{name}={find_released(name, data_folder)}" for name in PAPERS_OWN)
+        training_data = training_data or str(find_released("cre-train", data_folder))
+    splits = load_asked(datasets, options.case_seed, told_apart or (), training_data, mquake_cases if data_folder else None)
     write = partial(write_table2, options=options)
     study = Study("table2", find_methods(methods), splits, bench, write, limits=own_limits, check=require_comparable)
     return run_study(study, options)
 
 
-def load_asked(items: Sequence[str], seed: int, told_apart: Sequence[int] = (), training_data: str | None = None) -> list[Split]:
+def load_asked(
+    items: Sequence[str],
+    seed: int,
+    told_apart: Sequence[int] = (),
+    training_data: str | None = None,
+    mquake_cases: int | None = None,
+) -> list[Split]:
     """The data sets as they are written on the command line, and behind each its groups of facts that are told apart.
 
     Raises:
@@ -82,7 +99,10 @@ def load_asked(items: Sequence[str], seed: int, told_apart: Sequence[int] = (), 
     for item in items:
         for data in load_datasets(item, seed, probed=True):
             cases = with_commonest_answer(data.cases)
-            data = replace(data, cases=cases if training is None else with_seen(cases, training))
+            cases = cases if training is None or data.name.startswith("mquake") else with_seen(cases, training)
+            if mquake_cases is not None and data.name == "mquake-3k":
+                cases = choose_stratified(cases, mquake_cases, seed, ("hops", "last hop"))
+            data = replace(data, cases=cases)
             groups = [group for k in told_apart if (group := _group(data, k, seed)).cases]
             splits += [Split(one, kind_of(item), is_released(item)) for one in (data, *groups)]
     return splits

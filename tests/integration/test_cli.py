@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -453,6 +454,29 @@ def test_table2_tells_propagation_from_leak_and_facts_apart(run_table2, base, tm
     assert "## Accuracy % by answer seen" in comparisons and "told apart" not in comparisons
     code, error = run_table2(*arguments, "--told-apart", "1", "--output", "r")
     assert code == 2 and "--told-apart must be 2 or more, got 1" in error
+
+
+def test_table2_on_a_folder_of_the_papers_own_data(run_table2, base, tmp_path, capsys):
+    """The four sets by their published names, MQuAKE-CF-3k in its strata, and the training file beside them for the splits."""
+    folder = tmp_path / "data"
+    (folder / "cre").mkdir(parents=True)
+    (folder / "mquake").mkdir()
+    for stem in ("train_data_id", "test_data_id", "test_data_ood"):
+        tiny.write_records(folder / "cre" / f"{stem}.jsonl", tiny.world_records(stem, 5))
+    chains = [([f"Person {n}", "Oldland", "Oldtown"], [f"Person {n}", f"Land {n}", f"Town {n}"]) for n in range(20)]
+    cases = [tiny.mquake_case(n, ("P27", "P36"), *chain, edited=[0] if n % 2 else [0, 1]) for n, chain in enumerate(chains)]
+    tiny.write_mquake(folder / "mquake" / "MQuAKE-CF-3k.json", cases)
+    arguments = ["--model", str(base), "--device", "cpu", "--data-folder", str(folder), "--methods", "newest-object"]
+    code, error = run_table2(*arguments, "--mquake-cases", "6", "--limit", "50", "--output", "r")
+    assert code == 0, error
+    rows = [json.loads(line) for line in (tmp_path / "r" / "rows.jsonl").read_text().splitlines()]
+    counted = Counter(row["dataset"] for row in rows)
+    assert counted["cre-ood"] == counted["cre-id"] == 5 and counted["mquake-3k"] == 6 and counted["mquake-subset"] == 10
+    assert Counter(row["tags"]["last hop"] for row in rows if row["dataset"] == "mquake-3k") == {"edited": 3, "not edited": 3}
+    assert {row["tags"].get("answer seen") for row in rows if row["dataset"] == "cre-id"} <= {"yes", "no"}
+    (folder / "cre" / "test_data_ood.jsonl").unlink()
+    code, error = run_table2(*arguments, "--output", "s")
+    assert code == 2 and "test_data_ood.jsonl is looked for here and one level down" in error
 
 
 def test_texts_are_held_against_the_model_before_anything_runs(run_table2, base, tmp_path, capsys):

@@ -8,9 +8,10 @@ import shutil
 import pytest
 import tiny
 
-from propmeta_edit.errors import ModelError, OriginError
+from propmeta_edit.errors import DataError, ModelError, OriginError
 from propmeta_edit.models.artefacts import BUNDLED, artefact_folder, build_whole, cache_home, ensure_artefact, resolve_model_folder
-from propmeta_edit.recipes.bundled import origin_of, shipped_folder, write_difference
+from propmeta_edit.recipes import REAL_NAMES
+from propmeta_edit.recipes.bundled import shipped_folder, write_difference
 
 
 def test_home_is_the_environment_variable(monkeypatch, tmp_path):
@@ -79,12 +80,34 @@ def test_artefacts_are_built_on_first_use(monkeypatch):
     assert (folder / "x").exists() and len(calls) == 1
 
 
+@pytest.fixture
+def users_data(tmp_path, monkeypatch):
+    """Files from which the models on the paper's own data are made; of these tests only what they hash to matters."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train_data_id.jsonl", "test_data_id.jsonl", "test_data_ood.jsonl", "MQuAKE-CF-3k.json"):
+        (folder / name).write_text(name)
+    monkeypatch.setenv("PROPMETA_DATA", str(folder))
+    return folder
+
+
 @pytest.mark.parametrize("name", BUNDLED)
-def test_every_bundled_model_has_a_recipe(name):
-    assert origin_of(name) == json.loads(json.dumps(origin_of(name))) and artefact_folder(name).name == name
+def test_every_bundled_model_has_a_recipe(name, users_data):
+    origin = BUNDLED[name].origin
+    assert origin() == json.loads(json.dumps(origin())) and artefact_folder(name).name == name
 
 
-def test_a_model_made_from_older_files_is_not_taken(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", REAL_NAMES)
+def test_a_model_on_the_papers_data_is_another_one_on_other_files(name, users_data, monkeypatch):
+    before = artefact_folder(name)
+    (users_data / "MQuAKE-CF-3k.json").write_text("other cases")
+    assert artefact_folder(name) != before
+    monkeypatch.delenv("PROPMETA_DATA")
+    with pytest.raises(DataError, match="set PROPMETA_DATA to a folder that has train_data_id"):
+        resolve_model_folder(name)
+
+
+def test_a_model_made_from_older_files_is_not_taken(monkeypatch, tmp_path, users_data):
     """A package with newer files makes its own model, and so do the models that start from that one."""
     before = {name: artefact_folder(name) for name in BUNDLED}
     for folder in before.values():
@@ -95,7 +118,8 @@ def test_a_model_made_from_older_files_is_not_taken(monkeypatch, tmp_path):
     shutil.copytree(shipped_folder("smollm2-135m-metaft"), tmp_path / "shipped" / "smollm2-135m-metaft")
     monkeypatch.setattr("propmeta_edit.recipes.bundled.shipped_folder", lambda name: tmp_path / "shipped" / name)
     for name, folder in before.items():
-        assert artefact_folder(name).exists() == (name.startswith("gemma3") or name == "smollm2-135m-raw"), name
+        is_other = name.startswith("gemma3") or name in ("smollm2-135m-raw", *REAL_NAMES)
+        assert artefact_folder(name).exists() == is_other, name
         assert folder.exists()
 
 
