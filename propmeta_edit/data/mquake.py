@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,7 @@ def name_case(raw: Any, index: int) -> str:
 
 
 def _make_case(raw: Any, index: int, path: str | Path) -> Case:
-    """One raw case, any fault of it reported with the file, its index and its id."""
-    try:
+    with case_errors_named(raw, index, path):
         edits = tuple(_make_edit(rewrite) for rewrite in raw["requested_rewrite"])
         if not edits:
             raise DataError("'requested_rewrite' is empty")
@@ -113,6 +113,17 @@ def _make_case(raw: Any, index: int, path: str | Path) -> Case:
         question = Question(raw["questions"][0], answers, raw.get("cloze_question"))
         case = Case(f"mquake-{raw['case_id']}", edits, question, _take_last_hop(raw), tags=_make_tags(raw, len(edits)))
         return replace(case, known=_take_known(raw), probes=_make_probes(raw, answers))
+
+
+@contextmanager
+def case_errors_named(raw: Any, index: int, path: str | Path) -> Iterator[None]:
+    """Inside, any fault of a raw case is reported with the file, its index and its id.
+
+    Raises:
+        DataError: the case is not what it should be.
+    """
+    try:
+        yield
     except KeyError as error:
         raise DataError(f"{name_case(raw, index)}: missing key {error}", path) from error
     except (DataError, RequestError) as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.data.cre import WRONG_PARAPHRASE, is_unanswered, read_json_lines, take, take_answer
-from propmeta_edit.data.mquake import collect_answers, name_case, read_json_list, target_of
+from propmeta_edit.data.mquake import case_errors_named, collect_answers, read_json_list, target_of
 from propmeta_edit.errors import DataError, RequestError
 from propmeta_edit.records import Question
 
@@ -155,7 +155,7 @@ def read_mquake_single_hops(path: str | Path) -> SingleHops:
     old: list[Question] = []
     skipped: Counter[str] = Counter()
     for index, raw in enumerate(read_json_list(Path(path))):
-        try:
+        with case_errors_named(raw, index, path):
             before, after = (_read_hops(raw[name], skipped) for name in ("single_hops", "new_single_hops"))
             true += before
             later += after
@@ -163,12 +163,6 @@ def read_mquake_single_hops(path: str | Path) -> SingleHops:
             multi_hop |= {key_of(text) for text in raw["questions"]}
             answers = collect_answers(raw["answer"], [*(raw.get("answer_alias") or []), *(raw.get("answer_extended") or [])])
             old.append(Question(raw["questions"][0], answers))
-        except KeyError as error:
-            raise DataError(f"{name_case(raw, index)}: missing key {error}", path) from error
-        except (DataError, RequestError) as error:
-            raise DataError(f"{name_case(raw, index)}: {error}", path) from error
-        except (AttributeError, IndexError, TypeError) as error:
-            raise DataError(f"{name_case(raw, index)}: not in the MQuAKE format ({error})", path) from error
     return SingleHops(Path(path), true, later, frozenset(edited), frozenset(multi_hop), old, skipped)
 
 

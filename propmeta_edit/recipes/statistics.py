@@ -30,6 +30,7 @@ from propmeta_edit.models.layers import key_module_name, resolve_layers
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world, single_hop_questions
+from propmeta_edit.text.encoding import TextEncoder
 
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
 OPENINGS = ("The", "In", "It", "A", "When", "This", "He", "She", "There", "For", "One", "As")
@@ -198,21 +199,25 @@ def sample_texts(
 ) -> list[str]:
     """Texts the model writes after common openings, drawn at temperature 1 with ``seed``."""
     texts: list[str] = []
+    encoder = TextEncoder(tokenizer, model.config)
+    pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     with torch.random.fork_rng(), tqdm(total=num_texts, desc="sampling texts", unit="text") as bar:
         torch.manual_seed(seed)
         while len(texts) < num_texts:
             count = min(batch_size, num_texts - len(texts))
             openings = [OPENINGS[(len(texts) + number) % len(OPENINGS)] for number in range(count)]
-            inputs = tokenizer(openings, return_tensors="pt", padding=True).to(model.device)
+            prompts = [encoder.encode_prompt(opening) for opening in openings]
+            width = max(len(prompt) for prompt in prompts)
+            is_text = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
             with torch.no_grad():
                 output = model.generate(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
+                    input_ids=torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=model.device),
+                    attention_mask=is_text.to(model.device),
                     do_sample=True,
                     top_k=0,
                     temperature=1.0,
                     max_new_tokens=max_new_tokens,
-                    pad_token_id=tokenizer.pad_token_id,
+                    pad_token_id=pad_id,
                 )
             texts += tokenizer.batch_decode(output, skip_special_tokens=True)
             bar.update(count)
