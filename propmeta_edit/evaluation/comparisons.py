@@ -10,11 +10,13 @@ from typing import Any
 import pandas as pd
 
 from propmeta_edit.evaluation.companions import SEEN
+from propmeta_edit.evaluation.counts import COUNTS, compare_counts
 from propmeta_edit.evaluation.rows import Row, select_rows
 from propmeta_edit.evaluation.statistics import compare_paired
 from propmeta_edit.evaluation.tables import frame_to_markdown, markdown_table
 from propmeta_edit.files import write_text_atomically
 
+PARTS = tuple(one for one in COUNTS if one.column in ("leak", "net"))
 UNEDITED = "unedited"  # the row of the base as it is
 
 
@@ -40,6 +42,34 @@ def compare_with(rows: Sequence[Row], reference: str, ceiling: str = "in-context
             names = {"dataset": dataset, "method": method, "reference": reference}
             entries.append({**names, **vars(paired), "ratio_to_in_context": ratio})
     return entries
+
+
+def compare_parts(rows: Sequence[Row], reference: str) -> list[dict[str, Any]]:
+    """Leak and net of each other method against ``reference``, on the cases both have; without those that have no pairs."""
+    entries = []
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        standard = select_rows(rows, reference, dataset)
+        for method in dict.fromkeys(row.method for row in rows if row.dataset == dataset and row.method != reference):
+            for one in PARTS:
+                found = compare_counts(select_rows(rows, method, dataset), standard, one)
+                if found is not None:
+                    entries.append({"dataset": dataset, "method": method, "reference": reference, "measure": one.column, **found})
+    return entries
+
+
+def parts_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The entries of ``compare_parts`` for reading."""
+    return pd.DataFrame(
+        {
+            "data set": e["dataset"],
+            "method": e["method"],
+            "measure": e["measure"],
+            "pairs": e["n"],
+            "difference": f"{100 * e['difference']:+.1f} [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]",
+            "p": f"{e['p_value']:.3f}",
+        }
+        for e in entries
+    )
 
 
 def _ratio(own: dict[str, bool], ceiling: dict[str, bool]) -> float | None:
@@ -78,8 +108,12 @@ def write_comparisons(rows: Sequence[Row], folder: str | Path, references: Seque
         found = compare_with(rows, reference)
         entries += found
         lines += [f"## Against {reference}, paired", "", frame_to_markdown(comparison_table(found))] if found else []
+        parted = compare_parts(rows, reference)
+        entries += parted
+        lines += [f"## Leak and net against {reference}, paired", "", frame_to_markdown(parts_table(parted))] if parted else []
     lines = lines or ["(nothing to compare)", ""]
     lines += ["Difference in points with its 95 % bootstrap interval; p: McNemar's exact test.", ""]
+    lines += ["Leak and net: over pairs of subjects, intervals and p by bootstrap over entity and relation.", ""]
     for tag in ("entity_type", "relation", *SEEN, "hops", "last hop"):
         parts = break_down(rows, tag)
         if not parts.empty:

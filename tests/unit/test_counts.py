@@ -10,7 +10,7 @@ import torch
 
 from propmeta_edit.evaluation.asking import Examiner, prompts_of, prompts_to_compare
 from propmeta_edit.evaluation.companions import NUM_OTHERS, NUM_REAL, with_groups, with_probes
-from propmeta_edit.evaluation.counts import COUNTS, TOLD_APART, TOLD_APART_OF, count, count_told_apart, group_of
+from propmeta_edit.evaluation.counts import COUNTS, TOLD_APART, TOLD_APART_OF, compare_counts, count, count_told_apart, group_of
 from propmeta_edit.evaluation.rows import Row, RowFile
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.evaluation.tables import make_markdown, summarise
@@ -103,6 +103,19 @@ def test_intervals_are_by_bootstrap_over_groups():
     single = count([replace(r, tags={"entity_name": r.case_id, "relation": "c"}) for r in rows], COUNTS)["own_ci95"]
     assert 0.35 < single[0] < 0.45 < 0.55 < single[1] < 0.65
     assert counted(rows[:1])["own_ci95"] is None, "one group has no interval"
+
+
+def test_nets_are_compared_on_the_same_cases_over_groups():
+    """Method a has net 1 where b has 0 in each of 40 groups; cases that only one of them has do not count."""
+    net = next(one for one in COUNTS if one.column == "net")
+    tags = [{"entity_name": str(n), "relation": "c"} for n in range(40)]
+    a = [row(str(n), True, tags=tags[n], probes=[other(" euro")]) for n in range(40)]
+    b = [row(str(n), n % 2 == 0, tags=tags[n], probes=[other(" krone" if n % 2 == 0 else " euro")]) for n in range(40)]
+    found = compare_counts([*a, row("only here", False, probes=[other(" krone")])], b, net)
+    assert (found["n"], found["difference"], found["low"], found["high"], found["p_value"]) == (40, 1.0, 1.0, 1.0, 0.001)
+    same = compare_counts(b, b, net)
+    assert (same["difference"], same["low"], same["high"], same["p_value"]) == (0, 0, 0, 1.0)
+    assert compare_counts(a[:1], b[:1], net) is None and compare_counts([row("0")], [row("0")], net) is None
 
 
 def test_facts_told_apart_are_right_crossed_or_neither():
