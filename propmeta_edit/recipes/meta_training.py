@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import shutil
@@ -20,6 +21,7 @@ from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.holdout import hold_out_validation
 from propmeta_edit.edits.compute import choose_at_once
 from propmeta_edit.errors import ConfigError
+from propmeta_edit.evaluation.asking import check_case
 from propmeta_edit.evaluation.runner import batches_of, choose_cases
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
@@ -38,13 +40,14 @@ from propmeta_edit.metatrain.trainer import (
 )
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
 from propmeta_edit.models.devices import free_memory, resolve_device, resolve_dtype
-from propmeta_edit.models.generation import generate_greedily
+from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.sources import find_training_files
 from propmeta_edit.recipes.worlds import WORLD, ensure_world
 from propmeta_edit.records import Case, EditRequest, MetaTask
+from propmeta_edit.text.encoding import TextEncoder
 from propmeta_edit.text.prompts import format_question
 
 EDITS_AT_ONCE = 8  # while validating, where they fit; more are no faster on a CPU
@@ -110,6 +113,9 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     with logged_to(training / "log.txt" if processes.is_main else None), stopped_by_sigterm() as should_stop:
         report = make_report(config, training) if config.tracker and processes.is_main else None
         model, tokenizer = _load_for_training(config, base_folder, processes)
+        encoder = TextEncoder(tokenizer, model.config)
+        for case in itertools.chain(*validation.values()):  # the tasks' own texts are encoded before the first step anyway
+            check_case(encoder, case, MAX_NEW_TOKENS)
         validate = partial(compute_edited_accuracy, model, tokenizer, config.edit, validation, processes)
         progress = meta_train(model, tokenizer, tasks, config, run, validate, processes, should_stop, report)
     if not processes.is_main:

@@ -479,6 +479,20 @@ def test_table2_on_a_folder_of_the_papers_own_data(run_table2, base, tmp_path, c
     assert code == 2 and "test_data_ood.jsonl is looked for here and one level down" in error
 
 
+@pytest.mark.parametrize("part", ["prefix", "alias_question"])
+def test_meta_training_refuses_what_the_model_has_no_positions_for(base, tmp_path, capsys, part):
+    """A target or a question of any task, before the first step, by its record."""
+    records = tiny.world_records("train_data_id", 6)
+    for place in (*records[4]["facts"], *records[4]["questions"]):
+        if part in place:
+            place[part] = place[part].replace(records[4]["subject"], records[4]["subject"] + " of" * tiny.POSITIONS)
+    tiny.write_records(tmp_path / "train.jsonl", records)
+    assert meta_train(base, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "error: task cre-000004" in error and f"the model has {tiny.POSITIONS} positions" in error, error
+    assert not (tmp_path / "out").exists()
+
+
 def test_texts_are_held_against_the_model_before_anything_runs(run_table2, base, tmp_path, capsys):
     """A question that the model has no positions for ends the study with its case named; what few tokens cannot hold is counted."""
     records = tiny.world_records("test_data_ood", 6)
