@@ -107,11 +107,8 @@ def test_perplexities_are_compared_text_by_text():
 def test_the_held_out_text_is_sixty_paragraphs_that_name_nobody_of_the_world():
     texts = read_held_out()
     assert len(texts) == len(set(texts)) == 60 and all(40 <= len(text.split()) <= 80 for text in texts)
-    names = {
-        record["subject"]
-        for stem in ("train_data_id", "test_data_id", "test_data_ood")
-        for record in tiny.world_records(stem, 9999)
-    }
+    stems = ("train_data_id", "test_data_id", "test_data_ood")
+    names = {record["subject"] for stem in stems for record in tiny.world_records(stem, 350)}
     assert len(names) > 1000 and not [name for name in names if any(name in text for text in texts)]
 
 
