@@ -116,7 +116,7 @@ def require_tasks(tasks: Sequence[str], folder: str | None = None) -> None:
         folder: of tasks of one's own, YAML files as the harness has them.
 
     Raises:
-        ConfigError: an unknown task, no such folder, or the harness is not installed.
+        ConfigError: an unknown task, or the harness is not installed.
     """
     known = set(_make_task_manager(folder).all_tasks)
     unknown = [task for task in tasks if task not in known]

@@ -329,9 +329,15 @@ def make_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _describe(row: Mapping[str, Any]) -> list[str]:
     found = Perplexity(**row[PERPLEXITY])
     name = f"{row['model']} ({row['kind']})" if row["kind"] else row["model"]
-    perplexity = f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
-    ratio = "–" if row["ratio"] is None else f"{row['ratio']:.3f} [{row['ratio_ci95'][0]:.3f}, {row['ratio_ci95'][1]:.3f}]"
-    return [name, row["method"] or "–", str(row["edits"]), perplexity, ratio, str(found.num_tokens)]
+    perplexity = _with_interval(found.value, (found.low, found.high), 2)
+    ratio = "–" if row["ratio"] is None else _with_interval(row["ratio"], row["ratio_ci95"], 3)
+    return [name, row["method"] or "–", f"{row['edits']:,}", perplexity, ratio, f"{found.num_tokens:,}"]
+
+
+def _with_interval(value: float, interval: Sequence[float], digits: int) -> str:
+    """A number that edits may have multiplied by a million: from 1,000 on without decimals."""
+    shown, low, high = (f"{number:,.{digits if number < 1000 else 0}f}" for number in (value, *interval))
+    return f"{shown} [{low}, {high}]"
 
 
 def _describe_task(tasks: Mapping[str, Mapping[str, Mapping[str, float]]], name: str) -> str:

@@ -171,6 +171,7 @@ def test_the_table_has_a_row_for_each_state_and_a_column_for_each_task():
     lines = make_table(rows).splitlines()
     assert lines[2] == "| m | – | 0 | 2.00 [1.50, 2.50] | 1.000 [1.000, 1.000] | 6 | acc 0.250 ± 0.125, f1 0.500 (strict) |"
     assert lines[3].startswith("| m | FT | 10 | 4.00 [1.50, 2.50] | 2.718 [") and lines[3].endswith("| 6 | – |")
+    assert study._with_interval(2486585.55, (999.994, 1000.4), 2) == "2,486,586 [999.99, 1,000]"
     assert "| – | 7 | – |" in lines[4] and "one after another" in make_table(rows)
 
 
