@@ -63,6 +63,7 @@ VERBS = {
     "figure4": Verb(f"{_STUDIES}.figures:figure4"),
     "search": Verb(f"{_STUDIES}.search:search", ("method", "settings")),
     "dependent": Verb(f"{_STUDIES}.dependent:dependent"),
+    "ability": Verb(f"{_STUDIES}.ability:ability", ("model",)),
     "analysis": Verb(f"{_STUDIES}.analysis:analysis"),
     "convergence": Verb(f"{_STUDIES}.convergence:convergence"),
     "report": Verb(f"{_STUDIES}.report:report", ("folders",)),

@@ -1,4 +1,4 @@
-"""Plain texts to gather second moments from: a text file, JSON Lines, or a data set of the hub."""
+"""Plain texts: a text file, JSON Lines, or a data set of the hub; and the held-out ones that come with the package."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
+from propmeta_edit.data.world import shipped_files
 from propmeta_edit.errors import DataError
 
+HELD_OUT = "held_out.txt"  # a paragraph a line
 SHUFFLE_BUFFER = 10_000  # texts of a data set of the hub that wait to be drawn from
 
 
@@ -42,6 +44,11 @@ def read_texts(source: str, num_texts: int | None = None, seed: int = 0) -> list
     wanted = set(chosen)
     kept = {number: text for number, text in enumerate(read(path)) if number in wanted}
     return [kept[number] for number in chosen]
+
+
+def read_held_out() -> list[str]:
+    """The paragraphs of plain English that come with the package, in their order: nothing here is trained on them."""
+    return (shipped_files() / HELD_OUT).read_text(encoding="utf-8").splitlines()
 
 
 def _require(source: str, count: int, num_texts: int | None) -> None:

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.evaluation.statistics import wilson_interval
 from propmeta_edit.evaluation.tables import keep_settings
 from propmeta_edit.files import save_figure, sha256_of_json, write_text_atomically
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.models.artefacts import find_model_folder
 from propmeta_edit.models.devices import peak_memory, resolve_device, resolve_dtype, wait_for
@@ -98,6 +100,21 @@ def ask(
     return found
 
 
+def write_groups(
+    model: LanguageModel, tokenizer: Tokenizer, groups: Sequence[Sequence[EditRequest]], settings: EditSettings, doing: str
+) -> None:
+    """One edit after another into the same model, each of a group of facts; they stay.
+
+    Args:
+        doing: what the progress bar calls it.
+
+    Raises:
+        RequestError, ModelError: as ``write_facts``; the edits before that one stand.
+    """
+    for group in tqdm(groups, desc=doing, unit="call", disable=None):
+        write_facts(model, tokenizer, group, settings)
+
+
 def edit_and_ask(
     method: str, mode: str, counts: Sequence[int], cases: Sequence[Case], options: ChainOptions
 ) -> list[dict[str, Any]]:
@@ -119,11 +136,7 @@ def edit_and_ask(
             done, seconds = 0, 0.0
         requests = [case.edits[0] for case in cases[done:count]]
         groups, size = ([requests], options.batch_size) if mode == "joint" else ([[r] for r in requests], hparams.batch_size)
-
-        def write(groups: Sequence[Sequence[EditRequest]] = groups, size: int = size) -> None:
-            for group in tqdm(groups, desc=f"{method}, {mode}", unit="call", disable=None):
-                write_facts(model, tokenizer, group, replace(hparams.edit, batch_size=size))
-
+        write = partial(write_groups, model, tokenizer, groups, replace(hparams.edit, batch_size=size), f"{method}, {mode}")
         started = time.perf_counter()
         added = peak_memory(write, torch.device(device))
         wait_for(torch.device(device))

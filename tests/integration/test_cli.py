@@ -29,6 +29,7 @@ from propmeta_edit.recipes import data_sets
 from propmeta_edit.recipes.edit_facts import name_columns, read_hparams, read_requests
 from propmeta_edit.recipes.statistics import OPENINGS, SAMPLED_SHARE, ensure_statistics, make_statistics, sample_corpus
 from propmeta_edit.records import EditRequest
+from propmeta_edit.studies import ability as studies_ability
 from propmeta_edit.studies import runs, variants
 from propmeta_edit.studies.methods import METHODS
 from propmeta_edit.studies.variants import Bench
@@ -840,6 +841,71 @@ def test_asking_under_another_model_is_refused(own_hparams, base, tmp_path, caps
     assert main([*asked, "--any-base", "--json"]) == 0
     [row] = json.loads(capsys.readouterr().out)["answers"]
     assert row["answers"]["unedited"] != row["answers"]["edit"]
+
+
+def ability(model, tmp_path, *more):
+    where = ["--datasets", str(tmp_path / "train.jsonl"), "--output", str(tmp_path / "ability"), "--device", "cpu", "--limit", "3"]
+    return main(["ability", str(model), *where, *more])
+
+
+def test_ability_of_a_checkpoint_its_base_and_their_edits(base, own_hparams, tmp_path, capsys, monkeypatch):
+    assert meta_train(base, tmp_path) == 0
+    capsys.readouterr()
+    both = ["--edits", "3,1", "--method", "MetaFT,FT", "--hparams", own_hparams]
+    assert ability(tmp_path / "out", tmp_path, *both) == 0
+    printed, found = capsys.readouterr().out, json.loads((tmp_path / "ability" / "ability.json").read_text())
+    assert (tmp_path / "ability" / "ability.md").read_text() == printed and printed.count("\n| ") == 6
+    rows = [(row["kind"], row["method"], row["edits"]) for row in found["rows"]]
+    assert rows == [("base", "", 0), ("base", "FT", 1), ("base", "FT", 3)] + [
+        ("meta-tuned", method, edits) for method, edits in (("", 0), ("MetaFT", 1), ("MetaFT", 3))
+    ]
+    values = [row["perplexity"]["value"] for row in found["rows"]]
+    assert (
+        len(set(values)) == 6
+        and found["rows"][0]["ratio"] == 1
+        and found["rows"][3]["ratio"] == pytest.approx(values[3] / values[0])
+    )
+    lines = (tmp_path / "ability" / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "ability" / "rows.jsonl").write_text("\n".join(lines[:-1]) + "\n")  # as if it had been stopped there
+    taken = []
+    original = studies_ability.compute_perplexity
+    monkeypatch.setattr(studies_ability, "compute_perplexity", lambda *given: taken.append(1) or original(*given))
+    assert ability(tmp_path / "out", tmp_path, *both) == 0
+    assert len(taken) == 1 and (tmp_path / "ability" / "rows.jsonl").read_text().splitlines() == lines, (
+        "three facts, anew and alike"
+    )
+    assert json.loads((tmp_path / "ability" / "ability.json").read_text()) == found
+    assert ability(base, tmp_path, "--edits", "0") == 0 and len(taken) == 1, "it was measured as a base"
+    assert json.loads((tmp_path / "ability" / "ability.json").read_text())["rows"][0]["kind"] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "ROME"], "--method takes MetaFT, FT, got ROME"),
+        (["--method", "MetaFT"], "has no metaft.json: MetaFT edits what was meta-trained; take --method FT"),
+        ([], "there is no hparams/FT/base.yaml; give --hparams"),
+        (["--edits", "-1"], "--edits must be 0 or more, got -1"),
+        (["--limit", "0"], "--limit must be 1 or more, got 0"),
+        (["--task-folder", "."], "name those to run with --tasks"),
+        (["--tasks", "quiz", "--task-folder", "nowhere"], "nowhere is no folder"),
+        (["--texts", "nowhere.txt"], "nowhere.txt: no such file"),
+        (["--tasks", "quiz"], "lm-evaluation-harness, which is not installed here"),
+    ],
+)
+def test_bad_measurements_of_ability(base, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert ability(base, tmp_path, *arguments) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "ability").exists()
+
+
+def test_ability_needs_enough_facts_and_the_checkpoints_own_base(base, own_hparams, tmp_path, capsys):
+    assert ability(base, tmp_path, "--hparams", own_hparams, "--edits", "5000") == 2
+    assert "cases of one edit, but --edits asks for 5000" in capsys.readouterr().err
+    assert meta_train(base, tmp_path) == 0
+    other = tiny.save_model_folder(tmp_path / "other", load_model(str(base))[1], seed=5)
+    assert ability(tmp_path / "out", tmp_path, "--base", str(other)) == 2
+    assert "was meta-trained from other weights" in capsys.readouterr().err
 
 
 class Remembering(GeneralTracker):
