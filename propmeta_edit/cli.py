@@ -70,6 +70,7 @@ VERBS = {
     "speed edit": Verb("propmeta_edit.speed.run:speed_edit"),
     "speed meta": Verb("propmeta_edit.speed.run:speed_meta"),
     "speed compile": Verb("propmeta_edit.speed.run:speed_compile"),
+    "speed ask": Verb("propmeta_edit.speed.run:speed_ask"),
     "data check": Verb(f"{_COMMANDS}:check_data", ("path",)),
     "statistics": Verb(f"{_COMMANDS}:statistics", ("model",)),
     "teach": Verb(f"{_COMMANDS}:teach", ("model",)),

@@ -16,7 +16,7 @@ from propmeta_edit.evaluation.tables import SETTINGS_FILE, frame_to_markdown, ke
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.options import Names, WholeNumbers, require_at_least
-from propmeta_edit.speed import compiled, edits, meta_training, parts
+from propmeta_edit.speed import asking, compiled, edits, meta_training, parts
 from propmeta_edit.studies.engine import collect_versions
 
 AT_ONCE, MODELS = WholeNumbers((1, 2, 4, 8, 16)), Names(("tiny", "smollm2-135m"))
@@ -100,6 +100,16 @@ def speed_compile(options: SpeedOptions) -> None:
         return compiled.compare(settings, options.number, options.repeats)
 
     _run("compile", measure, compiled.summarise, options)
+
+
+def speed_ask(options: SpeedOptions) -> None:
+    """Time what a case is asked: one greedy loop for all prompts against transformers' generate."""
+
+    def measure(device: str, dtype: str) -> Iterator[dict[str, Any]]:
+        for name in options.models:
+            yield from asking.compare(name, device, dtype, "world-ood", options.number, options.repeats)
+
+    _run("ask", measure, asking.summarise, options)
 
 
 def keep(

@@ -21,6 +21,7 @@ from propmeta_edit.cli import main, read_arguments
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.records import Case, EditRequest, Question
+from propmeta_edit.speed import asking as speed_asking
 from propmeta_edit.speed import edits as speed_edit
 from propmeta_edit.speed import meta_training as speed_meta
 from propmeta_edit.speed import parts as speed_parts
@@ -159,6 +160,23 @@ def test_a_side_that_does_not_fit_is_left_out_of_the_rounds():
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         speed_parts.measure({"wrong": wrong}, 1)
+
+
+def test_asking_is_timed_either_way_on_the_same_cases(base, tmp_path, monkeypatch):
+    seconds = {speed_asking.GENERATE: [], speed_asking.OURS: []}
+    for name, side in (("time_generate", speed_asking.GENERATE), ("time_examiner", speed_asking.OURS)):
+        real = getattr(speed_asking, name)
+        monkeypatch.setattr(
+            speed_asking, name, lambda *given, real=real, side=side: seconds[side].append(real(*given)) or 1.0 + len(side)
+        )
+    arguments = ["ask", "--models", str(base), "--at-once", "1", "--number", "3", "--repeats", "1", "--device", "cpu"]
+    assert main(["speed", *arguments, "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "speed.json").read_text())
+    assert [(row["side"], row["cases"], row["seconds a case"]) for row in result["rows"]] == [
+        ("generate", 3, 9.0),
+        ("one loop", 3, 9.0),
+    ]
+    assert result["one_loop_vs_generate"] == 1.0 and all(taken and min(taken) > 0 for taken in seconds.values())
 
 
 @pytest.fixture
