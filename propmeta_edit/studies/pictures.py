@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,38 @@ def draw_dots(table: pd.DataFrame, group: str, is_filled: str, labels: tuple[str
         axis.set_yticks(range(len(names)), names)
         axis.grid(axis="x", alpha=0.3)
     _finish(figure, f"{title}: {_describe_splits(table)}")
+    return figure
+
+
+def draw_leaks(summary: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Own and leak of every method as two bars with their 95 % intervals, a panel a data set; None where there are no pairs.
+
+    Args:
+        summary: as ``evaluation.tables.summarise`` gives it.
+    """
+    known = [entry for entry in summary if entry["leak"] is not None]
+    datasets = list(dict.fromkeys(entry["dataset"] for entry in known))
+    if not known:
+        return None
+    most = max(sum(entry["dataset"] == name for entry in known) for name in datasets)
+    figure = Figure(figsize=(PANEL_WIDTH * len(datasets), 1.4 + 0.5 * most), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
+        own = [entry for entry in known if entry["dataset"] == name]
+        for place, (column, shade) in enumerate((("own", "0.25"), ("leak", "0.75"))):
+            heights = [number + 0.38 * (place - 0.5) for number in range(len(own))]
+            shares = [100 * entry[column] for entry in own]
+            bounds = [entry[f"{column}_ci95"] or [entry[column]] * 2 for entry in own]
+            errors = [[s - 100 * low for s, (low, _) in zip(shares, bounds, strict=True)]]
+            errors += [[100 * high - s for s, (_, high) in zip(shares, bounds, strict=True)]]
+            label = "the edited subject" if column == "own" else "another subject (leak)"
+            axis.barh(heights, shares, 0.36, xerr=errors, color=shade, edgecolor="black", linewidth=0.6, capsize=2, label=label)
+        axis.set_yticks(range(len(own)), [f"{entry['method']}\nnet {100 * entry['net']:+.0f}" for entry in own])
+        axis.invert_yaxis()
+        axis.set_xlim(0, 100)
+        axis.set_title(f"{name} ({max(entry['leak_n'] for entry in own)} pairs)", fontsize=9)
+        axis.set_xlabel("questions with the edited consequence, %", fontsize=8)
+        axis.tick_params(labelsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
 
 

@@ -12,7 +12,7 @@ from propmeta_edit.evaluation.comparisons import write_comparisons
 from propmeta_edit.evaluation.counts import TOLD_APART, TOLD_APART_OF
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.evaluation.tables import require_comparable, summarise, write_tables
-from propmeta_edit.files import write_text_atomically
+from propmeta_edit.files import save_figure, write_text_atomically
 from propmeta_edit.options import Names, WholeNumbers, read_counts, read_pairs, require_among, require_at_least
 from propmeta_edit.recipes.data_sets import load_datasets
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE
@@ -21,6 +21,7 @@ from propmeta_edit.recipes.splits import Split, is_released, kind_of
 from propmeta_edit.studies import published
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.methods import CORE, METHODS, NOTES, find_methods
+from propmeta_edit.studies.pictures import draw_leaks
 
 NUM_GROUPS = 100  # of facts that are told apart, a data set
 PAPERS_OWN = ("cre-ood", "cre-id", "mquake-3k", "mquake-subset")
@@ -116,7 +117,7 @@ def _group(data: DataSet, k: int, seed: int) -> DataSet:
 
 
 def write_table2(results: Results, options: StudyOptions) -> str:
-    """``table.md``, ``.csv``, ``.json`` of all rows in the folder, and their paired comparisons; the text to print."""
+    """``table.md``, ``.csv``, ``.json``, ``leak.png`` and paired comparisons of all rows in the folder; the text to print."""
     order = {name: place for place, name in enumerate(METHODS)}
     rows = sorted(results.all_rows, key=lambda row: order.get(row.method, len(order)))  # rows of other studies come last
     notes = [*NOTES]
@@ -132,6 +133,10 @@ def write_table2(results: Results, options: StudyOptions) -> str:
         notes.append(
             "published.md: what the paper reports for its Llama3-8B, cited with its protocol; whether yours is that is not checked."
         )
-    text = write_tables(summarise(rows), results.folder, notes)
+    summary = summarise(rows)
+    text = write_tables(summary, results.folder, notes)
+    picture = draw_leaks(summary)
+    if picture is not None:
+        save_figure(picture, results.folder / "leak.png")
     write_comparisons([row for row in rows if TOLD_APART not in row.tags], results.folder, ("FT", "MetaFT"))
     return f"{text}\npaired comparisons with FT and MetaFT, breakdowns and examples: {results.folder / 'comparisons.md'}"

@@ -16,6 +16,7 @@ from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.evaluation.tables import make_markdown, summarise
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.records import ELSEWHERE, OTHER, PARAPHRASE, REAL, SAME_FACT, TOGETHER, Case, EditRequest, Probe, Question
+from propmeta_edit.studies.pictures import draw_leaks
 
 BASE = {"model": "tiny", "model_sha256": "m", "data_sha256": "d", "hparams_sha256": "h", "seed": 0, "base_sha256": "m"}
 
@@ -103,6 +104,19 @@ def test_intervals_are_by_bootstrap_over_groups():
     single = count([replace(r, tags={"entity_name": r.case_id, "relation": "c"}) for r in rows], COUNTS)["own_ci95"]
     assert 0.35 < single[0] < 0.45 < 0.55 < single[1] < 0.65
     assert counted(rows[:1])["own_ci95"] is None, "one group has no interval"
+
+
+def test_own_and_leak_are_drawn_as_two_bars_a_method():
+    tags = [{"entity_name": str(n), "relation": "c"} for n in range(4)]
+    rows = [row(str(n), n < 3, tags=tags[n], probes=[other(" krone" if n < 1 else " euro")]) for n in range(4)]
+    rows += [replace(r, method="in-context") for r in rows] + [row("0", method="unedited", before=None)]
+    figure = draw_leaks(summarise(rows))
+    [axis] = figure.axes
+    own, leak = axis.containers[-1], axis.containers[0]
+    widths = sorted({round(bar.get_width(), 6) for bar in axis.patches})
+    assert widths == [25.0, 75.0] and len(axis.patches) == 4 and own is not leak, "a row without pairs has no bars"
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["FT\nnet +50", "in-context\nnet +50"]
+    assert draw_leaks(summarise([row("0", method="unedited", before=None)])) is None
 
 
 def test_nets_are_compared_on_the_same_cases_over_groups():
