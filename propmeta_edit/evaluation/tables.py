@@ -139,26 +139,33 @@ def write_tables(summary: Sequence[dict[str, Any]], folder: str | Path, notes: S
 
 
 def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) -> str:
-    """The table for reading: percentages with 95 % intervals, few cases flagged, without the columns that no row fills."""
-    rows = [_cells_of(entry) for entry in summary]
+    """Two tables for reading: the cases' own shares, then what was counted over further questions and pairs of subjects.
+
+    Percentages with 95 % intervals, few cases flagged, without the columns that no row fills.
+    """
     legend = ["Brackets: 95 % intervals, Wilson's or, where n is said, by bootstrap over entity and relation.", *notes]
     legend += [f"{entry['method']} on {entry['dataset']}: {note}." for entry in summary for note in entry["notes"]]
     if any(entry["n"] < FEW for entry in summary):
         legend.append(f"†: fewer than {FEW} cases.")
-    header = [title for title in (rows[0] if rows else ()) if any(row[title] != "–" for row in rows)]
-    table = markdown_table(header, [[row[title] for title in header] for row in rows])
+    names = [{"method": entry["method"], "data set": entry["dataset"]} for entry in summary]
+    table = _filled_columns([{**name, **_cells_of(entry)} for name, entry in zip(names, summary, strict=True)])
+    counted = [{one.title: _count_cell(entry, one.column) for one in _counts_in(entry)} for entry in summary]
+    if any(cell != "–" for cells in counted for cell in cells.values()):
+        table += "\n" + _filled_columns([{**name, **cells} for name, cells in zip(names, counted, strict=True)])
     return table + "\n" + "\n".join(f"- {note}" for note in legend) + "\n"
+
+
+def _filled_columns(rows: Sequence[Mapping[str, str]]) -> str:
+    header = [title for title in (rows[0] if rows else ()) if any(row[title] != "–" for row in rows)]
+    return markdown_table(header, [[row[title] for title in header] for row in rows])
 
 
 def _cells_of(entry: Mapping[str, Any]) -> dict[str, str]:
     """A line of the table by the titles of its columns; a dash where there is nothing to say."""
     seconds, rate = entry["seconds_per_edit"], entry["cases_per_second"]
     return {
-        "method": entry["method"],
-        "data set": entry["dataset"],
         "n": f"{entry['n']}{'†' if entry['n'] < FEW else ''}",
         **{m.title: _percent(entry[m.column], entry.get(f"{m.column}_ci95")) for m in MEASURES},
-        **{one.title: _count_cell(entry, one.column) for one in _counts_in(entry)},
         "s / edit": "–" if seconds is None else f"{seconds:.2f}",
         "cases / s": "–" if rate is None else f"{rate:.2f} ({entry['cases_at_once']} at once)",
         "once before, s": ", ".join(f"{name} {spent:.0f}" for name, spent in entry["precomputation"].items()) or "–",
