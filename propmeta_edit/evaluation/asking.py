@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from propmeta_edit.errors import record_named
-from propmeta_edit.evaluation.measures import CaseOutcome
+from propmeta_edit.evaluation.measures import CaseOutcome, as_record
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, Continuation, continue_greedily, generate_greedily
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import ELSEWHERE, OTHER, REAL, Case, Probe
@@ -135,12 +135,6 @@ def prompts_to_compare(case: Case) -> dict[str, str]:
 
 def _probes_of(case: Case) -> dict[str, Probe]:
     return {f"probe {number}": probe for number, probe in enumerate(case.probes)}
-
-
-def as_record(probe: Probe, before: str | None, after: str) -> dict[str, Any]:
-    """A probe as rows keep it."""
-    about = {"kind": probe.kind, "question": probe.question.text, "answers": list(probe.question.answers)}
-    return {**about, "against": list(probe.against), "before": before, "after": after}
 
 
 def _prompt_of(probe: Probe) -> str:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from propmeta_edit.edits.compute import choose_at_once
-from propmeta_edit.evaluation.asking import Examiner, as_record
+from propmeta_edit.evaluation.asking import Examiner
 from propmeta_edit.evaluation.companions import COMMONEST
-from propmeta_edit.evaluation.measures import CaseOutcome
+from propmeta_edit.evaluation.measures import CaseOutcome, as_record
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.single_edit import write_facts
