@@ -207,13 +207,20 @@ class TextEncoder:
 def _count_appended(tokenizer: Tokenizer) -> int:
     """How many tokens the tokenizer sets after a text."""
     plain, framed = list(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]), list(tokenizer(_SAMPLE)["input_ids"])
-    for start in reversed(range(len(framed) - len(plain) + 1)):
-        if plain and framed[start : start + len(plain)] == plain:
-            return len(framed) - len(plain) - start
+    starts = [start for start in range(len(framed) - len(plain) + 1) if plain and framed[start : start + len(plain)] == plain]
+    if len(starts) > 1 and tokenizer.is_fast:  # as where the sample is a word that it does not know, and ends are that token too
+        return _count_without_text(tokenizer(_SAMPLE, return_offsets_mapping=True)["offset_mapping"])
+    if starts:
+        return len(framed) - len(plain) - starts[-1]
     raise ModelError(
         f"the tokenizer cannot be used: of {_SAMPLE!r} it makes the tokens {plain} without special tokens and {framed} with them, "
         "and the first must stand among the second"
     )
+
+
+def _count_without_text(offsets: Sequence[Sequence[int]]) -> int:
+    """How many tokens at the end stand for no character."""
+    return next((number for number, (start, end) in enumerate(reversed(offsets)) if end > start), len(offsets))
 
 
 def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:
