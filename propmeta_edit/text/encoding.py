@@ -184,6 +184,16 @@ class TextEncoder:
                 "with add_eos_token=False, or take the end out of its post-processor"
             )
 
+    def require_known_padding(self) -> None:
+        """Refuse a padding token that the model has no embedding for, where padding is learnt.
+
+        Raises:
+            ModelError: naming the token and the model's vocabulary.
+        """
+        pad = self.tokenizer.pad_token_id
+        if pad is not None:
+            self._hold_tokens([pad])
+
     def _encode(self, text: str) -> list[int]:
         return self._without_appended(self.tokenizer(text)["input_ids"])
 
@@ -196,6 +206,9 @@ class TextEncoder:
                 f"the text {_shorten(text)} has {len(input_ids)} tokens, but the model has {self.num_positions} positions; shorten "
                 "it, or leave this record out"
             )
+        return self._hold_tokens(input_ids)
+
+    def _hold_tokens(self, input_ids: list[int]) -> list[int]:
         if self.vocabulary is not None and (largest := max(input_ids)) >= self.vocabulary:
             raise ModelError(
                 f"the tokenizer gives token {largest} ({self.tokenizer.decode([largest])!r}), but the model has embeddings for "
