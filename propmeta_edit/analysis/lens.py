@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from propmeta_edit.models.forwards import compute_hidden_states
+from propmeta_edit.models.forwards import compute_hidden_states, compute_logits
 from propmeta_edit.models.layers import get_blocks, get_final_norm
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
@@ -67,7 +67,7 @@ def read_states(model: LanguageModel, states: torch.Tensor) -> torch.Tensor:
         log-probabilities in nats, [..., V]; of the states after the last block they are the model's own.
     """
     with torch.no_grad():
-        logits = model.get_output_embeddings()(get_final_norm(model)(states))
+        logits = compute_logits(model, get_final_norm(model)(states))
         return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 

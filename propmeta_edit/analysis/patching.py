@@ -14,7 +14,7 @@ import torch
 
 from propmeta_edit.analysis.lens import batch_of
 from propmeta_edit.errors import ModelError
-from propmeta_edit.models.forwards import compute_hidden_states
+from propmeta_edit.models.forwards import compute_hidden_states, compute_logits
 from propmeta_edit.models.layers import get_blocks
 from propmeta_edit.protocols import LanguageModel
 
@@ -60,7 +60,7 @@ def compute_patched_log_probs(
     try:
         with torch.no_grad():
             hidden = compute_hidden_states(model, batch_of(model, input_ids))[1:, -1]
-            logits = model.get_output_embeddings()(hidden)
+            logits = compute_logits(model, hidden)
     finally:
         for handle in handles:
             handle.remove()

@@ -117,6 +117,8 @@ def train_cake_adapter(model: LanguageModel, tokenizer: Tokenizer, edits: Sequen
     from transformers import get_linear_schedule_with_warmup
 
     encoder = TextEncoder(tokenizer, model.config)
+    if settings.learn_prompts:
+        encoder.require_known_padding()
     examples = [_encode(encoder, *pair, settings) for pair in make_training_pairs(edits)]
     config = LoraConfig(
         r=settings.rank,

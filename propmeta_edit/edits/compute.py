@@ -9,7 +9,7 @@ import torch
 
 from propmeta_edit.edits.edit import Edit, find_transposed, take_base
 from propmeta_edit.edits.identity import take_fingerprints
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, record_named
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.single_edit import put_in_place, require_finite, write_facts
@@ -17,6 +17,7 @@ from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest, as_requests
+from propmeta_edit.text.encoding import TextEncoder
 
 _MOST_AT_ONCE = 64  # beyond this nothing gets faster
 
@@ -94,6 +95,7 @@ def edit_many(
     edits: list[Edit] = []
     settings, about = _settle(model, hparams)
     before = {name: p.data for name, p in select_parameters(model, settings.layers, settings.modules).items()}
+    _check_each(TextEncoder(tokenizer, model.config), several)
     base = take_base(model)
     state: dict[str, Any] = {"transposed": find_transposed(model, before), "fingerprints": take_fingerprints(before)}
     at_once = at_once or choose_at_once(before, free_memory(model.device))
@@ -102,6 +104,14 @@ def edit_many(
         weights = _write_each(model, tokenizer, some, settings, model.device if keep_on_device else torch.device("cpu"))
         edits += [Edit(tuple(own), values, before, base, *about, **state) for own, values in zip(some, weights, strict=True)]
     return edits
+
+
+def _check_each(encoder: TextEncoder, several: Sequence[Sequence[EditRequest]]) -> None:
+    """Refuse facts that cannot be written before the first is, by the request's number among all."""
+    for number, requests in enumerate(several):
+        with record_named(f"request {number}"):
+            for request in requests:
+                encoder.encode_answer(request.prompt, request.target_new)
 
 
 def _settle(model: LanguageModel, hparams: HasEditSettings | EditSettings) -> tuple[EditSettings, tuple[str, str, dict[str, Any]]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from propmeta_edit.errors import record_named
-from propmeta_edit.evaluation.measures import CaseOutcome
+from propmeta_edit.errors import PropMetaError, record_named
+from propmeta_edit.evaluation.measures import CaseOutcome, as_record
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, Continuation, continue_greedily, generate_greedily
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import ELSEWHERE, OTHER, REAL, Case, Probe
@@ -40,19 +40,35 @@ class Examiner:
     def ask_unedited(self, cases: Sequence[Case]) -> None:
         """Have the answers that those after an edit are compared with; call it while no edit stands.
 
-        Where one is missing, those of the cases expected next are asked along.
+        Where one is missing, those of the cases expected next are asked along, but for cases that cannot be asked: these fail when
+        they come.
+
+        Raises:
+            RequestError, ModelError: as ``check_case``.
         """
         missing = self._missing(cases)
         if not missing:
             return
-        ahead = self._missing(self._expected)
-        wanted = list(dict.fromkeys([*missing, *ahead]))[: max(AT_ONCE, len(missing))]
+        encoder = TextEncoder(self.tokenizer, self.model.config)
+        for case in cases:
+            check_case(encoder, case, self.max_new_tokens)
+        wanted = list(dict.fromkeys(missing))
+        wanted += itertools.islice(self._ahead(encoder, wanted), max(0, AT_ONCE - len(wanted)))
         texts = generate_greedily(self.model, self.tokenizer, wanted, self.max_new_tokens, AT_ONCE)
         self._unedited.update(zip(wanted, texts, strict=True))
 
     def _missing(self, cases: Sequence[Case]) -> list[str]:
         prompts = [prompt for case in cases for prompt in prompts_to_compare(case).values()]
         return [prompt for prompt in prompts if prompt not in self._unedited]
+
+    def _ahead(self, encoder: TextEncoder, wanted: Sequence[str]) -> Iterator[str]:
+        """What is missing of the cases expected, each prompt once and none of those ``wanted`` already."""
+        given = set(wanted)
+        for case in self._expected:
+            prompts = [prompt for prompt in dict.fromkeys(self._missing([case])) if prompt not in given]
+            if prompts and _can_be_asked(encoder, case, self.max_new_tokens):
+                given.update(prompts)
+                yield from prompts
 
     def ask(self, cases: Sequence[Case], in_context: bool = False, is_edited: bool = True) -> list[CaseOutcome]:
         """Every prompt of every case in one batch, those of a case side by side, as edits with weights of their own need them.
@@ -137,12 +153,6 @@ def _probes_of(case: Case) -> dict[str, Probe]:
     return {f"probe {number}": probe for number, probe in enumerate(case.probes)}
 
 
-def as_record(probe: Probe, before: str | None, after: str) -> dict[str, Any]:
-    """A probe as rows keep it."""
-    about = {"kind": probe.kind, "question": probe.question.text, "answers": list(probe.question.answers)}
-    return {**about, "against": list(probe.against), "before": before, "after": after}
-
-
 def _prompt_of(probe: Probe) -> str:
     return probe.question.text if probe.kind == ELSEWHERE else format_question(probe.question.text)
 
@@ -159,3 +169,11 @@ def check_case(encoder: TextEncoder, case: Case, max_new_tokens: int, in_context
             encoder.encode_answer(edit.prompt, edit.target_new)
         for prompt in prompts_of(case, in_context).values():
             encoder.require_room(encoder.encode_prompt(prompt), prompt, max_new_tokens)
+
+
+def _can_be_asked(encoder: TextEncoder, case: Case, max_new_tokens: int) -> bool:
+    try:
+        check_case(encoder, case, max_new_tokens)
+    except PropMetaError:
+        return False
+    return True

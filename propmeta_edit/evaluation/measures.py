@@ -8,7 +8,7 @@ from typing import Any
 
 from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
 from propmeta_edit.models.generation import MAX_NEW_TOKENS
-from propmeta_edit.records import Case, Question
+from propmeta_edit.records import Case, Probe, Question
 from propmeta_edit.text.sentences import first_sentence
 
 
@@ -174,5 +174,12 @@ def judge(case: Case, said: CaseOutcome) -> dict[str, object]:
 
 
 def judge_failed(case: Case) -> dict[str, object]:
-    """The verdicts on a case that nothing was said of: wrong wherever one is due."""
-    return {measure.field: False if measure.is_due(case) else None for measure in MEASURES}
+    """The verdicts on a case that nothing was said of, and its probes likewise: wrong wherever one is due."""
+    probes = tuple(as_record(probe, None, "") for probe in case.probes)
+    return {"probes": probes, **{measure.field: False if measure.is_due(case) else None for measure in MEASURES}}
+
+
+def as_record(probe: Probe, before: str | None, after: str) -> dict[str, Any]:
+    """A probe as rows keep it."""
+    about = {"kind": probe.kind, "question": probe.question.text, "answers": list(probe.question.answers)}
+    return {**about, "against": list(probe.against), "before": before, "after": after}

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from propmeta_edit.edits.compute import choose_at_once
-from propmeta_edit.evaluation.asking import Examiner, as_record
+from propmeta_edit.evaluation.asking import Examiner
 from propmeta_edit.evaluation.companions import COMMONEST
-from propmeta_edit.evaluation.measures import CaseOutcome
+from propmeta_edit.evaluation.measures import CaseOutcome, as_record
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
-from propmeta_edit.finetune.single_edit import write_facts
+from propmeta_edit.finetune.single_edit import require_finite, write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.devices import free_memory, wait_for
 from propmeta_edit.models.layers import select_parameters
@@ -162,10 +162,11 @@ class FineTuning(Asking):
         return [done[case.case_id] for case in cases]
 
     def _evaluate_at_once(self, cases: Sequence[Case]) -> list[CaseOutcome]:
-        """All cases in one batch; they must have equally many requests."""
+        """All cases in one batch; they must have equally many requests. One that diverges fails them all, and is found alone."""
         self.examiner.ask_unedited(cases)
         loaded = self.examiner.model, self.examiner.tokenizer
-        with many_edits(*loaded, [requests_of(case, self.write) for case in cases], self.settings):
+        with many_edits(*loaded, [requests_of(case, self.write) for case in cases], self.settings) as adapted:
+            require_finite(adapted.parameters, self.settings)
             return self.examiner.ask(cases)
 
 

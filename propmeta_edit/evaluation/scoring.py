@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import regex
 
 # Scripts that do not put spaces between words: a name may begin or end anywhere in a line.
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+# By their extensions: the long vowel mark of Japanese and its sound marks are of no one script.
+_UNSPACED = "".join(rf"\p{{scx={name}}}" for name in ["Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan"])
 _IN_A_WORD = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}]]"
 _GOES_ON = rf"[[\p{{L}}\p{{M}}\p{{N}}]--[{_UNSPACED}\p{{Hangul}}]]"  # Korean sets its particles right after a name
 _SETS = "(?V1)"  # sets of characters can be taken from one another
@@ -46,8 +47,8 @@ def contains_answer_at_word_boundary(generated: str, answers: Iterable[str]) -> 
 
 
 def _normalised(answers: Iterable[str]) -> list[str]:
-    """Those of which anything is left to compare: what every text contains is no answer."""
-    return [answer for answer in map(normalise, answers) if answer.strip()]
+    """Without the spaces around them, which no training sets; those of which anything is left: what every text contains is none."""
+    return [answer for answer in (normalise(answer).strip() for answer in answers) if answer]
 
 
 def _bounded(answer: str) -> str:

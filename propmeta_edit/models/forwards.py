@@ -30,6 +30,16 @@ def compute_hidden_states(model: LanguageModel, batch: EncodedBatch) -> torch.Te
     return hidden
 
 
+def compute_logits(model: LanguageModel, states: torch.Tensor) -> torch.Tensor:
+    """What the head makes of states after the last norm, [..., hidden] → [..., vocabulary], below its cap if it has one.
+
+    Gemmas can have one (``final_logit_softcapping``); it changes every probability.
+    """
+    logits: torch.Tensor = model.get_output_embeddings()(states)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 class _NoCache(DynamicCache):  # type: ignore[misc]
     """Keeps nothing. Given None, transformers reads from the device whether a row holds several texts."""
 

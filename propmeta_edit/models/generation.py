@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from propmeta_edit.models.forwards import compute_logits
 from propmeta_edit.models.packed import packed_products
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.text.encoding import TextEncoder
@@ -129,7 +130,7 @@ def _decode(model: LanguageModel, rows: Sequence[_Row]) -> Iterator[tuple[_Row, 
     ids = torch.tensor([[0] * (width - len(row.prompt)) + row.prompt for row in rows], device=model.device)
     masks = _Masks(model, pads, width + longest)
     slots = _Slots(width + longest)
-    body, head = model.base_model, model.get_output_embeddings()
+    body = model.base_model
     while not all(row.is_done for row in rows):
         before, after = slots.length, slots.length + ids.shape[1]
         positions = torch.arange(before, after, device=model.device)[None] - pads[:, None]
@@ -141,7 +142,7 @@ def _decode(model: LanguageModel, rows: Sequence[_Row]) -> Iterator[tuple[_Row, 
             use_cache=True,
         ).last_hidden_state
         slots.length = after
-        ids = head(states[:, -1]).float().argmax(dim=-1, keepdim=True)
+        ids = compute_logits(model, states[:, -1]).float().argmax(dim=-1, keepdim=True)
         yield from zip(rows, ids[:, 0].tolist(), strict=True)
         kept = [number for number, row in enumerate(rows) if row.is_natural]
         if 0 < len(kept) < len(rows) and all(row.is_done or row.is_natural for row in rows):

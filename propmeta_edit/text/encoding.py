@@ -184,6 +184,16 @@ class TextEncoder:
                 "with add_eos_token=False, or take the end out of its post-processor"
             )
 
+    def require_known_padding(self) -> None:
+        """Refuse a padding token that the model has no embedding for, where padding is learnt.
+
+        Raises:
+            ModelError: naming the token and the model's vocabulary.
+        """
+        pad = self.tokenizer.pad_token_id
+        if pad is not None:
+            self._hold_tokens([pad])
+
     def _encode(self, text: str) -> list[int]:
         return self._without_appended(self.tokenizer(text)["input_ids"])
 
@@ -196,6 +206,9 @@ class TextEncoder:
                 f"the text {_shorten(text)} has {len(input_ids)} tokens, but the model has {self.num_positions} positions; shorten "
                 "it, or leave this record out"
             )
+        return self._hold_tokens(input_ids)
+
+    def _hold_tokens(self, input_ids: list[int]) -> list[int]:
         if self.vocabulary is not None and (largest := max(input_ids)) >= self.vocabulary:
             raise ModelError(
                 f"the tokenizer gives token {largest} ({self.tokenizer.decode([largest])!r}), but the model has embeddings for "
@@ -207,13 +220,20 @@ class TextEncoder:
 def _count_appended(tokenizer: Tokenizer) -> int:
     """How many tokens the tokenizer sets after a text."""
     plain, framed = list(tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]), list(tokenizer(_SAMPLE)["input_ids"])
-    for start in reversed(range(len(framed) - len(plain) + 1)):
-        if plain and framed[start : start + len(plain)] == plain:
-            return len(framed) - len(plain) - start
+    starts = [start for start in range(len(framed) - len(plain) + 1) if plain and framed[start : start + len(plain)] == plain]
+    if len(starts) > 1 and tokenizer.is_fast:  # as where the sample is a word that it does not know, and ends are that token too
+        return _count_without_text(tokenizer(_SAMPLE, return_offsets_mapping=True)["offset_mapping"])
+    if starts:
+        return len(framed) - len(plain) - starts[-1]
     raise ModelError(
         f"the tokenizer cannot be used: of {_SAMPLE!r} it makes the tokens {plain} without special tokens and {framed} with them, "
         "and the first must stand among the second"
     )
+
+
+def _count_without_text(offsets: Sequence[Sequence[int]]) -> int:
+    """How many tokens at the end stand for no character."""
+    return next((number for number, (start, end) in enumerate(reversed(offsets)) if end > start), len(offsets))
 
 
 def _common_prefix_length(a: Sequence[int], b: Sequence[int]) -> int:

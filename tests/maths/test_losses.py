@@ -10,12 +10,13 @@ import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from propmeta_edit.analysis.lens import read_states
 from propmeta_edit.finetune.losses import compute_answer_loss, reduce_answer_tokens
 from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.forwards import compute_hidden_states
-from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.layers import get_blocks, select_parameters
 from propmeta_edit.text.encoding import IGNORED, EncodedBatch, TextEncoder, collate
 
 TEXTS = [("Ann Lee is a citizen of", "Peru"), ("The capital of France is", "Paris in Greece"), ("Lima", "Spanish")]
@@ -176,3 +177,20 @@ def test_no_number_is_read_in_a_step_on_padded_texts(name, tokenizer, attention)
         assert not reads
         bool(losses.isfinite().all())  # what is counted
     assert reads
+
+
+def test_a_model_that_caps_its_logits_is_trained_and_asked_with_the_cap(tokenizer):
+    """As transformers' own forward has it: without the cap, every probability would be another one."""
+    model = tiny.make_model("gemma3_text")
+    model.config.final_logit_softcapping = 3.0
+    encoded = TextEncoder(tokenizer, model.config).encode_answer(*TEXTS[1])
+    batch = collate([encoded])
+    with torch.no_grad():
+        logits = model(input_ids=batch.input_ids).logits
+        expected = torch.nn.functional.cross_entropy(logits[0, :-1], batch.labels[0, 1:], ignore_index=IGNORED)
+        torch.testing.assert_close(compute_answer_loss(model, batch), expected[None], rtol=1e-12, atol=0)
+        hook = get_blocks(model)[-1].register_forward_hook(lambda module, inputs, output: found.append(output))
+        found: list[torch.Tensor] = []
+        model(input_ids=batch.input_ids)
+        hook.remove()
+        torch.testing.assert_close(read_states(model, found[0]), logits.log_softmax(dim=-1), rtol=1e-12, atol=1e-12)

@@ -120,3 +120,14 @@ def test_a_case_that_does_not_fit_is_refused_by_its_name(model, tokenizer):
     target = replace(CASES[1], edits=(EditRequest("Ann lives in", "y" * 600),))
     with pytest.raises(RequestError, match=r"^case c1: the text 'Ann lives in yyy"):
         check_case(encoder, target, 10)
+
+
+def test_a_case_that_cannot_be_asked_does_not_fail_those_before_it(model, tokenizer):
+    """Its prompts would be asked ahead, with theirs."""
+    wrong = replace(CASES[1], neighbour=Question("x" * tiny.POSITIONS, ("?",)))
+    examiner = Examiner(model, tokenizer)
+    examiner.expect([CASES[0], wrong])
+    examiner.ask_unedited(CASES[:1])
+    assert examiner.ask(CASES[:1])[0].neighbour_before is not None
+    with pytest.raises(RequestError, match=r"^case c1: the text .* positions"):
+        examiner.ask_unedited([wrong])

@@ -25,7 +25,7 @@ from propmeta_edit.data.mquake import load_mquake
 from propmeta_edit.easyedit import cake as cake_of_easyedit
 from propmeta_edit.easyedit.algorithms import easyedit_request
 from propmeta_edit.easyedit.cake import CaKEHyperParams, apply_cake_to_model
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import TextEncoder
 
@@ -180,3 +180,11 @@ def test_a_merge_that_fails_half_way_leaves_the_model_as_it_was(tokenizer, monke
 def test_bad_settings_are_named():
     with pytest.raises(ConfigError, match="rank must be 1 or more, got 0"):
         CakeSettings(rank=0)
+
+
+def test_padding_that_the_model_has_no_embedding_for_is_refused_where_it_is_learnt():
+    model, tokenizer = tiny.make_model("llama", dtype=torch.float32), tiny.make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    with pytest.raises(ModelError, match=r"token 300 \('\[PAD\]'\), but the model has embeddings for 300"):
+        train_cake_adapter(model, tokenizer, [EDIT], CakeSettings(num_epochs=1, learn_prompts=True))
+    train_cake_adapter(model, tokenizer, [EDIT], CakeSettings(num_epochs=1)).unload()

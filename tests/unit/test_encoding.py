@@ -197,3 +197,15 @@ def test_easyedits_algorithms_cannot_use_a_tokenizer_that_ends_texts(tokenizer):
     TextEncoder(tokenizer).require_nothing_appended("ROME")
     with pytest.raises(ModelError, match=r"ROME of EasyEdit cannot use a tokenizer that appends '<\|endoftext\|>'"):
         TextEncoder(ending(tokenizer)).require_nothing_appended("ROME")
+
+
+@pytest.mark.parametrize(("template", "begins", "ends"), [("<s> $A <s>", 1, 1), ("$A <s>", 0, 1), ("<s> $A", 1, 0), ("$A", 0, 0)])
+def test_an_end_is_told_from_a_word_that_the_tokenizer_does_not_know(template, begins, ends):
+    """Where one token is beginning, end and the unknown word, ids alone cannot say on which side it was set."""
+    raw = Tokenizer(models.WordLevel({"<s>": 0, "Ann": 1, "speaks": 2, "Greek": 3}, unk_token="<s>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.TemplateProcessing(template, special_tokens=[("<s>", 0)])
+    encoder = TextEncoder(PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="<s>", unk_token="<s>"))
+    assert encoder.num_appended == ends
+    ids, labels = [0] * begins + [1, 2, 3], [IGNORED] * begins + [IGNORED, IGNORED, 3]
+    assert encoder.encode_answer("Ann speaks", "Greek") == (ids, labels)

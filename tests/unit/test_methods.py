@@ -8,6 +8,7 @@ import torch
 
 from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
 from propmeta_edit.easyedit.algorithms import EditWith
+from propmeta_edit.errors import ModelError
 from propmeta_edit.evaluation.asking import Examiner
 from propmeta_edit.evaluation.methods import LONG_EDIT, Editing, FineTuning
 from propmeta_edit.finetune.many_edits import many_edits
@@ -72,3 +73,14 @@ def test_as_many_cases_side_by_side_as_the_memory_allows(tokenizer, monkeypatch)
         found = tuning.evaluate_many(CASES)
         assert sizes == at_once, "a case that is left by itself is edited as EasyEdit calls it"
         assert [outcome.generated for outcome in found] == [outcome.generated for outcome in expected]
+
+
+def test_an_edit_that_diverges_is_a_failure_however_many_are_made_together(tokenizer):
+    """Alone it is refused; beside others it would be asked, and answer with whatever token stands first."""
+    model = tiny.make_model("llama", dtype=torch.float32)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    hparams = MetaFTHyperParams("tiny", device="cpu", layers=[1], lr=1e300, num_steps=3)
+    for number in (1, len(CASES)):
+        with pytest.raises(ModelError, match="the edit diverged"):
+            FineTuning(Examiner(model, tokenizer), hparams.edit).evaluate_many(CASES[:number])
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 
 from propmeta_edit.errors import DataError, ModelError, OriginError
+from propmeta_edit.evaluation.counts import COUNTS, count, told_apart_counts
 from propmeta_edit.evaluation.measures import CaseOutcome
 from propmeta_edit.evaluation.rows import Row, RowFile, protocol_of
 from propmeta_edit.evaluation.runner import DataSet, Method, MethodSpec, choose_cases, run_methods
 from propmeta_edit.evaluation.statistics import wilson_interval
 from propmeta_edit.evaluation.tables import make_markdown, require_comparable, summarise, write_tables
-from propmeta_edit.records import Case, EditRequest, Question
+from propmeta_edit.records import FACT, OTHER, PARAPHRASE, REAL, SAME_FACT, TOGETHER, Case, EditRequest, Probe, Question
 
 CASES = [
     Case(f"c{i}", (EditRequest(f"Ann {i} lives in", "Peru"),), Question(f"What does Ann {i} pay with?", ("sol",), cloze=cloze))
@@ -387,3 +388,21 @@ def test_wilson_against_the_formula():
     centre, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5 / (1 + z * z / n)
     assert wilson_interval(7, 20) == pytest.approx((centre - half, centre + half), abs=1e-6)
     assert wilson_interval(0, 20)[0] == 0 and wilson_interval(20, 20)[1] == pytest.approx(1)
+
+
+def test_a_failed_case_counts_as_wrong_in_every_share_of_further_questions(tmp_path):
+    """Left out, failures would raise the shares; pairs and neighbours need what was said before, which nobody knows."""
+    kinds = (SAME_FACT, PARAPHRASE, FACT, OTHER, REAL, TOGETHER)
+    probes = tuple(Probe(kind, Question(f"{kind}?", ("sol",)), ("euro",)) for kind in kinds)
+    rows = RowFile(tmp_path / "rows.jsonl")
+    data = DataSet("cre-id", "data", [replace(CASES[4], probes=probes)])
+    assert run_methods([make_spec(Spoken())], [data], rows, limit=None, seed=0, versions={}) == 1
+    found = count(rows.rows, [*COUNTS, *told_apart_counts(2)])
+    assert {name: found[name] for name in found if not name.endswith("_ci95")} == {
+        **{"accuracy_all": 0.0, "accuracy_all_n": 2, "accuracy_paraphrase": 0.0, "accuracy_paraphrase_n": 1},
+        **{"accuracy_fact_question": 0.0, "accuracy_fact_question_n": 1},
+        **{"told_apart_2": 0.0, "told_apart_2_n": 1, "crossed_2": 0.0, "crossed_2_n": 1},
+        **dict.fromkeys(("own", "leak", "net", "unchanged", "target_elsewhere", "locality_real")),
+        **{f"{name}_n": 0 for name in ("own", "leak", "net", "unchanged", "target_elsewhere", "locality_real")},
+    }
+    assert RowFile(rows.path).rows == rows.rows

@@ -48,6 +48,13 @@ from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at
         (" हिन्दीभाषा", ["हिन्दी"], True, False),
         (" हिन्दी भाषा", ["हिन्दी"], True, True),
         (" عربية", ["عرب"], True, False),
+        # The long vowel mark and the sound marks of Japanese belong to its scripts.
+        ("タワーtower", ["tower"], True, True),
+        ("タワーtower", ["タワー"], True, True),
+        ("あ\u3099tower", ["tower"], True, True),
+        # Training sets no space around an answer, and neither does the rule.
+        (" Lima.", ["Lima "], True, True),
+        ("Lima", [" lima\u00a0"], True, True),
     ],
 )
 def test_both_rules(generated, answers, anywhere, bounded):
