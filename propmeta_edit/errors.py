@@ -49,8 +49,8 @@ class DataError(PropMetaError):
 
 @contextmanager
 def record_named(what: str) -> Iterator[None]:
-    """Inside, a request that cannot be carried out is an error that begins with the record it is from."""
+    """Inside, a text that cannot be used is an error that begins with the record it is from."""
     try:
         yield
-    except RequestError as error:
-        raise RequestError(f"{what}: {error}") from error
+    except (RequestError, ModelError) as error:
+        raise type(error)(f"{what}: {error}") from error

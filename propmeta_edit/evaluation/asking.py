@@ -132,7 +132,7 @@ def fewest_tokens(encoder: TextEncoder, case: Case) -> int:
 def prompts_of(case: Case, in_context: bool = False) -> dict[str, str]:
     """What a model is asked about a case, by name; with ``in_context`` after the case's facts."""
     prompts = {"question": format_question(case.question.text)}
-    prompts |= {f"fact {number}": edit.prompt for number, edit in enumerate(case.edits)}
+    prompts |= {f"fact {number}": edit.prompt.rstrip() for number, edit in enumerate(case.edits)}  # as it is trained on
     if case.question.cloze is not None:
         prompts["cloze"] = format_cloze(case.question.cloze)
     singles = {"second hop": case.second_hop, "other fact": case.other_fact, "neighbour": case.neighbour}

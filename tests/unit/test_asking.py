@@ -98,6 +98,11 @@ def test_what_is_said_is_what_the_model_says_to_each_prompt(model, tokenizer):
     assert said.neighbour_generated is None and said.neighbour_before is None, "nothing to compare"
 
 
+def test_a_fact_is_asked_as_it_is_trained_on_without_the_space_after_it():
+    edit = EditRequest("Ann lives in ", "Peru")
+    assert prompts_of(replace(CASES[0], edits=(edit,)))["fact 0"] == "Ann lives in"
+
+
 def test_the_number_of_tokens_is_the_protocols(model, tokenizer):
     case = replace(CASES[0], question=Question("Where?", ("Hangzhou, China", "Lima")))
     few, many = (Examiner(model, tokenizer, number).ask([case], is_edited=False)[0] for number in (3, 12))

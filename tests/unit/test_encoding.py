@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from propmeta_edit.errors import ModelError, RequestError
+from propmeta_edit.errors import ModelError, RequestError, record_named
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
 from propmeta_edit.models.generation import generate_greedily
@@ -170,6 +170,8 @@ def test_tokens_without_an_embedding_are_refused():
     larger.add_tokens(["Atlantis"])
     encoder = TextEncoder(larger, model.config)
     assert encoder.encode_prompt("Ann Lee")
+    with pytest.raises(ModelError, match=r"^case 7: the tokenizer gives token 300"), record_named("case 7"):
+        encoder.encode_prompt("Ann Lee lives in Atlantis")
     with pytest.raises(ModelError, match=r"token 300 \('Atlantis'\), but the model has embeddings for 300"):
         encoder.encode_prompt("Ann Lee lives in Atlantis")
 
