@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -21,8 +22,9 @@ from propmeta_edit.data.single_hops import (
 )
 from propmeta_edit.errors import ConfigError, DataError, ModelError, OriginError
 from propmeta_edit.finetune import single_hop
-from propmeta_edit.models.loading import load_model
-from propmeta_edit.recipes import teaching
+from propmeta_edit.models.artefacts import resolve_model_folder
+from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
+from propmeta_edit.recipes import real, teaching
 from propmeta_edit.recipes.teaching import (
     CARD,
     TeachingSettings,
@@ -368,3 +370,31 @@ def test_an_estimate_teaches_nothing(files, base, tmp_path):
     assert 0 < estimate_seconds(base, lesson, brief, "cpu") < estimate_seconds(base, lesson, replace(brief, num_epochs=1000), "cpu")
     assert all(torch.equal(value, before[name]) for name, value in load_model(base)[0].state_dict().items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "c.jsonl", "m.json"]
+
+
+def test_the_model_on_the_papers_data_is_taught_and_meta_trained_on_first_use(base, tmp_path, monkeypatch):
+    """From the user's files by their published names, with a tiny model in SmolLM2's place; the second starts from the first."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for stem in ("train_data_id", "test_data_id", "test_data_ood"):
+        tiny.write_records(data / f"{stem}.jsonl", tiny.world_records(stem, 3))
+    write_mquake(data / "MQuAKE-CF-3k.json", CASE)
+    monkeypatch.setenv("PROPMETA_DATA", str(data))
+    monkeypatch.setenv("PROPMETA_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(real, "RAW", str(base))
+    monkeypatch.setattr(real, "TeachingSettings", lambda: replace(FAST, num_epochs=1))
+    monkeypatch.setattr(real, "origin_of_bundled", lambda name: [name])
+    small = {"layers": [1], "inner_lr": 0.01, "num_inner_steps": 1, "num_tasks": 2, "device": "cpu"}
+    monkeypatch.setattr(real, "read_yaml", lambda path: {"model": real.REAL, "data": "train_data_id.jsonl", **small})
+    folder = Path(resolve_model_folder(real.REAL_METAFT))
+    taught = Path(resolve_model_folder(real.REAL))
+    card, told = read_checkpoint_card(folder), json.loads((taught / CARD).read_text())
+    assert card["base_model"] == real.REAL and card["base_sha256"] == model_sha256(taught) == told["model_sha256"]
+    assert card["num_tasks"] == 2 and card["settings"]["data"] == str(data / "train_data_id.jsonl")
+    assert [source["file"] for source in told["files"]] == [
+        "train_data_id.jsonl",
+        "test_data_id.jsonl",
+        "test_data_ood.jsonl",
+        "MQuAKE-CF-3k.json",
+    ]
+    assert not list(folder.parent.glob("*.training")) and not list(taught.parent.glob("*.training")), "what stopped ones leave"
