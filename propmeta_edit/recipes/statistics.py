@@ -23,7 +23,7 @@ from propmeta_edit.baselines.second_moments import (
 )
 from propmeta_edit.data.corpora import read_texts
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.files import sha256_of_file, sha256_of_json, write_text_atomically
+from propmeta_edit.files import sha256_of_file, sha256_of_json, write_json_atomically
 from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import key_module_name, resolve_layers
@@ -96,7 +96,7 @@ def make_statistics(
     }
     for file in files:  # with the file's hash: a card that another run's file was put beside says nothing of that one
         card = {**made_from, "file_sha256": sha256_of_file(file)}
-        write_text_atomically(card_file(file), json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        write_json_atomically(card_file(file), card)
     return files
 
 

@@ -26,7 +26,7 @@ from propmeta_edit.evaluation.runner import batches_of
 from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
 from propmeta_edit.evaluation.statistics import wilson_interval
 from propmeta_edit.evaluation.tables import markdown_table
-from propmeta_edit.files import sha256_of_file, sha256_of_json, shortest_names, write_text_atomically
+from propmeta_edit.files import sha256_of_file, sha256_of_json, shortest_names, write_json_atomically
 from propmeta_edit.finetune.single_hop import SingleHopSettings, train_single_hop_adapter
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device
@@ -236,7 +236,7 @@ def _claim(states: Path, made_from: Mapping[str, Any]) -> None:
     if path.is_file():
         remedy = "continue it with those, choose another --output, or remove that folder"
         _require_same(made_from, _read_json(path), states, "holds a teaching", remedy)
-    _write_json(path, made_from)
+    write_json_atomically(path, made_from)
 
 
 def _require_same(now: Mapping[str, Any], before: Mapping[str, Any], place: Path, what: str, remedy: str) -> None:
@@ -270,7 +270,7 @@ def _teach(
         {"source": asked.source, "what": asked.what, "n": first.n, "before": _as_json(first), "after": _as_json(second)}
         for asked, first, second in zip(lesson.asked, before, after, strict=True)
     ]
-    _write_json(
+    write_json_atomically(
         folder / CARD,
         {**about, "seconds": round(seconds, 1), "accuracies": accuracies, "model_sha256": model_sha256(folder)},
     )
@@ -279,7 +279,7 @@ def _teach(
 def _answer_once(model: LanguageModel, tokenizer: Tokenizer, asked: Sequence[Asked], path: Path) -> list[Score]:
     """The scores in ``path``, which are asked for and written there first if need be."""
     if not path.is_file():
-        _write_json(path, {"scores": [asdict(score) for score in answer(model, tokenizer, asked, "asking before")]})
+        write_json_atomically(path, {"scores": [asdict(score) for score in answer(model, tokenizer, asked, "asking before")]})
     return [Score(**score) for score in _read_json(path)["scores"]]
 
 
@@ -375,7 +375,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path} is damaged ({error}); remove {path.parent}, or choose another --output") from error
     return found
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_text_atomically(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

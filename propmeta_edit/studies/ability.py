@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,7 +20,7 @@ from propmeta_edit.evaluation.ability import (
     run_task,
 )
 from propmeta_edit.evaluation.tables import markdown_table
-from propmeta_edit.files import sha256_of_file, sha256_of_json, write_text_atomically
+from propmeta_edit.files import sha256_of_file, sha256_of_json, write_json_atomically, write_text_atomically
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.weights import restored_on_exit
 from propmeta_edit.models.artefacts import resolve_model_folder
@@ -378,8 +377,7 @@ def ability(model: str, options: AbilityOptions) -> None:
     table = make_table(rows)
     about = {"datasets": options.datasets, "seed": options.seed, "device": chains[0].device, "versions": collect_versions([])}
     made_from = {f"{entry['model']}, {entry['edits']} edits, {entry['measure']}": entry["made_from"] for entry in entries}
-    text = json.dumps({"rows": rows, "made_from": made_from, **about}, indent=1, ensure_ascii=False)
-    write_text_atomically(output / "ability.json", text + "\n")
+    write_json_atomically(output / "ability.json", {"rows": rows, "made_from": made_from, **about})
     write_text_atomically(output / "ability.md", table)
     print(table, end="")
 

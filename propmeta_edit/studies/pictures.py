@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.tables import FEW, markdown_table, summarise
-from propmeta_edit.files import save_figure, write_text_atomically
+from propmeta_edit.files import save_figure, write_json_atomically, write_text_atomically
 from propmeta_edit.recipes.splits import TEST, VALIDATION, Split
 from propmeta_edit.studies.engine import Results
 
@@ -68,7 +67,7 @@ def write_summary(table: pd.DataFrame, path: Path) -> None:
     """A marked table as ``<path>.json`` and ``<path>.csv``."""
     extra = table[["split", "chosen"]].to_dict("records")
     entries = [{**entry, **more} for entry, more in zip(table["entry"], extra, strict=True)]
-    write_text_atomically(path.with_suffix(".json"), json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
+    write_json_atomically(path.with_suffix(".json"), entries)
     left_out = ["accuracy_ci95", "efficacy_ci95", "entry", "reported", "panel", "kind", "is_released"]  # for programs
     write_text_atomically(path.with_suffix(".csv"), table.drop(columns=left_out).to_csv(index=False))
 
