@@ -151,7 +151,10 @@ def with_commonest_answer(cases: Sequence[Case]) -> list[Case]:
 
 
 def with_seen(cases: Sequence[Case], training: Sequence[Case]) -> list[Case]:
-    """Each case with the tags ``SEEN``: whether its answer, its entity and its relation occur among those of a training file."""
+    """Each case that names its entity with the tags ``SEEN``: whether its answer, entity and relation occur in a training file.
+
+    MQuAKE's cases name none: their relations have other names than CRE's, of which training files are.
+    """
     of: dict[str, Callable[[Case], str | None]] = {
         "answer seen": lambda case: normalise(case.question.answers[0]),
         "entity seen": lambda case: case.tags.get("entity_name"),
@@ -160,6 +163,8 @@ def with_seen(cases: Sequence[Case], training: Sequence[Case]) -> list[Case]:
     known = {tag: {take(case) for case in training} for tag, take in of.items()}
     return [
         replace(case, tags={**case.tags, **{tag: "yes" if take(case) in known[tag] else "no" for tag, take in of.items()}})
+        if "entity_name" in case.tags
+        else case
         for case in cases
     ]
 

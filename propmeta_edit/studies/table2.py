@@ -100,7 +100,7 @@ def load_asked(
     for item in items:
         for data in load_datasets(item, seed, probed=True):
             cases = with_commonest_answer(data.cases)
-            cases = cases if training is None or data.name.startswith("mquake") else with_seen(cases, training)
+            cases = cases if training is None else with_seen(cases, training)
             if mquake_cases is not None and data.name == "mquake-3k":
                 cases = choose_stratified(cases, mquake_cases, seed, ("hops", "last hop"))
             data = replace(data, cases=cases)

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from propmeta_edit.evaluation.asking import Examiner, prompts_of, prompts_to_compare
-from propmeta_edit.evaluation.companions import NUM_OTHERS, NUM_REAL, with_groups, with_probes
+from propmeta_edit.evaluation.companions import NUM_OTHERS, NUM_REAL, SEEN, with_groups, with_probes, with_seen
 from propmeta_edit.evaluation.counts import COUNTS, TOLD_APART, TOLD_APART_OF, compare_counts, count, count_told_apart, group_of
 from propmeta_edit.evaluation.rows import Row, RowFile
 from propmeta_edit.evaluation.scoring import contains_answer
@@ -200,6 +200,14 @@ def test_groups_hold_facts_of_one_kind_with_different_answers():
             assert sorted(p.against) == sorted(a for q in group.probes if q is not p for a in q.question.answers)
     assert with_groups(born, 4, 0, 100) == [], "only three answers differ"
     assert len(with_groups(born, 2, 0, 2)) == 2
+
+
+def test_what_training_held_is_told_of_cases_that_name_their_entity():
+    training = [make_case(10), make_case(11, "capital")]
+    same, other, nameless = with_seen([make_case(10), make_case(12), replace(CASES[0], tags={"relation": "P36"})], training)
+    assert [same.tags[tag] for tag in SEEN] == ["yes", "yes", "yes"]
+    assert [other.tags[tag] for tag in SEEN] == ["no", "no", "yes"]
+    assert nameless.tags == {"relation": "P36"}
 
 
 def test_probes_are_asked_and_stay_with_the_row(tokenizer, tmp_path):
