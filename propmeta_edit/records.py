@@ -112,6 +112,9 @@ class MetaTask:
     Args:
         more_related: further questions that follow from the target, for an outer loss over several.
         unrelated: a question about another subject, for an outer loss with a locality term.
+        known: a single-hop question about a real subject with its true answer, for a term that keeps what the model knows.
+        together: further facts that the same inner loop learns, as tasks of their own.
+        bystander: ``related`` about a subject that no fact of the task is about, for a term that keeps edits to their subjects.
     """
 
     task_id: str
@@ -119,6 +122,14 @@ class MetaTask:
     related: Question
     more_related: tuple[Question, ...] = ()
     unrelated: Question | None = None
+    known: Question | None = None
+    together: tuple[MetaTask, ...] = ()
+    bystander: Question | None = None
+
+    @property
+    def facts(self) -> tuple[MetaTask, ...]:
+        """All facts that the task's inner loop learns, this one first."""
+        return (self, *self.together)
 
 
 SAME_FACT, PARAPHRASE, FACT = "same fact", "paraphrase", "fact"  # of the edited subject
@@ -178,4 +189,4 @@ class Case:
         """
         if len(self.edits) != 1:
             raise RequestError(f"case {self.case_id} has {len(self.edits)} edits; a meta-training task has exactly one")
-        return MetaTask(self.case_id, self.edits[0], self.question)
+        return MetaTask(self.case_id, self.edits[0], self.question, known=self.second_hop)

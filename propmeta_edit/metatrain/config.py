@@ -10,7 +10,7 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.edit_settings import EditSettings
 
 PAIRINGS = ("matched", "shuffled")
-OUTER_TERMS = ("related", "in-context", "locality", "efficacy")
+OUTER_TERMS = ("related", "in-context", "locality", "efficacy", "bystander", "known")
 SCHEDULES = ("constant", "linear")
 ROUNDING = ("tasks_at_once", "compile")  # settings on which nothing but rounding depends
 
@@ -38,8 +38,11 @@ class MetaTrainConfig:
             (docs/speed.md); plain blocks where it fails. A resumed run agrees with a whole one to rounding then.
         pairing: matched, or shuffled for the control in which every target has another task's question.
         num_tasks: how many tasks to train on, each once; null for all there are.
+        facts_per_task: how many facts of one kind a task's inner loop learns together, each asked by the outer loop; a list to
+            draw from. 1 is the paper's.
+        batch_size: facts of a task in one inner update.
         outer_terms: what the outer loss is the weighted sum of (``metatrain.outer_losses``): related (the paper's, alone),
-            in-context, locality, efficacy.
+            in-context, locality, efficacy, bystander, known.
         questions_per_task: related questions about a task's fact that its outer loss is averaged over; 1 in the paper.
         template: the prompt of the related question, qa (the evaluation prompt) or bare.
         loss_reduction: over answer tokens, mean or sum.
@@ -70,6 +73,8 @@ class MetaTrainConfig:
     compile: bool = False
     pairing: str = "matched"
     num_tasks: int | None = None
+    facts_per_task: int | list[int] = 1
+    batch_size: int = 1
     outer_terms: dict[str, float] = field(default_factory=lambda: {"related": 1.0})
     questions_per_task: int = 1
     template: str = "qa"
@@ -98,12 +103,26 @@ class MetaTrainConfig:
         for name, allowed in (("pairing", PAIRINGS), ("outer_schedule", SCHEDULES)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
+        if not self.sizes or min(self.sizes) < 1:
+            raise ConfigError(f"facts_per_task must be 1 or more, or a list of such numbers, got {self.facts_per_task}")
+        if self.has_groups and self.pairing != "matched":
+            raise ConfigError("tasks of several facts, and those with a bystander, have no pairing but matched")
         if self.compile and self.shard:
             raise ConfigError("compile cannot be combined with shard; leave out one of the two")
         unknown = sorted(set(self.outer_terms) - set(OUTER_TERMS))
         if unknown or not self.outer_terms:
             raise ConfigError(f"outer_terms must be weights of {', '.join(OUTER_TERMS)}, got {unknown or self.outer_terms}")
         _ = self.edit  # refuses values the loop would refuse
+
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of facts that a task may have."""
+        return [self.facts_per_task] if isinstance(self.facts_per_task, int) else self.facts_per_task
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether tasks are found by their kind: they have several facts, or a bystander."""
+        return self.sizes != [1] or "bystander" in self.outer_terms
 
     @property
     def rounding(self) -> dict[str, Any]:

@@ -79,9 +79,19 @@ class Locality(_Agreement):
     """KL to what the model at θ says to a question about another subject: an edit is to leave that alone."""
 
 
+class Bystander(_Agreement):
+    """KL to what the model at θ says to the task's question about a subject that no fact of it is about: leaking costs."""
+
+
+class Known(_Likelihood):
+    """The true answers of single-hop questions about real subjects, those that the task's facts lead to: the second hops stay."""
+
+
 TERMS: Mapping[str, Callable[[Any, Sequence[EncodedBatch], str, int], OuterLoss]] = {
     "related": RelatedLikelihood,
     "in-context": InContextAgreement,
     "locality": Locality,
     "efficacy": Efficacy,
+    "bystander": Bystander,
+    "known": Known,
 }

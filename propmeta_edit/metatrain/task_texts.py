@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from propmeta_edit.errors import ModelError, record_named
 from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.tasks import question_of
 from propmeta_edit.records import MetaTask, Question
 from propmeta_edit.text.encoding import (
     IGNORED,
@@ -24,6 +24,7 @@ from propmeta_edit.text.encoding import (
 from propmeta_edit.text.prompts import format_in_context, format_question
 
 Batches = list[EncodedBatch]
+_Encode = Callable[[TextEncoder, Sequence[MetaTask], MetaTrainConfig], Batches]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,11 @@ def encode_step(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTra
             model's positions.
         ModelError: a text that a term of the outer loss needs is missing, or cut otherwise than its twin.
     """
-    at_once = tasks_side_by_side(config, len(tasks))
-    return [_encode(encoder, tasks[start : start + at_once], config) for start in range(0, len(tasks), at_once)]
+    at_once, parts = tasks_side_by_side(config, len(tasks)), []
+    for size in sorted({len(task.facts) for task in tasks}):  # those side by side have equally many facts
+        alike = [task for task in tasks if len(task.facts) == size]
+        parts += [_encode(encoder, alike[start : start + at_once], config) for start in range(0, len(alike), at_once)]
+    return parts
 
 
 def tasks_side_by_side(config: MetaTrainConfig, num_tasks: int) -> int:
@@ -69,51 +73,72 @@ def _encode(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainCo
 
 
 def _encode_targets(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
-    return encode_requests(encoder, [[task.target] for task in tasks], records=_names(tasks))
+    facts = [[fact.target for fact in task.facts] for task in tasks]
+    return encode_requests(encoder, facts, config.batch_size, _names(tasks))
 
 
 def _encode_related(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
     asked = _asked(tasks, config)
-    names = _names([task for task, _ in asked])
-    return [encode_questions(encoder, [question for _, question in asked], config.template, names)]
+    names = _names([fact for _, fact, _ in asked])
+    return [encode_questions(encoder, [question for *_, question in asked], config.template, names)]
 
 
 def _encode_in_context(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
-    """The related questions alone, and with the fact before them."""
+    """The related questions alone, and with the task's facts before them."""
     alone, with_fact = [], []
-    for task, question in _asked(tasks, config):
+    for task, fact, question in _asked(tasks, config):
         prompt, answer = format_question(question.text, config.template), question.answers[0]
-        with record_named(f"task {task.task_id}"):
+        with record_named(f"task {fact.task_id}"):
             alone.append(encoder.encode_answer(prompt, answer))
-            with_fact.append(encoder.encode_answer(format_in_context([task.target], prompt), answer))
+            with_fact.append(encoder.encode_answer(format_in_context([one.target for one in task.facts], prompt), answer))
         if _answer_tokens(alone[-1]) != _answer_tokens(with_fact[-1]):
             raise ModelError(
-                f"this tokenizer cuts the answer {answer!r} of task {task.task_id} differently with the fact before it; "
+                f"this tokenizer cuts the answer {answer!r} of task {fact.task_id} differently with the fact before it; "
                 "leave out the in-context term"
             )
     return [collate(alone), collate(with_fact)]
 
 
-def _encode_unrelated(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
-    missing = [task.task_id for task in tasks if task.unrelated is None]
-    if missing:
-        raise ModelError(f"the locality term needs a question about another subject; task {missing[0]} has none")
-    questions = [task.unrelated for task in tasks if task.unrelated is not None]
-    return [encode_questions(encoder, questions, config.template, _names(tasks))]
+def _encode_all_targets(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+    facts = [[fact.target for fact in task.facts] for task in tasks]
+    return encode_requests(encoder, facts, len(facts[0]), _names(tasks))
 
 
-_TERMS: Mapping[str, Callable[[Any, Sequence[MetaTask], MetaTrainConfig], Batches]] = {
+def _encode_single(name: str) -> _Encode:
+    """One question a task: its field of that name."""
+
+    def encode(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+        return [encode_questions(encoder, [_take(task, name) for task in tasks], config.template, _names(tasks))]
+
+    return encode
+
+
+def _encode_known(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
+    facts = [fact for task in tasks for fact in task.facts]
+    return [encode_questions(encoder, [_take(fact, "known") for fact in facts], config.template, _names(facts))]
+
+
+def _take(task: MetaTask, name: str) -> Question:
+    question: Question | None = getattr(task, name)
+    if question is None:
+        raise ModelError(f"a term of the outer loss needs the question {name!r} of every task; task {task.task_id} has none")
+    return question
+
+
+_TERMS: Mapping[str, _Encode] = {
     "related": _encode_related,
     "in-context": _encode_in_context,
-    "locality": _encode_unrelated,
-    "efficacy": _encode_targets,
+    "locality": _encode_single("unrelated"),
+    "efficacy": _encode_all_targets,
+    "bystander": _encode_single("bystander"),
+    "known": _encode_known,
 }
 
 
-def _asked(tasks: Sequence[MetaTask], config: MetaTrainConfig) -> list[tuple[MetaTask, Question]]:
-    """``questions_per_task`` related questions for every task: one with fewer is asked the same again."""
-    own = [(task, (task.related, *task.more_related)) for task in tasks]
-    return [(task, questions[index % len(questions)]) for task, questions in own for index in range(config.questions_per_task)]
+def _asked(tasks: Sequence[MetaTask], config: MetaTrainConfig) -> list[tuple[MetaTask, MetaTask, Question]]:
+    """(task, fact, question): ``questions_per_task`` related questions for every fact of every task."""
+    numbers = range(config.questions_per_task)
+    return [(task, fact, question_of(fact, number)) for task in tasks for fact in task.facts for number in numbers]
 
 
 def _answer_tokens(text: EncodedText) -> list[int]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from statistics import fmean
 
 import torch
@@ -44,22 +42,6 @@ class Stopped(PropMetaError):
 
     def __init__(self, num_done: int, num_tasks: int) -> None:
         super().__init__(f"stopped after {num_done} of {num_tasks} tasks; everything is saved, and the same command continues")
-
-
-def order_tasks(tasks: Sequence[MetaTask], seed: int, num_tasks: int | None, pairing: str = "matched") -> list[MetaTask]:
-    """Shuffle once with a fixed seed and take the first ``num_tasks``; each is used once.
-
-    With ``pairing`` ``shuffled`` every target gets the questions of the task after it: a control that keeps the form and
-    breaks the consequence. The question of the task after it is also what an edit must leave alone (``MetaTask.unrelated``).
-    """
-    shuffled = random.Random(seed).sample(list(tasks), len(tasks))
-    if num_tasks is not None and num_tasks > len(shuffled):
-        raise ModelError(f"num_tasks is {num_tasks}, but the data has {len(shuffled)} tasks; lower it or generate more")
-    chosen = shuffled[:num_tasks]
-    pairs = zip(chosen, [*chosen[1:], *chosen[:1]], strict=True)
-    if pairing == "matched":
-        return [replace(task, unrelated=other.related) for task, other in pairs]
-    return [MetaTask(task.task_id, task.target, other.related, other.more_related) for task, other in pairs]
 
 
 def meta_train(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 import shutil
 import signal
 import threading
@@ -32,11 +31,11 @@ from propmeta_edit.metatrain.checkpoint import save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
 from propmeta_edit.metatrain.run import TrainingRun
+from propmeta_edit.metatrain.tasks import group_tasks, join_tasks, order_tasks
 from propmeta_edit.metatrain.trainer import (
     Report,
     memory_errors_named,
     meta_train,
-    order_tasks,
 )
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
 from propmeta_edit.models.devices import free_memory, resolve_device, resolve_dtype
@@ -46,7 +45,7 @@ from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.sources import find_training_files
 from propmeta_edit.recipes.worlds import WORLD, ensure_world
-from propmeta_edit.records import Case, EditRequest, MetaTask
+from propmeta_edit.records import Case, MetaTask
 from propmeta_edit.text.encoding import TextEncoder
 from propmeta_edit.text.prompts import format_question
 
@@ -60,7 +59,8 @@ def load_tasks(config: MetaTrainConfig) -> tuple[list[MetaTask], dict[str, list[
     file alone, cases are held out of training, and only if ``config.validate_every`` asks for validation: the paper trains on all.
     """
     validation: dict[str, list[Case]] = {}
-    choice = "all" if config.questions_per_task > 1 else config.question_choice
+    needs_all = config.questions_per_task > 1 or config.has_groups
+    choice = "all" if needs_all else config.question_choice
     if config.data == WORLD:
         world = ensure_world()
         cases = load_cre(world / "train_data_id.jsonl", question_choice=choice, seed=config.seed)
@@ -76,21 +76,12 @@ def load_tasks(config: MetaTrainConfig) -> tuple[list[MetaTask], dict[str, list[
             cases, validation = hold_out_validation(cases, config.validation_cases, config.seed)
     validation = {name: choose_cases(split, config.validation_cases, config.seed) for name, split in validation.items()}
     tasks = [case.as_task() for case in cases]
-    if config.questions_per_task > 1:
+    if needs_all:
         tasks = join_tasks(tasks, config.seed)
+    if config.has_groups:
+        with_bystanders = "bystander" in config.outer_terms
+        return group_tasks(tasks, config.sizes, config.seed, config.num_tasks, with_bystanders), validation
     return order_tasks(tasks, config.seed, config.num_tasks, config.pairing), validation
-
-
-def join_tasks(tasks: Sequence[MetaTask], seed: int) -> list[MetaTask]:
-    """One task a fact, with all its related questions in seeded order."""
-    by_fact: dict[EditRequest, list[MetaTask]] = {}
-    for task in tasks:
-        by_fact.setdefault(task.target, []).append(task)
-    joined = []
-    for same in by_fact.values():
-        first, *others = random.Random(f"{seed}:{same[0].task_id}").sample(same, len(same))
-        joined.append(replace(first, more_related=tuple(task.related for task in others)))
-    return joined
 
 
 def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, processes: Processes = ALONE) -> None:
@@ -250,9 +241,13 @@ def resolve(config: MetaTrainConfig, processes: Processes = ALONE) -> MetaTrainC
 
 def hash_of_tasks(tasks: Sequence[MetaTask]) -> str:
     """One hash over what a run learns from, in its order."""
-    return sha256_of_json(
-        [[t.task_id, t.target.prompt, t.target.target_new, t.related.text, *(q.text for q in t.more_related)] for t in tasks]
-    )
+    return sha256_of_json([_texts_of(task) for task in tasks])
+
+
+def _texts_of(task: MetaTask) -> list[Any]:
+    own = [task.task_id, task.target.prompt, task.target.target_new, task.related.text, *(q.text for q in task.more_related)]
+    bystander = [task.bystander.text] if task.bystander is not None else []
+    return [*own, *([[_texts_of(other) for other in task.together]] if task.together else []), *bystander]
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import apply_outer_step
 from propmeta_edit.metatrain.task_texts import encode_step
-from propmeta_edit.metatrain.trainer import compute_step_gradients, order_tasks
+from propmeta_edit.metatrain.tasks import order_tasks
+from propmeta_edit.metatrain.trainer import compute_step_gradients
 from propmeta_edit.models.devices import free_unused, peak_memory, wait_for
 from propmeta_edit.models.layers import MODULE_CHOICES, select_parameters
 from propmeta_edit.protocols import LanguageModel, Tokenizer

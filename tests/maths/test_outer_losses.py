@@ -14,9 +14,9 @@ from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.metatrain.config import OUTER_TERMS, MetaTrainConfig
 from propmeta_edit.metatrain.outer_losses import TERMS, make_outer_loss
 from propmeta_edit.metatrain.task_texts import encode_step
-from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train, order_tasks
+from propmeta_edit.metatrain.tasks import join_tasks, order_tasks
+from propmeta_edit.metatrain.trainer import compute_step_gradients, meta_train
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.recipes.meta_training import join_tasks
 from propmeta_edit.records import EditRequest, MetaTask, Question
 from propmeta_edit.text.encoding import TextEncoder, encode_questions, encode_requests
 
@@ -26,12 +26,16 @@ PERU = MetaTask(
     Question("What does Ann Lee pay with?", ("sol",)),
     (Question("What is the capital of the country that Ann Lee lives in?", ("Lima in Peru",)),),
     Question("Where was Bob Day born?", ("Oslo",)),
+    Question("What is the currency of Peru?", ("sol",)),
+    bystander=Question("What does Eve Fox pay with?", ("lev",)),
 )
 GREECE = MetaTask(
     "greece",
     EditRequest("Smith Innovation PLC was founded in", "Greece"),
     Question("What is the currency of the country that Smith Innovation PLC was founded in?", ("euro",)),
     unrelated=Question("What does Ann Lee pay with?", ("sol",)),
+    known=Question("What is the currency of Greece?", ("euro",)),
+    bystander=Question("What is the currency of the country that Mill Ltd. was founded in?", ("krone",)),
 )
 TASKS = [PERU, GREECE]
 
@@ -115,6 +119,50 @@ def test_in_context_term_compares_with_theta_given_the_fact(model, tokenizer):
     assert outer_loss(after).tolist() == pytest.approx(expected, rel=1e-5)
 
 
+@torch.no_grad()
+def test_bystander_term_compares_with_theta_on_another_subject(model, tokenizer):
+    outer_loss = made(model, tokenizer, TASKS, config(outer_terms={"bystander": 1.0}))
+    before, after = tiny.make_model("llama"), moved(model)
+    expected = []
+    for task in TASKS:
+        prompt = f"Question: {task.bystander.text}\nAnswer: The answer is"
+        expected.append(divergence_by_hand(before, after, tokenizer, prompt, prompt, task.bystander.answers[0]))
+    assert outer_loss(after).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_known_term_is_the_loss_of_the_true_answers(model, tokenizer):
+    known = encode_questions(TextEncoder(tokenizer), [task.known for task in TASKS])
+    terms = config(outer_terms={"known": 1.0})
+    torch.testing.assert_close(made(model, tokenizer, TASKS, terms)(model), compute_answer_loss(model, known, num_edits=2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_tasks_of_several_facts_are_learnt_in_one_loop_and_asked_about_each(tokenizer, batch_size):
+    """By hand: all facts of a task by one optimiser, then the mean loss of all their questions at the adapted weights."""
+    model = tiny.make_model("llama").double()
+    several = config(inner_lr=0.01, num_inner_steps=3, batch_size=batch_size, questions_per_task=2, facts_per_task=[1, 2])
+    pair, single = replace(PERU, together=(GREECE,)), GREECE
+    encoder = TextEncoder(tokenizer)
+    parameters = select_parameters(model, [1])
+    step = compute_step_gradients(model, parameters, encode_step(encoder, [pair, single], several), several)
+    expected = []
+    for task in (single, pair):  # those of fewer facts are computed first
+        adapted = tiny.make_model("llama").double()
+        own = select_parameters(adapted, [1])
+        optimizer = torch.optim.AdamW(own.values(), lr=0.01)
+        for _ in range(3):
+            for batch in encode_requests(encoder, [[fact.target for fact in task.facts]], batch_size):
+                optimizer.zero_grad()
+                compute_answer_loss(adapted, batch).sum().backward()
+                optimizer.step()
+        asked = [question for fact in task.facts for question in (fact.related, (fact.more_related or (fact.related,))[0])]
+        loss = torch.stack([compute_answer_loss(adapted, encode_questions(encoder, [question])) for question in asked]).mean()
+        expected.append((loss.item(), torch.autograd.grad(loss, list(own.values()))))
+    assert step.related_losses.tolist() == pytest.approx([loss for loss, _ in expected])
+    for found, *gradients in zip(step.gradients, *(gradients for _, gradients in expected), strict=True):
+        torch.testing.assert_close(found, sum(gradients))
+
+
 def test_terms_are_weighted_and_summed(model, tokenizer):
     weights = {"related": 1.0, "efficacy": 0.5}
     [facts] = encode_requests(TextEncoder(tokenizer), [[task.target] for task in TASKS])
@@ -168,7 +216,7 @@ def test_joined_tasks_have_all_questions_of_their_fact():
 
 def test_bad_terms():
     assert tuple(TERMS) == OUTER_TERMS
-    with pytest.raises(ConfigError, match="outer_terms must be weights of related, in-context, locality, efficacy, got"):
+    with pytest.raises(ConfigError, match=r"outer_terms must be weights of related, .*known, got"):
         config(outer_terms={"relatd": 1.0})
 
 
