@@ -10,7 +10,7 @@ from propmeta_edit.metatrain.checkpoint import expand_compact, export_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import ensure_artefact
 from propmeta_edit.options import Names, WholeNumbers
-from propmeta_edit.recipes import NAMES, edit_facts
+from propmeta_edit.recipes import NAMES, REAL_NAMES, edit_facts, real
 from propmeta_edit.recipes.bundled import rebuild as rebuild_files
 from propmeta_edit.recipes.data_check import describe_files
 from propmeta_edit.recipes.meta_training import train_to_folder
@@ -189,10 +189,10 @@ def rebuild(name: str, output: str) -> None:
     """Train a bundled model's shipped files anew, as those in the package were made (long).
 
     Args:
-        name: smollm2-135m or smollm2-135m-metaft.
+        name: smollm2-135m, smollm2-135m-metaft, or one of the two with real in their names, from the user's own data files.
         output: new folder for the files.
     """
-    rebuild_files(name, Path(output))
+    (real.rebuild if name in REAL_NAMES else rebuild_files)(name, Path(output))
     print(f"wrote {output}", flush=True)
 
 

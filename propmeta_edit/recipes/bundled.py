@@ -89,7 +89,7 @@ def origin_of(name: str) -> list[Any]:
 def build_smollm2(folder: Path) -> None:
     """SmolLM2-135M-Instruct with the shipped LoRA merged in, which taught it the single facts of the offline world."""
     shipped = shipped_folder(BASE)
-    card = _read_card(shipped, ADAPTER)
+    card = read_card(shipped, ADAPTER)
     print(f"preparing {BASE}: unpacking the quantised model", flush=True)
     model, tokenizer = load_smollm2_from_gguf()
     merge_adapter(model, shipped)
@@ -108,12 +108,17 @@ def build_smollm2_raw(folder: Path) -> None:
 def build_smollm2_metaft(folder: Path) -> None:
     """``smollm2-135m`` with the shipped difference of its meta-trained layer added."""
     shipped = shipped_folder(METAFT)
-    card = _read_card(shipped, DIFFERENCE)
+    card = read_card(shipped, DIFFERENCE)
     print(f"preparing {METAFT} from the shipped difference", flush=True)
     base_folder = resolve_model_folder(BASE)
+    card["base_sha256"] = _compare_hash(BASE, model_sha256(base_folder), card["base_sha256"])
+    add_difference(base_folder, shipped, card, folder)
+
+
+def add_difference(base_folder: str, shipped: Path, card: dict[str, Any], folder: Path) -> None:
+    """Write a meta-tuned checkpoint: a base with the difference in ``shipped`` added."""
     model, tokenizer = load_model(base_folder)
     apply_difference(model, shipped)
-    card["base_sha256"] = _compare_hash(BASE, model_sha256(base_folder), card["base_sha256"])
     save_checkpoint(folder, model, tokenizer, card, Progress.from_json((shipped / PROGRESS).read_text(encoding="utf-8")))
 
 
@@ -154,9 +159,18 @@ def rebuild(name: str, output: Path) -> None:
     builders = {BASE: _train_base, METAFT: _train_metaft}
     if name not in builders:
         raise ConfigError(f"{name!r} does not come as files; those that do are {', '.join(builders)}")
+    require_new(output)
+    build_whole(output, partial(builders[name], training_folder(output)))
+
+
+def require_new(output: Path) -> None:
+    """Refuse a folder that exists.
+
+    Raises:
+        ModelError: it does.
+    """
     if output.exists():
         raise ModelError(f"{output} exists; choose another --output, or remove it")
-    build_whole(output, partial(builders[name], training_folder(output)))
 
 
 def _train_base(states: Path, folder: Path) -> None:
@@ -258,7 +272,12 @@ def compute_single_hop_accuracy(model: LanguageModel, tokenizer: Tokenizer, ques
     return sum(contains_answer(text, q.answers) for text, q in zip(generated, questions, strict=True)) / len(questions)
 
 
-def _read_card(shipped: Path, file: str) -> dict[str, Any]:
+def read_card(shipped: Path, file: str) -> dict[str, Any]:
+    """What the card of some shipped files says.
+
+    Raises:
+        ModelError: they are missing, or ``file`` is not the one that the card is of.
+    """
     try:
         card: dict[str, Any] = json.loads((shipped / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,26 +1,42 @@
 """The small model on the paper's own data: made on first use from files that the user names, since none of them is shipped.
 
 ``smollm2-135m-real`` is SmolLM2 taught the single hops of CRE and MQuAKE-CF-3k; ``smollm2-135m-real-metaft`` is meta-trained on
-CRE's training file from it. The files are found in the folder that ``PROPMETA_DATA`` names.
+CRE's training file from it. The files are found in the folder that ``PROPMETA_DATA`` names. What the two trainings changed comes
+with the package (a LoRA and a difference; no record of the data), and saves them wherever the files are the same to the bit.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
+import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from propmeta_edit.config import build_config, read_yaml
-from propmeta_edit.files import sha256_of_file
+from propmeta_edit.files import sha256_of_file, write_json_atomically
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.models.artefacts import artefact_folder
-from propmeta_edit.recipes.bundled import RAW
+from propmeta_edit.models.artefacts import artefact_folder, build_whole, resolve_model_folder
+from propmeta_edit.models.differences import ADAPTER, DIFFERENCE, merge_adapter
+from propmeta_edit.models.loading import load_model, model_sha256, save_model
+from propmeta_edit.recipes.bundled import CARD, RAW, add_difference, read_card, require_new, shipped_folder, write_difference
 from propmeta_edit.recipes.bundled import origin_of as origin_of_bundled
-from propmeta_edit.recipes.meta_training import run_meta_training, training_folder
-from propmeta_edit.recipes.released import find_released
+from propmeta_edit.recipes.meta_training import hash_of_tasks, load_tasks, run_meta_training, training_folder
+from propmeta_edit.recipes.released import DATA_VARIABLE, find_released
 from propmeta_edit.recipes.settings import hparams_file
-from propmeta_edit.recipes.teaching import TeachingSettings, describe_taught, read_lesson, teach_into
+from propmeta_edit.recipes.teaching import CARD as TAUGHT_CARD
+from propmeta_edit.recipes.teaching import (
+    LORA,
+    Lesson,
+    TeachingSettings,
+    describe_origin,
+    describe_taught,
+    read_lesson,
+    teach_into,
+)
 
 REAL, REAL_METAFT = "smollm2-135m-real", "smollm2-135m-real-metaft"
 TAUGHT = ("cre-train", "cre-id", "cre-ood", "mquake-3k")  # whose second hops the base knows
@@ -40,17 +56,88 @@ def origin_of(name: str) -> list[Any]:
 
 
 def build(name: str, folder: Path) -> None:
-    """Make one of the two in an empty folder; an hour or more on a laptop each, and a build that was stopped goes on."""
-    states = training_folder(artefact_folder(name))
-    if name == REAL:
-        print(f"preparing {REAL}: teaching {RAW} the single hops of {', '.join(TAUGHT)}", flush=True)
-        settings = TeachingSettings()
-        files = [str(find_released(data)) for data in TAUGHT]
-        lesson = read_lesson(files, QUESTIONS_ASKED, MULTI_HOP_ASKED, settings.seed)
-        print(describe_taught(teach_into(RAW, lesson, settings, folder, states)))
-    else:
-        path = hparams_file("MetaTrain", REAL)
-        print(f"preparing {REAL_METAFT}: meta-training with {path.parent.name}/{path.name}", flush=True)
-        config = build_config(MetaTrainConfig, read_yaml(path), str(path))
-        run_meta_training(replace(config, data=str(find_released(TRAINING))), folder, states)
+    """Make one of the two in an empty folder.
+
+    Where the user's files are those that the package's small files were made with, seconds; else by training: an hour or more on a
+    laptop each, and a build that was stopped goes on.
+    """
+    (_build_base if name == REAL else _build_metaft)(folder)
+
+
+def _build_base(folder: Path) -> None:
+    lesson, settings = _read_lesson()
+    card = _find_shipped(REAL, ADAPTER)
+    raw = resolve_model_folder(RAW)
+    if card is not None and card["made_from"] == describe_origin(raw, lesson, settings):
+        print(f"preparing {REAL} from what teaching it left", flush=True)
+        model, tokenizer = load_model(raw)
+        merge_adapter(model, shipped_folder(REAL))
+        save_model(model, tokenizer, folder)
+        write_json_atomically(folder / TAUGHT_CARD, {**card, "model_sha256": model_sha256(folder)})
+        return
+    print(f"preparing {REAL}: teaching {RAW} the single hops of {', '.join(TAUGHT)}", flush=True)
+    states = training_folder(artefact_folder(REAL))
+    print(describe_taught(teach_into(RAW, lesson, settings, folder, states)))
+    shutil.rmtree(states, ignore_errors=True)
+
+
+def _read_lesson() -> tuple[Lesson, TeachingSettings]:
+    settings = TeachingSettings()
+    files = [str(find_released(data)) for data in TAUGHT]
+    return read_lesson(files, QUESTIONS_ASKED, MULTI_HOP_ASKED, settings.seed), settings
+
+
+def _read_config() -> MetaTrainConfig:
+    path = hparams_file("MetaTrain", REAL)
+    return replace(build_config(MetaTrainConfig, read_yaml(path), str(path)), data=str(find_released(TRAINING)))
+
+
+def _build_metaft(folder: Path) -> None:
+    base_folder, config = resolve_model_folder(REAL), _read_config()
+    card = _find_shipped(REAL_METAFT, DIFFERENCE)
+    if card is not None and card["base_sha256"] == model_sha256(base_folder) and _has_same_tasks(card, config):
+        print(f"preparing {REAL_METAFT} from the difference that meta-training made", flush=True)
+        add_difference(base_folder, shipped_folder(REAL_METAFT), card, folder)
+        return
+    print(f"preparing {REAL_METAFT}: meta-training with MetaTrain/{REAL}.yaml", flush=True)
+    states = training_folder(artefact_folder(REAL_METAFT))
+    run_meta_training(config, folder, states)
+    shutil.rmtree(states, ignore_errors=True)
+
+
+def _has_same_tasks(card: Mapping[str, Any], config: MetaTrainConfig) -> bool:
+    """Whether a checkpoint was meta-trained as ``config`` says, wherever the file and the device were."""
+    then, now = ({**settings, "data": "", "device": "", "dtype": ""} for settings in (card["settings"], asdict(config)))
+    return then == now and card["tasks_sha256"] == hash_of_tasks(load_tasks(config)[0])
+
+
+def _find_shipped(name: str, file: str) -> dict[str, Any] | None:
+    """The card of one of the two's small files, if the package has them."""
+    folder = shipped_folder(name)
+    return read_card(folder, file) if folder.is_dir() else None
+
+
+def rebuild(name: str, output: Path) -> None:
+    """Make the small files of one of the two anew in a new folder, by the training that they came from.
+
+    Raises:
+        ModelError: ``output`` exists.
+    """
+    require_new(output)
+    build_whole(output, partial(_rebuild, name, training_folder(output)))
+
+
+def _rebuild(name: str, states: Path, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as whole:
+        if name == REAL:
+            lesson, settings = _read_lesson()
+            card = teach_into(RAW, lesson, settings, Path(whole), states)
+            shutil.copytree(Path(whole) / LORA, folder, dirs_exist_ok=True)
+            write_json_atomically(folder / CARD, {"name": REAL, **card, "sha256": sha256_of_file(folder / ADAPTER)})
+        else:
+            run_meta_training(_read_config(), Path(whole), states)
+            write_difference(Path(whole), folder)
+            card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+            card["settings"]["data"] = f"{TRAINING} in {DATA_VARIABLE}"  # and not where it lay here
+            write_json_atomically(folder / CARD, card)
     shutil.rmtree(states, ignore_errors=True)

@@ -10,7 +10,6 @@ import json
 import math
 import random
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +40,7 @@ from propmeta_edit.records import Question
 from propmeta_edit.store import require_made_from
 from propmeta_edit.text.prompts import format_question
 
-CARD = "teaching.json"  # in the folder of a taught model
+CARD, LORA = "teaching.json", "lora"  # in the folder of a taught model: what it was taught, and that alone, for its base
 ANSWERED_BEFORE = "before.json"  # beside the state of a teaching: a resumed one need not ask again
 READERS: dict[str, Callable[[str | Path], SingleHops]] = {
     "CRE": read_cre_single_hops,
@@ -187,7 +186,7 @@ def teach_to_folder(
     device = resolve_device(device)
     _require_new_or_taught(output)
     base_folder = resolve_model_folder(model_name)
-    made_from = _made_from(base_folder, lesson, settings)
+    made_from = describe_origin(base_folder, lesson, settings)
     states = training_folder(output)
     if output.exists():
         before = _read_json(output / CARD).get("made_from", {})
@@ -208,14 +207,15 @@ def teach_into(
         OriginError: ``states`` is of another teaching.
     """
     base_folder = resolve_model_folder(model_name)
-    made_from = _made_from(base_folder, lesson, settings)
+    made_from = describe_origin(base_folder, lesson, settings)
     _claim(states, made_from)
     about = {"base_model": model_name, "made_from": made_from, "questions": len(lesson.facts.questions), "files": lesson.sources}
     _teach(base_folder, lesson, settings, resolve_device(device), states, about, folder)
     return _read_json(folder / CARD)
 
 
-def _made_from(base_folder: str, lesson: Lesson, settings: TeachingSettings) -> dict[str, Any]:
+def describe_origin(base_folder: str, lesson: Lesson, settings: TeachingSettings) -> dict[str, Any]:
+    """Everything that decides what a teaching gives, hashed."""
     return {
         "base_sha256": model_sha256(base_folder),
         "files_sha256": [source["sha256"] for source in lesson.sources],
@@ -260,9 +260,8 @@ def _teach(
     model, tokenizer = load(device=device)
     before = _answer_once(model, tokenizer, lesson.asked, states / ANSWERED_BEFORE)
     started = time.perf_counter()
-    # Not in the model's own folder: transformers would put a LoRA that it finds there into the model once more.
-    with tempfile.TemporaryDirectory() as adapter:
-        model, tokenizer = teach_questions(model, tokenizer, load, lesson.facts.questions, settings, Path(adapter), states)
+    # Not beside the model's own files: transformers would put a LoRA that it finds there into the model once more.
+    model, tokenizer = teach_questions(model, tokenizer, load, lesson.facts.questions, settings, folder / LORA, states)
     seconds = time.perf_counter() - started
     save_model(model, tokenizer, folder)
     after = answer(model.to(device), tokenizer, lesson.asked, "asking after")

@@ -372,8 +372,9 @@ def test_an_estimate_teaches_nothing(files, base, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "c.jsonl", "m.json"]
 
 
-def test_the_model_on_the_papers_data_is_taught_and_meta_trained_on_first_use(base, tmp_path, monkeypatch):
-    """From the user's files by their published names, with a tiny model in SmolLM2's place; the second starts from the first."""
+@pytest.fixture
+def real_data(base, tmp_path, monkeypatch):
+    """Files by their published names, and a tiny model in SmolLM2's place, of which nothing is shipped."""
     data = tmp_path / "data"
     data.mkdir()
     for stem in ("train_data_id", "test_data_id", "test_data_ood"):
@@ -386,11 +387,17 @@ def test_the_model_on_the_papers_data_is_taught_and_meta_trained_on_first_use(ba
     monkeypatch.setattr(real, "origin_of_bundled", lambda name: [name])
     small = {"layers": [1], "inner_lr": 0.01, "num_inner_steps": 1, "num_tasks": 2, "device": "cpu"}
     monkeypatch.setattr(real, "read_yaml", lambda path: {"model": real.REAL, "data": "train_data_id.jsonl", **small})
+    monkeypatch.setattr(real, "shipped_folder", lambda name: tmp_path / "shipped" / name)
+    return data
+
+
+def test_the_model_on_the_papers_data_is_taught_and_meta_trained_on_first_use(real_data):
+    """The second starts from the first."""
     folder = Path(resolve_model_folder(real.REAL_METAFT))
     taught = Path(resolve_model_folder(real.REAL))
     card, told = read_checkpoint_card(folder), json.loads((taught / CARD).read_text())
     assert card["base_model"] == real.REAL and card["base_sha256"] == model_sha256(taught) == told["model_sha256"]
-    assert card["num_tasks"] == 2 and card["settings"]["data"] == str(data / "train_data_id.jsonl")
+    assert card["num_tasks"] == 2 and card["settings"]["data"] == str(real_data / "train_data_id.jsonl")
     assert [source["file"] for source in told["files"]] == [
         "train_data_id.jsonl",
         "test_data_id.jsonl",
@@ -398,3 +405,28 @@ def test_the_model_on_the_papers_data_is_taught_and_meta_trained_on_first_use(ba
         "MQuAKE-CF-3k.json",
     ]
     assert not list(folder.parent.glob("*.training")) and not list(taught.parent.glob("*.training")), "what stopped ones leave"
+
+
+def test_what_teaching_and_meta_training_left_is_used_for_the_same_files_alone(real_data, tmp_path, monkeypatch):
+    made = {name: model_sha256(resolve_model_folder(name)) for name in (real.REAL, real.REAL_METAFT)}
+    for name in made:
+        real.rebuild(name, tmp_path / "shipped" / name)
+        with pytest.raises(ModelError, match="exists; choose another --output"):
+            real.rebuild(name, tmp_path / "shipped" / name)
+    assert str(tmp_path) not in (tmp_path / "shipped" / real.REAL_METAFT / "card.json").read_text()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(real, "teach_into", refuse)
+    monkeypatch.setattr(real, "run_meta_training", refuse)
+    monkeypatch.setenv("PROPMETA_HOME", str(tmp_path / "other home"))
+    taught, tuned = (load_model(resolve_model_folder(name))[0].state_dict() for name in made)
+    assert model_sha256(resolve_model_folder(real.REAL)) == made[real.REAL]
+    card = read_checkpoint_card(resolve_model_folder(real.REAL_METAFT))
+    assert {name for name in tuned if not torch.equal(tuned[name], taught[name])} == set(card["trained_tensors"])
+    with (real_data / "train_data_id.jsonl").open("a") as file:
+        file.write("\n")
+    monkeypatch.setenv("PROPMETA_HOME", str(tmp_path / "third home"))
+    with pytest.raises(AssertionError, match="trained"):
+        resolve_model_folder(real.REAL)
