@@ -57,6 +57,7 @@ def collect_second_moments(
     texts: Sequence[str],
     layers: Sequence[int] | str | None,
     *,
+    modules: Sequence[str] | None = None,
     max_length: int = 512,
     batch_tokens: int = 4096,
     state_file: Path | None = None,
@@ -66,6 +67,7 @@ def collect_second_moments(
     """Sum ``k kᵀ`` over every token of ``texts``, for the chosen layers at once.
 
     Args:
+        modules: these projections' inputs in place of the layers' keys.
         max_length: longer texts are cut; in tokens.
         batch_tokens: at most as many a batch, padding included, unless a single text is longer.
         state_file: where the sums so far are saved every ``save_every`` texts; a run with the same texts and settings continues
@@ -77,7 +79,7 @@ def collect_second_moments(
     """
     if not texts:
         raise ModelError("there are no texts to gather second moments from")
-    sums = _make_sums(model, layers)
+    sums = _make_sums(model, modules or _key_modules(model, layers))
     device = next(iter(sums.values())).device
     identity = sha256_of_json([list(texts), list(sums), max_length, batch_tokens, model_id, str(model.dtype)])
     is_begun = state_file is not None and state_file.is_file()
@@ -100,9 +102,12 @@ def collect_second_moments(
     return moments
 
 
-def _make_sums(model: LanguageModel, layers: Sequence[int] | str | None) -> dict[str, torch.Tensor]:
-    """Zeros [in, in] for every layer's keys, by the name of their module, where there is room for them."""
-    modules = [key_module_name(model.config.model_type, layer) for layer in resolve_layers(layers, model.config.num_hidden_layers)]
+def _key_modules(model: LanguageModel, layers: Sequence[int] | str | None) -> list[str]:
+    return [key_module_name(model.config.model_type, layer) for layer in resolve_layers(layers, model.config.num_hidden_layers)]
+
+
+def _make_sums(model: LanguageModel, modules: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Zeros [in, in] for the inputs of each module, by its name, where there is room for them."""
     widths = {name: key_width(model.get_submodule(name)) for name in modules}
     device = _choose_device(model.device, sum(4 * width**2 for width in widths.values()))
     return {name: torch.zeros(width, width, device=device) for name, width in widths.items()}

@@ -75,6 +75,7 @@ class MetaFTHyperParams(FromYaml):
         modules: attention, mlp, or attention+mlp.
         lr: α of Eq. 2, EasyEdit's name for it.
         num_steps: K of Eq. 2, EasyEdit's name for it.
+        inner_step: adamw, the paper's, or whitened, with its ``damping`` (``finetune.inner_steps``).
         weight_decay: AdamW's.
         loss_reduction: over answer tokens, mean or sum.
         batch_size: target facts in one update; ``edit`` wants 1, ``batch_edit`` writes this many facts together.
@@ -92,6 +93,8 @@ class MetaFTHyperParams(FromYaml):
     modules: str = "attention+mlp"
     lr: float = 2e-5
     num_steps: int = 10
+    inner_step: str = "adamw"
+    damping: float = 0.03
     weight_decay: float = 0.01
     loss_reduction: str = "mean"
     batch_size: int = 1
@@ -155,7 +158,8 @@ def edit_settings_of(trained: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = {field.name for field in fields(MetaFTHyperParams)}
     names = {own: EASYEDIT_NAMES.get(own, own) for own in EditSettings().to_dict()}
-    return {"alg_name": "MetaFT", **{name: trained[own] for own, name in names.items() if name in known}}
+    own_step = {name: trained[name] for name in ("inner_step", "damping") if trained.get("inner_step", "adamw") != "adamw"}
+    return {"alg_name": "MetaFT", **{name: trained[own] for own, name in names.items() if name in known}, **own_step}
 
 
 def _number_from_text(value: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 
 from propmeta_edit.errors import ConfigError
 
+INNER_STEPS = ("adamw", "whitened")
+
 
 @dataclass(frozen=True)
 class EditSettings:
@@ -18,7 +20,9 @@ class EditSettings:
         modules: attention, mlp, or attention+mlp.
         inner_lr: α. The paper's 2e-5 is for models of 1B to 8B; smaller models need more.
         num_inner_steps: K, passes over the target facts; always exactly K, no early stop.
+        inner_step: adamw, the paper's, or whitened (``finetune.inner_steps``).
         weight_decay, beta1, beta2, eps: AdamW's, torch's defaults.
+        damping: λ of the whitened step.
         loss_reduction: over answer tokens, ``mean`` or ``sum``.
         batch_size: target facts of one edit in one update.
 
@@ -30,10 +34,12 @@ class EditSettings:
     modules: str = "attention+mlp"
     inner_lr: float = 2e-5
     num_inner_steps: int = 10
+    inner_step: str = "adamw"
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    damping: float = 0.03
     loss_reduction: str = "mean"
     batch_size: int = 1
 
@@ -42,11 +48,19 @@ class EditSettings:
             raise ConfigError(f"the inner learning rate must be 0 or more, got {self.inner_lr}")
         if self.num_inner_steps < 0:
             raise ConfigError(f"the number of inner steps must be 0 or more, got {self.num_inner_steps}")
+        if self.inner_step not in INNER_STEPS:
+            raise ConfigError(f"inner_step must be {' or '.join(INNER_STEPS)}, got {self.inner_step!r}")
+        if self.damping <= 0:
+            raise ConfigError(f"damping must be above 0, got {self.damping}")
         if self.loss_reduction not in ("mean", "sum"):
             raise ConfigError(f"loss_reduction must be mean or sum, got {self.loss_reduction!r}")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values of all that decides an edit of one fact, which ``batch_size`` does not: what saved edits and rows say."""
-        return {name: value for name, value in asdict(self).items() if name != "batch_size"}
+        """Plain values of all that decides an edit of one fact, which ``batch_size`` does not: what saved edits and rows say.
+
+        Those of the whitened step are left out where the step is the paper's.
+        """
+        left_out = {"batch_size", *(("inner_step", "damping") if self.inner_step == "adamw" else ())}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}

@@ -1,6 +1,6 @@
 """THE inner loop: plain fine-tuning on the target fact. Meta-training and editing both call it and nothing else.
 
-Eq. 2 of the paper, ``θ_τ = θ − α ∇_θ L_target(f_θ)``, K times, with AdamW in place of SGD.
+Eq. 2 of the paper, ``θ_τ = θ − α ∇_θ L_target(f_θ)``, K times, with AdamW, or another of ``finetune.inner_steps``, in place of SGD.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.inner_steps import make_step
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.models.packed import packed_products
@@ -27,7 +28,7 @@ def apply_inner_loop(
 ) -> list[torch.Tensor]:
     """Move ``parameters`` in place from θ to θ_τ (Eq. 2); call it under ``only_trainable``.
 
-    One new optimiser serves the whole call: K passes over the batches of ``target``, one update a batch.
+    One new step rule serves the whole call: K passes over the batches of ``target``, one update a batch.
 
     Args:
         parameters: the model's own, or the stacked copies of ``num_edits`` independent edits (``finetune.stacking``).
@@ -36,17 +37,10 @@ def apply_inner_loop(
     Returns:
         The loss of each edit before each update, [N], detached (reading them is left to the caller: it waits for the device).
     """
-    optimizer = torch.optim.AdamW(
-        list(parameters.values()),
-        lr=settings.inner_lr,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
     losses: list[torch.Tensor] = []
     if not settings.num_inner_steps:
         return losses
+    step = make_step(model, parameters, settings)
     prefix = FrozenPrefix(model, parameters)
     with packed_products(model, parameters):
         states = [prefix.compute_states(batch) for batch in target]
@@ -54,17 +48,6 @@ def apply_inner_loop(
             for batch, state in zip(target, states, strict=True):
                 with prefix.skipped(state):
                     loss = compute_answer_loss(model, batch, settings.loss_reduction, num_edits)
-                set_gradients(parameters, torch.autograd.grad(loss.sum(), list(parameters.values())))
-                optimizer.step()
+                step(torch.autograd.grad(loss.sum(), list(parameters.values())))
                 losses.append(loss.detach())
-    set_gradients(parameters, [None] * len(parameters))
     return losses
-
-
-def set_gradients(parameters: Mapping[str, nn.Parameter], gradients: Sequence[torch.Tensor | None]) -> None:
-    """Hand gradients to an optimiser, or take them away with None."""
-    for parameter, gradient in zip(parameters.values(), gradients, strict=True):
-        if gradient is not None and gradient.stride() != parameter.stride():
-            # torch's fused optimisers walk memory and would pair numbers wrongly.
-            gradient = torch.empty_like(parameter).copy_(gradient)
-        parameter.grad = gradient

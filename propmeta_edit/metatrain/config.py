@@ -27,6 +27,8 @@ class MetaTrainConfig:
         modules: attention, mlp, or attention+mlp.
         inner_lr: α of Eq. 2.
         num_inner_steps: K of Eq. 2.
+        inner_step: adamw, the paper's, or whitened, which needs second moments of the model's inputs (``finetune.inner_steps``).
+        damping: λ of the whitened step.
         outer_lr: β of Eq. 3.
         outer_schedule: constant, as in the paper, or linear: β falls to zero over the run's tasks.
         weight_decay: AdamW's, in both loops.
@@ -65,6 +67,8 @@ class MetaTrainConfig:
     modules: str = "attention+mlp"
     inner_lr: float = 2e-5
     num_inner_steps: int = 10
+    inner_step: str = "adamw"
+    damping: float = 0.03
     outer_lr: float = 1e-5
     outer_schedule: str = "constant"
     weight_decay: float = 0.01

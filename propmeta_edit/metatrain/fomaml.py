@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from propmeta_edit.finetune.edit_settings import EditSettings
-from propmeta_edit.finetune.inner_loop import set_gradients
+from propmeta_edit.finetune.inner_steps import set_gradients
 from propmeta_edit.finetune.many_edits import adapted_copies
 from propmeta_edit.metatrain.outer_losses import OuterLoss
 from propmeta_edit.metatrain.processes import ALONE, Processes

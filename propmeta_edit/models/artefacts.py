@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -36,6 +37,10 @@ class Builder:
 
 
 BUNDLED: dict[str, Builder] = {}  # by name; those that make them put them here
+
+
+INPUT_MOMENTS = "input moments"
+MAKERS: dict[str, Callable[..., Any]] = {}  # what is gathered for a model on first use, by its name; likewise
 
 
 def register_builder(name: str, origin: Callable[[], object], build: Callable[[Path], None]) -> None:

@@ -25,6 +25,7 @@ from propmeta_edit.evaluation.runner import batches_of, choose_cases
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.input_moments import require_input_moments, write_input_moments
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.metatrain.checkpoint import save_checkpoint
@@ -107,18 +108,20 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
         encoder = TextEncoder(tokenizer, model.config)
         for case in itertools.chain(*validation.values()):  # the tasks' own texts are encoded before the first step anyway
             check_case(encoder, case, MAX_NEW_TOKENS)
+        trained = select_parameters(model, config.layers, config.modules)
+        moments = require_input_moments(model, trained) if config.inner_step == "whitened" else None
         validate = partial(compute_edited_accuracy, model, tokenizer, config.edit, validation, processes)
         progress = meta_train(model, tokenizer, tasks, config, run, validate, processes, should_stop, report)
     if not processes.is_main:
         return
-    trained = snapshot(select_parameters(model, config.layers, config.modules))
+    weights = snapshot(trained)
     # The frozen rest was rounded for speed, or is spread over the processes; what is stored must be the base's own.
     model, _ = load_model(base_folder, dtype="auto", layers=config.layers, modules=config.modules)
-    apply_snapshot(dict(model.named_parameters()), trained)
+    apply_snapshot(dict(model.named_parameters()), weights)
     card = {
         "base_model": config.model,
         "base_sha256": sums["base_sha256"],
-        "trained_tensors": list(trained),
+        "trained_tensors": list(weights),
         "num_tasks": len(tasks),
         "tasks_sha256": sums["tasks_sha256"],
         "processes": processes.count,
@@ -126,6 +129,8 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
         "settings": asdict(config),
     }
     save_checkpoint(folder, model, tokenizer, card, progress)
+    if moments is not None:  # of the base; an edit is to be weighed as in training
+        write_input_moments(moments, folder)
     shutil.copytree(training, folder / "training", ignore=shutil.ignore_patterns("state*.safetensors", "*.partial"))
 
 

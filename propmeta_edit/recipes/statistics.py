@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoConfig
 
@@ -23,7 +24,7 @@ from propmeta_edit.baselines.second_moments import (
 )
 from propmeta_edit.data.corpora import read_texts
 from propmeta_edit.errors import ConfigError
-from propmeta_edit.files import sha256_of_file, sha256_of_json, write_json_atomically
+from propmeta_edit.files import sha256_of_file, sha256_of_json, write_json_atomically, written_whole
 from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import key_module_name, resolve_layers
@@ -35,6 +36,7 @@ from propmeta_edit.text.encoding import TextEncoder
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
 OPENINGS = ("The", "In", "It", "A", "When", "This", "He", "She", "There", "For", "One", "As")
 MAX_NEW_TOKENS, MAX_LENGTH = 48, 256  # of a text the model writes; of a text that is read
+INPUT_TEXTS = 2000  # that the whitened step's moments are gathered from, as MEMIT's here
 SAMPLED_SHARE = 0.2  # of the texts; the rest are sentences of the world
 
 
@@ -170,6 +172,24 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
     if "nullspace_threshold" in settings:
         seconds["projections"] = sum(ensure_projection(file, settings["nullspace_threshold"]) for file in files)
     return Statistics(str(folder), sha256_of_json(list(hashes.values())), seconds)
+
+
+def gather_input_moments(folder: str, modules: Sequence[str], device: str = "auto") -> dict[str, torch.Tensor]:
+    """``C`` of what enters these projections, from the sampled corpus; kept in the cache folder by the model's weights.
+
+    A minute or two on a laptop for the bundled model, once.
+    """
+    recipe = [model_sha256(folder), list(modules), SAMPLED_SHARE, MAX_NEW_TOKENS, MAX_LENGTH, WORLD_VERSION, INPUT_TEXTS]
+    file = cache_home() / "statistics" / sha256_of_json(recipe)[:12] / "inputs.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        if not file.is_file():
+            model, tokenizer = load_model(folder, device=resolve_device(device), dtype=resolve_dtype("fast", device), layers=[])
+            texts = sample_corpus(model, tokenizer, INPUT_TEXTS, seed=0)
+            moments = collect_second_moments(model, tokenizer, texts, None, modules=modules, max_length=MAX_LENGTH)
+            with written_whole(file) as temporary:
+                save_file({module: moments.moment(module) for module in modules}, temporary)
+    return load_file(file)
 
 
 def sample_corpus(model: LanguageModel, tokenizer: Tokenizer, num_texts: int, seed: int) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
+from propmeta_edit import MetaFTHyperParams, compute_edit
 from propmeta_edit.baselines import second_moments
 from propmeta_edit.baselines.second_moments import (
     collect_second_moments,
@@ -13,8 +15,13 @@ from propmeta_edit.baselines.second_moments import (
     statistics_file,
     write_statistics,
 )
+from propmeta_edit.easyedit.hparams import edit_settings_of
 from propmeta_edit.errors import ModelError
+from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.layers import key_module_name
+from propmeta_edit.models.loading import load_model, read_checkpoint_card
+from propmeta_edit.recipes import statistics
+from propmeta_edit.recipes.meta_training import train_to_folder
 
 TEXTS = [f"Ann {'Lee ' * (n % 7)}was founded in {['Greece', 'Peru', 'Lima'][n % 3]}." for n in range(230)]
 
@@ -90,3 +97,44 @@ def test_sums_grow_beside_the_model_while_they_fit(monkeypatch):
     monkeypatch.setattr(second_moments, "free_memory", lambda device: 1000)
     assert second_moments._choose_device(device, 500) == device
     assert second_moments._choose_device(device, 501) == torch.device("cpu")
+
+
+def test_inputs_of_every_projection_are_gathered_once_a_model(tokenizer, tmp_path, monkeypatch):
+    """The whitened step's, in the cache folder; q, k and v have the same input, and each has its moments."""
+    monkeypatch.setattr(statistics, "sample_corpus", lambda model, tokenizer, num_texts, seed: TEXTS[:40])
+    folder = str(tiny.save_model_folder(tmp_path / "model", tokenizer))
+    modules = [f"model.layers.1.{name}" for name in ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")]
+    moments = statistics.gather_input_moments(folder, modules, "cpu")
+    model, _ = load_model(folder, layers=[], dtype="float32")
+    for name in modules:
+        seen = []
+        handle = model.get_submodule(name).register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0][0]))
+        with torch.no_grad():
+            for text in TEXTS[:40]:
+                model(**tokenizer(text, return_tensors="pt"))
+        handle.remove()
+        flat = torch.cat(seen)
+        torch.testing.assert_close(moments[name], flat.T @ flat / len(flat), rtol=0.05, atol=1e-2)  # gathered in bf16
+    assert torch.equal(moments[modules[0]], moments[modules[1]])
+    monkeypatch.setattr(statistics, "sample_corpus", None)
+    again = statistics.gather_input_moments(folder, modules, "cpu")
+    assert all(torch.equal(again[name], moments[name]) for name in modules)
+
+
+def test_a_checkpoint_keeps_the_moments_that_it_was_meta_trained_with(tokenizer, tmp_path, monkeypatch):
+    """So that an edit of it is the inner loop's, in another process too."""
+    monkeypatch.setattr(statistics, "sample_corpus", lambda model, tokenizer, num_texts, seed: TEXTS[:40])
+    base = tiny.save_model_folder(tmp_path / "base", tokenizer)
+    data = tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 12))
+    small = {"layers": [1], "inner_lr": 0.01, "num_inner_steps": 2, "device": "cpu", "num_tasks": 2, "facts_per_task": [1, 2]}
+    config = MetaTrainConfig(str(base), str(data), inner_step="whitened", damping=0.1, **small)
+    train_to_folder(config, tmp_path / "tuned")
+    kept = load_file(tmp_path / "tuned" / "input_moments.safetensors")
+    assert kept.keys() == {name.removesuffix(".weight") for name in read_checkpoint_card(tmp_path / "tuned")["trained_tensors"]}
+    monkeypatch.setattr(statistics, "sample_corpus", None)  # nothing is gathered anew
+    settings = edit_settings_of(read_checkpoint_card(tmp_path / "tuned")["settings"])
+    hparams = MetaFTHyperParams(model_name=str(tmp_path / "tuned"), device="cpu", **settings)
+    assert hparams.edit == config.edit
+    model, tokenizer = hparams.load_model()
+    change = compute_edit(model, tokenizer, {"prompt": "Ann Lee lives in", "target_new": "Peru"}, hparams).change()
+    assert change and all(value.abs().max() > 0 for value in change.values())

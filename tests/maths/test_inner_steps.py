@@ -1,0 +1,150 @@
+"""Every rule of the inner loop by its equation, on a single edit and on edits side by side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import torch
+
+from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.finetune.edit_settings import INNER_STEPS, EditSettings
+from propmeta_edit.finetune.inner_steps import STEPS
+from propmeta_edit.finetune.input_moments import (
+    InputMoments,
+    give_input_moments,
+    require_input_moments,
+    write_input_moments,
+)
+from propmeta_edit.finetune.losses import compute_answer_loss
+from propmeta_edit.finetune.many_edits import many_edits
+from propmeta_edit.finetune.single_edit import put_in_place, write_facts
+from propmeta_edit.models.artefacts import INPUT_MOMENTS, MAKERS
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.records import EditRequest
+from propmeta_edit.text.encoding import TextEncoder, encode_requests
+
+REQUESTS = [EditRequest("Ann Lee lives in", "Peru"), EditRequest("Smith Innovation PLC was founded in", "Greece")]
+WHITENED = EditSettings(layers=[1], inner_lr=0.02, num_inner_steps=3, inner_step="whitened", damping=0.1)
+
+
+def moments_of(model, seed=5):
+    """Of every projection of layer 1, as no two texts give them."""
+    generator = torch.Generator().manual_seed(seed)
+    moments = {}
+    for name in select_parameters(model, [1]):
+        if name.endswith(".weight"):
+            module = model.get_submodule(name.removesuffix(".weight"))
+            width = module.weight.shape[0 if type(module).__name__ == "Conv1D" else 1]
+            root = torch.randn(width, width, generator=generator, dtype=torch.float64)
+            moments[name.removesuffix(".weight")] = root @ root.T / width
+    return moments
+
+
+def by_hand(model, tokenizer, request, moments):
+    """The equation, matrix by matrix, with gradients of the whole model's loss."""
+    parameters = {name: p for name, p in select_parameters(model, [1]).items() if name.endswith(".weight")}
+    [batch] = encode_requests(TextEncoder(tokenizer), [[request]])
+    size = sum(float(p.detach().square().sum()) for p in parameters.values()) ** 0.5
+    for _ in range(WHITENED.num_inner_steps):
+        gradients = torch.autograd.grad(compute_answer_loss(model, batch).sum(), list(parameters.values()))
+        steps = []
+        for name, gradient in zip(parameters, gradients, strict=True):
+            moment = moments[name.removesuffix(".weight")]
+            damped = moment + WHITENED.damping * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
+            is_conv = type(model.get_submodule(name.removesuffix(".weight"))).__name__ == "Conv1D"
+            wide = gradient.T if is_conv else gradient  # [out, in]
+            step = torch.linalg.solve(damped, wide.T).T
+            steps.append(step.T if is_conv else step)
+        norm = sum(float(step.square().sum()) for step in steps) ** 0.5
+        with torch.no_grad():
+            for parameter, step in zip(parameters.values(), steps, strict=True):
+                parameter -= WHITENED.inner_lr * size / norm * step
+    return {name: p.detach() for name, p in parameters.items()}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
+def test_whitened_step_is_its_equation(tokenizer, architecture):
+    model, other = (tiny.make_model(architecture).double() for _ in range(2))
+    moments = moments_of(model)
+    give_input_moments(model, moments)
+    biases = {name: p.detach().clone() for name, p in select_parameters(model, [1]).items() if name.endswith(".bias")}
+    write_facts(model, tokenizer, REQUESTS[:1], WHITENED)
+    found = dict(model.named_parameters())
+    for name, expected in by_hand(other, tokenizer, REQUESTS[0], moments).items():
+        torch.testing.assert_close(found[name].detach(), expected)
+    assert all(torch.equal(found[name], value) for name, value in biases.items())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_whitened_edits_side_by_side_are_those_one_by_one(tokenizer, architecture):
+    model = tiny.make_model(architecture).double()
+    give_input_moments(model, moments_of(model))
+    alone = []
+    for request in REQUESTS:
+        original = write_facts(model, tokenizer, [request], WHITENED)
+        parameters = select_parameters(model, [1])
+        alone.append({name: p.detach().clone() for name, p in parameters.items()})
+        put_in_place(parameters, original)
+    with many_edits(model, tokenizer, [[request] for request in REQUESTS], WHITENED) as adapted:
+        for number, expected in enumerate(alone):
+            for name, value in adapted.take(number).items():
+                torch.testing.assert_close(value, expected[name])
+
+
+def test_a_whitened_edit_has_low_rank_and_leaves_what_all_texts_use(tokenizer):
+    """Its rank is at most K times the text's tokens; a direction of great variance is moved less than under the plain gradient."""
+    model = tiny.make_model("llama").double()
+    name = "model.layers.1.mlp.down_proj.weight"
+    moments = moments_of(model)
+    common = torch.nn.functional.normalize(torch.ones(len(moments["model.layers.1.mlp.down_proj"])).double(), dim=0)
+    moments["model.layers.1.mlp.down_proj"] = torch.eye(len(common)).double() + 1e4 * torch.outer(common, common)
+    give_input_moments(model, moments)
+    one = replace(WHITENED, num_inner_steps=1, modules="mlp", damping=1e-6)
+    before = model.get_parameter(name).detach().clone()
+    write_facts(model, tokenizer, REQUESTS[:1], one)
+    change = model.get_parameter(name).detach() - before
+    assert torch.linalg.matrix_rank(change, rtol=1e-9) <= len(tokenizer("Ann Lee lives in Peru")["input_ids"])
+    assert float((change @ common).norm()) < 1e-3 * float(change.norm())
+
+
+def test_a_step_without_its_moments_is_refused_before_anything_moves(tokenizer):
+    model = tiny.make_model("llama")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(ModelError, match=r"second moments of what enters model\.layers\.1\.self_attn\.q_proj; load the model from"):
+        write_facts(model, tokenizer, REQUESTS[:1], WHITENED)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_the_papers_step_says_no_more_than_it_did():
+    """Saved edits and rows of before have these settings, and are to fit."""
+    assert tuple(STEPS) == INNER_STEPS
+    assert not {"inner_step", "damping"} & set(EditSettings().to_dict())
+    assert {"inner_step": "whitened", "damping": 0.1}.items() <= WHITENED.to_dict().items()
+
+
+@pytest.mark.parametrize("values", [{"inner_step": "sgd"}, {"damping": 0.0}, {"damping": -1.0}])
+def test_bad_steps(values):
+    with pytest.raises(ConfigError, match=f"{next(iter(values))} must be"):
+        EditSettings(**values)
+
+
+def test_moments_come_from_the_models_folder_or_are_gathered(tokenizer, tmp_path, monkeypatch):
+    """A checkpoint's own first; what it lacks is gathered once, and a meta-training leaves its own in the checkpoint."""
+    model = tiny.make_model("llama")
+    moments = {name: value.float() for name, value in moments_of(model).items()}
+    write_input_moments(InputMoments({name: moments[name] for name in list(moments)[:2]}), tmp_path)
+    asked = []
+
+    def gather(folder, modules, device):
+        asked.append((folder, list(modules), device))
+        return {name: moments[name] for name in modules}
+
+    monkeypatch.setitem(MAKERS, INPUT_MOMENTS, gather)
+    model.config._name_or_path = str(tmp_path)
+    weights = [f"{name}.weight" for name in moments]
+    found = require_input_moments(model, weights)
+    assert asked == [(str(tmp_path), list(moments)[2:], "cpu")]
+    assert all(torch.equal(found.moments[name], moments[name]) for name in moments)
+    assert require_input_moments(model, weights) is found and len(asked) == 1
