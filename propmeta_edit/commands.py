@@ -199,7 +199,7 @@ def rebuild(name: str, output: str) -> None:
 def check_data(path: str) -> None:
     """Say what a data file is, count what is in it, and show one case as the model will see it.
 
-    CRE, MQuAKE and its kin, CaKE's, and EasyEdit's own.
+    CRE, MQuAKE and its kin, CaKE's, CounterFact, and EasyEdit's own.
 
     Args:
         path: the file, a folder whose data files are all checked, or hub:owner/name.

@@ -9,6 +9,12 @@ from typing import Any
 from propmeta_edit.errors import RequestError
 
 
+def find_lone_surrogate(text: str) -> str | None:
+    """Half of a character in a text, as ``\\ud83d``, which no encoding and no tokenizer can take; None where there is none."""
+    half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None) if not text.isascii() else None
+    return None if half is None else f"\\u{ord(half):04x}"
+
+
 @dataclass(frozen=True)
 class EditRequest:
     """One fact to write: after ``prompt`` the model shall say ``target_new``.
@@ -135,6 +141,8 @@ class MetaTask:
 SAME_FACT, PARAPHRASE, FACT = "same fact", "paraphrase", "fact"  # of the edited subject
 OTHER, ELSEWHERE, REAL = "other", "elsewhere", "real"  # of subjects that no edit is about
 TOGETHER = "together"  # of each of several facts that are one edit
+EDITED, REWORDED, NEIGHBOUR = "edited prompt", "reworded prompt", "neighbourhood prompt"
+WEIGHED = (EDITED, REWORDED, NEIGHBOUR)  # prompts whose new object and that of before are weighed by probability
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,9 @@ class Probe:
         kind: ``same fact``: another consequence of the edited fact; ``paraphrase``: the case's question in other words;
             ``fact``: the edited fact as a question; ``other``: the case's question about another invented subject; ``elsewhere``:
             the edited fact's prompt about another subject; ``real``: a question about a real subject, whose answer should stay;
-            ``together``: the question of one of several facts that are written in one edit.
+            ``together``: the question of one of several facts that are written in one edit. Those of ``WEIGHED`` are prompts as
+            they stand, of the edit, in other words, and about another subject with the same object of before: nothing is generated
+            after them, but their first answer, the new object, is weighed against the first of ``against``, that of before.
         question: with the answers that are right for its own subject.
         against: answers that are wrong here and right for the edited subject (or for another fact of the same edit).
     """

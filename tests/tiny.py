@@ -167,6 +167,20 @@ def _make_hop(subject: str, relation: str, target: str, aliases: Mapping[str, Se
     }
 
 
+def counterfact_record(n: int, new: str = "Lima", neighbours: int = 3) -> dict[str, Any]:
+    """An invented CounterFact record with the keys of the released files."""
+    rewrite = {"prompt": "The home of {} is", "relation_id": "P19", "subject": f"Ann{n} Lee"}
+    return {
+        "case_id": 40 + n,
+        "pararel_idx": 7 + n,
+        "requested_rewrite": {**rewrite, "target_new": {"str": new, "id": "Q1"}, "target_true": {"str": "Oslo", "id": "Q2"}},
+        "paraphrase_prompts": [f"It was a day. Ann{n} Lee lives in", f"Ann{n} Lee dwells in"],
+        "neighborhood_prompts": [f"The home of Bob{n}{k} is" for k in range(neighbours)],
+        "attribute_prompts": [f"The home of Cat{n} is"],
+        "generation_prompts": [f"Ann{n} Lee grew up in"],
+    }
+
+
 def world_records(stem: str, count: int, skip: int = 0) -> list[Any]:
     """Some records of a file of the shipped world, e.g. ``train_data_id``."""
     return [json.loads(line) for line in _world_lines(stem)[skip : skip + count]]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from propmeta_edit.data.counterfact import load_counterfact
 from propmeta_edit.data.cre import CreCounts, count_cre, load_cre
 from propmeta_edit.data.easyedit_files import load_easyedit_file
 from propmeta_edit.data.mquake import SUBSET_SIZE, is_in_subset, load_mquake, read_json_list
@@ -19,13 +20,14 @@ FORMATS: dict[str, Callable[..., list[Case]]] = {
     "CRE": load_cre,
     "MQuAKE": load_mquake,
     "CaKE": load_mquake,
+    "CounterFact": load_counterfact,
     "EasyEdit": load_easyedit_file,
 }
 SUFFIXES = (".json", ".jsonl")  # of the files that are looked at in a folder
 
 
 def find_format(path: Path) -> str:
-    """``CRE``, ``MQuAKE``, ``CaKE`` (MQuAKE with augmentation) or ``EasyEdit``.
+    """``CRE``, ``MQuAKE``, ``CaKE`` (MQuAKE with augmentation), ``CounterFact`` or ``EasyEdit``.
 
     Raises:
         DataError: the file cannot be read, or is in none of these formats.
@@ -38,13 +40,15 @@ def find_format(path: Path) -> str:
     for index, raw in enumerate(raws):
         if not isinstance(raw, dict):
             raise DataError(f"case {index}: a case must be a JSON object, got {raw!r:.80}", path)
+    if isinstance(raws[0].get("requested_rewrite"), dict):
+        return "CounterFact"
     if "requested_rewrite" in raws[0]:
         return "CaKE" if any(_is_augmented(raw["requested_rewrite"]) for raw in raws if "requested_rewrite" in raw) else "MQuAKE"
     if {"prompt", "src", "text"} & set(raws[0]):
         return "EasyEdit"
     raise DataError(
         f"none of the known formats: a record has the keys {', '.join(sorted(raws[0]))}; expected CRE (.jsonl with questions, and "
-        "facts or text), MQuAKE (requested_rewrite), or EasyEdit (prompt and target_new)",
+        "facts or text), MQuAKE or CounterFact (requested_rewrite), or EasyEdit (prompt and target_new)",
         path,
     )
 

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from propmeta_edit.data.counterfact import load_counterfact
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import load_mquake, load_mquake_subset
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.companions import with_neighbours, with_probes
 from propmeta_edit.evaluation.runner import DataSet
+from propmeta_edit.evaluation.weighing import weighed_probes
 from propmeta_edit.files import sha256_of_file
 from propmeta_edit.recipes.data_check import FORMATS, find_format
 from propmeta_edit.recipes.released import find_released
@@ -31,6 +33,7 @@ LOADERS: dict[str, Callable[..., list[Any]]] = {
     "mquake-subset": load_mquake_subset,
     "mquake-3k": load_mquake,
     "mquake-4hop": load_mquake,
+    "counterfact": load_counterfact,
 }
 
 
@@ -80,5 +83,5 @@ def load_dataset(item: str, seed: int, probed: bool = False) -> DataSet:
     cases = load(path, seed=seed) if load is load_cre else load(path)
     if not cases:
         raise DataError(f"no case of {name} in it", path)
-    cases = with_probes(cases, seed) if probed else [replace(case, probes=()) for case in cases]
+    cases = with_probes(cases, seed) if probed else [replace(case, probes=tuple(weighed_probes(case))) for case in cases]
     return DataSet(name, sha256_of_file(path), with_neighbours(cases))

@@ -16,6 +16,7 @@ RELEASED_FILES: dict[str, tuple[str, ...]] = {  # the names under which each was
     "mquake-subset": _MQUAKE_3K,
     "mquake-3k": _MQUAKE_3K,
     "mquake-4hop": ("mquake_cf_4hop.json",),
+    "counterfact": ("multi_counterfact.json", "counterfact.json"),
 }
 
 

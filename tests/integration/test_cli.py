@@ -458,6 +458,29 @@ def test_table2_tells_propagation_from_leak_and_facts_apart(run_table2, base, tm
     assert code == 2 and "--told-apart must be 2 or more, got 1" in error
 
 
+def test_table2_weighs_counterfacts_objects_by_probability(run_table2, base, tmp_path):
+    """ROME's three shares in rows and tables, beside a data set that has none."""
+    assert meta_train(base, tmp_path) == 0
+    (tmp_path / "cf.json").write_text(json.dumps([tiny.counterfact_record(n, f"City{n}") for n in range(3)]), encoding="utf-8")
+    arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--device", "cpu", "--output", "r", "--limit", "3"]
+    arguments += ["--methods", "unedited,in-context,FT,newest-object", "--datasets", f"cf.json,cre-id={tmp_path / 'train.jsonl'}"]
+    code, error = run_table2(*arguments)
+    assert code == 0, error
+    rows = [json.loads(line) for line in (tmp_path / "r" / "rows.jsonl").read_text().splitlines()]
+    assert not any(row["error"] for row in rows)
+    weighed = {(row["method"], row["dataset"]): sum("nats" in probe for probe in row["probes"]) for row in rows}
+    assert weighed == {
+        (method, data): 6 if data == "cf" and method != "newest-object" else 0
+        for method in ("unedited", "in-context", "FT", "newest-object")
+        for data in ("cf", "cre-id")
+    }
+    for entry in json.loads((tmp_path / "r" / "table.json").read_text()):
+        numbers = (entry["es_n"], entry["ps_n"], entry["ns_n"])
+        assert numbers == ((3, 6, 9) if weighed[entry["method"], entry["dataset"]] else (0, 0, 0))
+        assert (entry["es"] is None) == (entry["ns"] is None) == (entry["ps_ci95"] is None) == (numbers == (0, 0, 0))
+    assert "| ES % | PS % | NS % |" in (tmp_path / "r" / "table.md").read_text()
+
+
 def test_table2_on_a_folder_of_the_papers_own_data(run_table2, base, tmp_path, capsys):
     """The four sets by their published names, MQuAKE-CF-3k in its strata, and the training file beside them for the splits."""
     folder = tmp_path / "data"
