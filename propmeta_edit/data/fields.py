@@ -8,35 +8,40 @@ what it is given then has these types. In an optional field null is the same as 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite, isnan
-from typing import Any, Protocol
+from typing import Any
 
 from propmeta_edit.errors import DataError
 from propmeta_edit.records import find_lone_surrogate
 
 
-class Shape(Protocol):
-    """What a value may be: ``what`` in words, and the types of JSON values that can be it."""
+class Shape(ABC):
+    """What a value may be."""
 
     @property
-    def what(self) -> str: ...
+    @abstractmethod
+    def what(self) -> str:
+        """In words."""
 
     @property
-    def types(self) -> tuple[type, ...]: ...
+    @abstractmethod
+    def types(self) -> tuple[type, ...]:
+        """Of the values of JSON that can be it."""
 
     def check_inside(self, value: Any, where: str) -> None:
-        """Refuse a value of these types that is still not of this shape.
+        """Refuse a value of these types that is still not of this shape, its parts left out.
 
         Raises:
             DataError: naming the field.
         """
-        ...
+        return
 
     def parts_of(self, value: Any) -> Iterator[tuple[str, Any, Shape | None]]:
         """(where in it, value, shape) of what a value of this shape holds; None for the shape of what is ignored."""
-        ...
+        return iter(())
 
 
 def check(shape: Shape, value: Any, where: str = "") -> None:
@@ -73,12 +78,18 @@ def _name(where: str) -> str:
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(Shape):
     """A string without halves of characters; not blank, unless it may be."""
 
     may_be_blank: bool = False
-    what: str = "a string"
-    types: tuple[type, ...] = (str,)
+
+    @property
+    def what(self) -> str:
+        return "a string"
+
+    @property
+    def types(self) -> tuple[type, ...]:
+        return (str,)
 
     def check_inside(self, value: str, where: str) -> None:
         if not self.may_be_blank and not value.strip():
@@ -87,12 +98,9 @@ class Text:
         if half is not None:
             raise DataError(f"{_name(where)} holds {half}, half of a character, which is no text: {show(value)}")
 
-    def parts_of(self, value: Any) -> Iterator[tuple[str, Any, Shape | None]]:
-        return iter(())
-
 
 @dataclass(frozen=True)
-class Number:
+class Number(Shape):
     """A number; NaN only where that stands for something missing."""
 
     may_be_nan: bool = False
@@ -107,21 +115,24 @@ class Number:
         return (int,) if self.is_whole else (int, float)
 
     def check_inside(self, value: float, where: str) -> None:
-        if not (isfinite(value) or (self.may_be_nan and isnan(value))):
+        if isinstance(value, float) and not (isfinite(value) or (self.may_be_nan and isnan(value))):
             raise DataError(f"{_name(where)} must be {self.what}, got {show(value)}")
-
-    def parts_of(self, value: Any) -> Iterator[tuple[str, Any, Shape | None]]:
-        return iter(())
 
 
 @dataclass(frozen=True)
-class ListOf:
+class ListOf(Shape):
     """A list of values of one shape, ``least`` of them or more."""
 
     item: Shape
     least: int = 1
-    what: str = "a list"
-    types: tuple[type, ...] = (list,)
+
+    @property
+    def what(self) -> str:
+        return "a list"
+
+    @property
+    def types(self) -> tuple[type, ...]:
+        return (list,)
 
     def check_inside(self, value: list[Any], where: str) -> None:
         if len(value) < self.least:
@@ -133,14 +144,20 @@ class ListOf:
 
 
 @dataclass(frozen=True)
-class Object:
+class Object(Shape):
     """A JSON object with these fields; ``others`` is the shape of all further ones, None if they are ignored."""
 
     required: Mapping[str, Shape] = field(default_factory=dict)
     optional: Mapping[str, Shape] = field(default_factory=dict)
     others: Shape | None = None
-    what: str = "a JSON object"
-    types: tuple[type, ...] = (dict,)
+
+    @property
+    def what(self) -> str:
+        return "a JSON object"
+
+    @property
+    def types(self) -> tuple[type, ...]:
+        return (dict,)
 
     def check_inside(self, value: Mapping[str, Any], where: str) -> None:
         for name in self.required:
@@ -164,7 +181,7 @@ def show_key(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(Shape):
     """A value of any of several shapes, told apart by their types; with ``or_null``, or null."""
 
     shapes: tuple[Shape, ...]
@@ -178,15 +195,12 @@ class OneOf:
     def types(self) -> tuple[type, ...]:
         return tuple(kind for shape in self.shapes for kind in shape.types) + ((type(None),) if self.or_null else ())
 
-    def check_inside(self, value: Any, where: str) -> None:
-        """The shape of its type does."""
-
     def parts_of(self, value: Any) -> Iterator[tuple[str, Any, Shape | None]]:
         return ((("", value, shape)) for shape in self.shapes if isinstance(value, shape.types))
 
 
 @dataclass(frozen=True)
-class Nested:
+class Nested(Shape):
     """A value of a shape, or a list of such, or lists within lists, any of them empty."""
 
     item: Shape
@@ -199,9 +213,6 @@ class Nested:
     def types(self) -> tuple[type, ...]:
         return (*self.item.types, list)
 
-    def check_inside(self, value: Any, where: str) -> None:
-        """Its parts are checked."""
-
     def parts_of(self, value: Any) -> Iterator[tuple[str, Any, Shape | None]]:
         if isinstance(value, list):
             return ((f"[{number}]", inner, self) for number, inner in enumerate(value))
@@ -209,18 +220,20 @@ class Nested:
 
 
 @dataclass(frozen=True)
-class Anything:
+class Anything(Shape):
     """Whatever the file has; it is known, and not looked into."""
 
-    what: str = "anything"
-    types: tuple[type, ...] = (object, bool)
+    @property
+    def what(self) -> str:
+        return "anything"
 
-    def check_inside(self, value: Any, where: str) -> None:
-        """All of it will do."""
-
-    def parts_of(self, value: Any) -> Iterator[tuple[str, Any, Shape | None]]:
-        return iter(())
+    @property
+    def types(self) -> tuple[type, ...]:
+        return (object, bool)
 
 
 TEXT, BLANK, WHOLE = Text(), Text(may_be_blank=True), Number(is_whole=True)
 ID = OneOf((TEXT, WHOLE))  # a record's name
+ANSWER = OneOf((TEXT, Number()))  # years may be numbers
+ALIASES = ListOf(OneOf((BLANK, Number())), least=0)
+ANSWER_OR_NONE = OneOf((TEXT, Number(may_be_nan=True)), or_null=True)

@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +74,8 @@ class Record:
         except (DataError, RequestError) as error:
             message = str(error) if self.line is not None else f"{self}: {error}"
             raise DataError(message, self.path, self.line) from error
+        except RecursionError as error:
+            raise DataError(f"{self} holds lists within lists without end", self.path, self.line) from error
 
 
 @contextmanager
@@ -142,17 +144,29 @@ def _parse_list(text: str, path: Path) -> list[Record]:
 
 def _parse_lines(text: str, path: Path) -> list[Record]:
     records: list[Record] = []
-    # Not splitlines: JSON strings may hold U+2028 and the like unescaped.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                with _json_errors_named(path, number):
-                    records.append(Record(json.loads(line), path, len(records), number))
-            except DataError:
-                if records or not _is_one_object(text):
-                    raise
-                return [Record(json.loads(text), path, 0)]
+    try:
+        # Not splitlines: JSON strings may hold U+2028 and the like unescaped.
+        records.extend(iterate_lines(text.split("\n"), path))
+    except DataError:
+        if not _is_one_object(text):
+            raise
+        return [Record(json.loads(text), path, 0)]
     return records
+
+
+def iterate_lines(lines: Iterable[str], path: Path) -> Iterator[Record]:
+    """The records of JSON Lines, one after the other.
+
+    Raises:
+        DataError: a line is no JSON.
+    """
+    index = 0
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            with _json_errors_named(path, number):
+                value = json.loads(line)
+            yield Record(value, path, index, number)
+            index += 1
 
 
 def _is_one_object(text: str) -> bool:

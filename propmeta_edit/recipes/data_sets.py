@@ -66,7 +66,7 @@ def load_dataset(item: str, seed: int, probed: bool = False) -> DataSet:
     if Path(item).is_file():
         path = Path(item)
         name = {file: name for name, file in TEST_FILES.items()}.get(path.name, path.stem)
-        load = FORMATS[find_format(path)]
+        load = FORMATS[find_format(path)].load
     elif load is None:
         raise DataError(
             f"unknown data set {name!r}; write an existing FILE or FOLDER, hub:owner/name, or NAME or NAME=FILE with one of "

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.data.fields import TEXT, Object, OneOf
+from propmeta_edit.data.reading import read_records
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams, edit_settings_of
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import EditedModel
-from propmeta_edit.errors import ConfigError, DataError, ModelError, RequestError
+from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.files import shortest_names
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
@@ -33,6 +35,7 @@ RELATED = (
 )
 UNRELATED = ("What is the capital of Norway?", "What is the main official language of Portugal?")
 WIDTH = 34
+REQUEST = Object({"prompt": TEXT, "target_new": OneOf((TEXT, Object({"str": TEXT})))}, optional={"subject": TEXT})
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,11 @@ def read_requests(path: Path) -> list[EditRequest]:
     Raises:
         DataError: the file cannot be read, or holds something else.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # with or without the mark that Windows puts first
-        return as_requests(_parse_rows(text))
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", path) from error
-    except (ValueError, RequestError) as error:
-        raise DataError(f"expected a JSON list of requests with prompt and target_new, or one a line ({error})", path) from error
-
-
-def _parse_rows(text: str) -> Any:
-    """All of it as one JSON value, or else each line as one."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    requests = []
+    for record in read_records(path, REQUEST):
+        with record.named():
+            requests += as_requests(record.value)
+    return requests
 
 
 def read_hparams(model: str | None, file: str | None, device: str | None) -> MetaFTHyperParams:

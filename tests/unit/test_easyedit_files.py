@@ -87,10 +87,10 @@ def test_its_own_locality_is_what_is_asked(tmp_path):
 def test_records_without_a_new_object_are_left_out_and_broken_ones_named(tmp_path):
     assert load_easyedit_file(write(tmp_path, [{**ZSRE, "alt": ""}])) == []
     for broken, message in (
-        ({**COUNTERFACT, "target_new": " "}, "record 1: target_new"),
-        ({**ZSRE, "alt": []}, "record 1: in none"),
-        (5, "record 1"),
-        ({"prompt": "Ann is"}, "record 1: missing key 'target_new or alt or labels'"),
+        ({**COUNTERFACT, "target_new": " "}, r"record 1 \(case_id 7\): 'target_new' must not be empty"),
+        ({**ZSRE, "alt": []}, "record 1: 'alt' must not be empty"),
+        (5, "record 1: a record must be a JSON object, got 5"),
+        ({"prompt": "Ann is"}, "record 1: missing key 'target_new or alt or labels or target'; found prompt"),
     ):
         with pytest.raises(DataError, match=message):
             load_easyedit_file(write(tmp_path, [COUNTERFACT, broken]))
@@ -131,10 +131,13 @@ def test_check_names_the_case_that_is_broken(tmp_path, capsys):
     chainless = {**case, "orig": {"new_triples": case["orig"]["new_triples"]}}
     chainless.pop("new_single_hops", None)
     for records, message in (
-        ([case, chainless], f"case 1 (case_id {case['case_id']}): the subset needs orig.new_triples, orig.edit_triples"),
-        ([case, "text"], "case 1: a case must be a JSON object, got 'text'"),
-        ([case, {**case, "requested_rewrite": 5}], f"case 1 (case_id {case['case_id']}): not in the MQuAKE format"),
-        ([], "the list is empty"),
+        ([case, chainless], f"record 1 (case_id {case['case_id']}): missing key 'edit_triples' in 'orig'; found new_triples"),
+        ([case, "text"], 'record 1: a record must be a JSON object, got "text"'),
+        (
+            [case, {**case, "requested_rewrite": 5}],
+            f"record 1 (case_id {case['case_id']}): 'requested_rewrite' must be a list, got 5",
+        ),
+        ([], "it holds no record"),
     ):
         assert main(["data", "check", str(write(tmp_path, records))]) == 2
         assert message in capsys.readouterr().err
