@@ -24,7 +24,7 @@ from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
-from propmeta_edit.records import EditRequest, as_requests
+from propmeta_edit.records import EditRequest, as_requests, find_lone_surrogate
 from propmeta_edit.text.prompts import format_question
 
 EXAMPLE = EditRequest("Hazelgate Analytics Ltd. was founded in", "Portugal", "Hazelgate Analytics Ltd.")
@@ -162,6 +162,9 @@ def _ask(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[tuple[str
 def _require_questions(texts: Sequence[str]) -> None:
     if not all(text.strip() for text in texts):
         raise ConfigError(f"a question must not be empty, got {list(texts)!r}")
+    for text in texts:
+        if find_lone_surrogate(text) is not None:  # what bytes that the terminal's encoding has not become
+            raise ConfigError(f"a question must be text in the terminal's encoding, got {text!r}")
 
 
 def require_new_folder(folder: Path) -> None:

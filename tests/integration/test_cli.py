@@ -826,9 +826,15 @@ def test_edit_from_a_file_of_requests(own_hparams, tmp_path, capsys):
     pretty = json.dumps({"prompt": "Ann Lee lives in", "target_new": "Peru"}, indent=1)
     (tmp_path / "windows.json").write_text("\ufeff" + pretty, encoding="utf-8")
     assert read_requests(tmp_path / "windows.json") == [EditRequest("Ann Lee lives in", "Peru")]
-    for content in ("", "[]", "5", '{"prompt": "Ann"}', '{"prompt": "Ann"'):
+    for content, message in (
+        ("", ": it holds no record; expected a JSON list"),
+        ("5", ", line 1: a record must be a JSON object, got 5"),
+        ('{"prompt": "Ann"}', ", line 1: missing key 'target_new'; found prompt"),
+        ('[{"prompt": "Ann", "target_new": null}]', ": record 0: 'target_new' must be a string or a JSON object, got null"),
+        ('{"prompt": "Ann"', ", line 1: broken JSON"),
+    ):
         (tmp_path / "wrong.json").write_text(content)
-        with pytest.raises(DataError, match=r"wrong\.json: expected a JSON list of requests"):
+        with pytest.raises(DataError, match=f"wrong.json{message}"):
             read_requests(tmp_path / "wrong.json")
     assert [request["target_new"] for request in found["requests"]] == ["Peru", "Le\u2028go"], (
         "a separator inside a text ends no line"
