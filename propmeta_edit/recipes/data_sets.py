@@ -111,8 +111,9 @@ def find_sources(item: str) -> list[Source]:
 
 
 def _find_bare(path: Path) -> Source:
-    name = {file: name for name, file in TEST_FILES.items()}.get(path.name, path.name.removesuffix(".gz").rpartition(".")[0])
-    return Source(name or path.name, path, FORMATS[find_format(path)].load)
+    file = path.name.removesuffix(".gz")
+    name = {file: name for name, file in TEST_FILES.items()}.get(file, Path(file).stem)
+    return Source(name, path, FORMATS[find_format(path)].load)
 
 
 def _find_named(item: str) -> Source:

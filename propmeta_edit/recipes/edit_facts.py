@@ -35,6 +35,7 @@ RELATED = (
 )
 UNRELATED = ("What is the capital of Norway?", "What is the main official language of Portugal?")
 WIDTH = 34
+ADAPTER_CARD = "adapter_config.json"  # of peft
 REQUEST = Object({"prompt": TEXT, "target_new": OneOf((TEXT, Object({"str": TEXT})))}, optional={"subject": TEXT})
 
 
@@ -134,21 +135,32 @@ def ask_with_edits(
     _require_questions(questions)
     edits = [Edit.load(folder) for folder in folders]
     device = resolve_device(device)
-    model, tokenizer = load_model(model_name or edits[0].base_model, device=device, **_how_to_load(edits, device))
+    name = model_name or edits[0].base_model
+    model, tokenizer = load_model(name, device=device, **_how_to_load(edits, name, device))
     if any_base:
         edits = [edit.pin_to(model) for edit in edits]
     return _ask(model, tokenizer, [("question", format_question(text)) for text in questions], edits)
 
 
-def _how_to_load(edits: Sequence[Edit], device: str) -> dict[str, Any]:
-    """A model's dtype, and its layers in fp32, such that it can hold these edits' tensors."""
+def _how_to_load(edits: Sequence[Edit], model_name: str, device: str) -> dict[str, Any]:
+    """A model's dtype, and its layers in fp32, such that it can hold these edits' tensors.
+
+    An adapter's folder has no layers of the base to be read in fp32 beside a rest in half precision, so all of it is.
+    """
     dtypes = {str(value.dtype).removeprefix("torch.") for edit in edits for value in edit.weights.values()}
     if len(dtypes) > 1:
         raise ModelError(f"these edits hold tensors in {' and '.join(sorted(dtypes))}; ask under those of one dtype at a time")
     [dtype] = dtypes
+    is_adapter = (Path(resolve_model_folder(model_name)) / ADAPTER_CARD).is_file()
     layers = [edit.settings.get("layers") for edit in edits if edit.method == "MetaFT"]
     chosen = {layer for own in layers if isinstance(own, list) for layer in own if isinstance(layer, int)}
-    if dtype == "float32" and chosen and len(layers) == len(edits) and all(isinstance(own, list) for own in layers):
+    if (
+        not is_adapter
+        and dtype == "float32"
+        and chosen
+        and len(layers) == len(edits)
+        and all(isinstance(own, list) for own in layers)
+    ):
         return {"dtype": resolve_dtype("fast", device), "layers": sorted(chosen)}
     return {"dtype": dtype, "layers": []}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import pytest
 import tiny
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import propmeta_edit
 from propmeta_edit.cli import VERBS, main, make_parser, read_arguments
@@ -25,7 +28,7 @@ from propmeta_edit.edits.edit import Edit, edit_from_weights
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
-from propmeta_edit.recipes import data_sets
+from propmeta_edit.recipes import data_sets, edit_facts
 from propmeta_edit.recipes.edit_facts import name_columns, read_hparams, read_requests
 from propmeta_edit.recipes.statistics import OPENINGS, SAMPLED_SHARE, ensure_statistics, make_statistics, sample_corpus
 from propmeta_edit.records import EditRequest
@@ -765,6 +768,61 @@ def test_edits_of_any_tensors_and_dtype_can_be_asked(base, tmp_path, capsys, dty
     assert main(["ask", "--edit", str(tmp_path / dtype), "Where?", "--device", "cpu", "--json"]) == 0
     [row] = json.loads(capsys.readouterr().out)["answers"]
     assert row["answers"]["unedited"] != row["answers"][dtype]
+
+
+def test_an_edit_of_an_adapter_can_be_asked(base, own_hparams, tmp_path, monkeypatch, capsys):
+    """Its folder holds no tensors of the base; so nothing of it is loaded in half precision beside fp32 layers."""
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    for name, value in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr(edit_facts, "resolve_dtype", lambda dtype, device: "bfloat16")  # as on a machine that has it in hardware
+    fact = [
+        "edit",
+        "Ann Lee lives in",
+        "Peru",
+        "--hparams",
+        own_hparams,
+        "--model",
+        str(tmp_path / "adapter"),
+        "--unrelated",
+        "Who?",
+    ]
+    assert main([*fact, "--save", str(tmp_path / "edit"), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)["answers"][-1]["answers"]
+    assert main(["ask", "Who?", "--edit", str(tmp_path / "edit"), "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["answers"][0]["answers"] == {"unedited": made["before"], "edit": made["after"]}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_is_not_utf_8_gets_question_marks(tmp_path, encoding):
+    record = {**tiny.knowedit_record(), "target_new": "東京", "portability": None}
+    (tmp_path / "data.json").write_text(json.dumps([record, {**record, "\ud800": 1}]), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from propmeta_edit.cli import main; sys.exit(main())",
+        "data",
+        "check",
+        "data.json",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, timeout=120)
+    said = done.stdout.decode(encoding)
+    assert done.returncode == 0 and done.stderr == b"", done.stderr.decode(encoding)
+    assert "' ??'" in said and "data.json: EasyEdit, 2 cases" in said
+    (tmp_path / "日本.json").write_text("5", encoding="utf-8")
+    done = subprocess.run([*command[:-1], "日本.json"], capture_output=True, cwd=tmp_path, env=environment, timeout=120)
+    assert done.returncode == 2 and done.stderr.decode(encoding).startswith("error: ??.json, line 1: a record must be")
+
+
+def test_a_question_that_is_no_text_is_refused(own_hparams, capsys):
+    assert main(["edit", "Ann Lee lives in", "Peru", "--hparams", own_hparams, "--related", "Who \udcff?"]) == 2
+    assert "a question must be text in the terminal's encoding" in capsys.readouterr().err
+    assert main(["edit", "Ann Lee \udcff lives in", "Peru", "--hparams", own_hparams]) == 2
+    assert "prompt holds \\udcff, half of a character" in capsys.readouterr().err
 
 
 def test_edits_of_several_dtypes_are_asked_apart(base, own_hparams, tmp_path, capsys):

@@ -286,6 +286,21 @@ def test_files_of_one_name_stand_side_by_side(tmp_path):
     assert [data.name for sets in both.values() for data in sets] == ["test.jsonl", "test.json"]
 
 
+def test_gzipped_files_are_found_by_their_published_names(tmp_path, monkeypatch):
+    (tmp_path / "cre").mkdir()
+    (tmp_path / "cre" / "test_data_id.jsonl.gz").write_bytes(gzip.compress(as_lines([tiny.cre_record(0)]).encode()))
+    (tmp_path / "MQuAKE-CF-3k.json.gz").write_bytes(gzip.compress(json.dumps(tiny.mquake_cases(2)).encode()))
+    monkeypatch.setenv("PROPMETA_DATA", str(tmp_path))
+    found = load_all(["cre-id", "mquake-3k", str(tmp_path / "MQuAKE-CF-3k.json.gz")], seed=0)
+    assert [(data.name, len(data.cases)) for sets in found.values() for data in sets] == [
+        ("cre-id", 1),
+        ("mquake-3k", 2),
+        ("MQuAKE-CF-3k", 2),
+    ]
+    [data] = load_all([str(tmp_path / "cre")], seed=0)[str(tmp_path / "cre")]
+    assert data.name == "cre-id"
+
+
 def test_any_name_may_be_given_to_a_file(tmp_path):
     path = tiny.write_mquake(tmp_path / "x.json", tiny.mquake_cases(2))
     data = load_dataset(f"mine={path}", seed=0)
