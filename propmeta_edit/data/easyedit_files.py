@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from propmeta_edit.data.fields import BLANK, ID, Anything, ListOf, Nested, Number, Object, OneOf, Shape
+from propmeta_edit.data.fields import BLANK, ID, Anything, ListOf, Nested, Number, Object, OneOf, Shape, show_key
 from propmeta_edit.data.reading import read_records
 from propmeta_edit.errors import DataError
 from propmeta_edit.records import FACT, Case, EditRequest, Probe, Question
@@ -83,8 +83,9 @@ def _lacks_target(raw: Mapping[str, Any]) -> bool:
 
 
 def _make_case(raw: Mapping[str, Any], index: int, language: str) -> Case:
-    prompt = _take(raw, PROMPTS)
-    target = _first_text(_take(raw, TARGETS), next(name for name in TARGETS if raw.get(name) is not None))
+    place = f"{language}." if language else ""
+    prompt_field, target_field = (_find_field(raw, names, place) for names in (PROMPTS, TARGETS))
+    prompt, target = raw[prompt_field], _first_text(raw[target_field], place + target_field)
     subject = (raw.get("subject") or raw.get("concept") or "").strip()
     if "{}" in prompt:
         if not subject:
@@ -106,11 +107,15 @@ def _ask_in_other_languages(name: str, made: Mapping[str, Case]) -> Case:
     return Case(case.case_id, case.edits, case.question, other_fact=case.other_fact, probes=probes, tags=case.tags)
 
 
-def _take(raw: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    for name in names:
-        if raw.get(name) is not None:
-            return raw[name]
-    raise DataError(f"missing key '{' or '.join(names)}'; found {', '.join(sorted(raw))}")
+def _find_field(raw: Mapping[str, Any], names: tuple[str, ...], place: str) -> str:
+    """The first of several fields that has a value."""
+    found = next((name for name in names if raw.get(name) is not None), None)
+    if found is not None:
+        return found
+    null = next((name for name in names if name in raw), None)
+    if null is not None:
+        raise DataError(f"{place + null!r} must be a string, got null")
+    raise DataError(f"missing key '{' or '.join(names)}'; found {', '.join(map(show_key, sorted(raw)))}")
 
 
 def _find_question(raw: Mapping[str, Any], target: str) -> tuple[str, Question]:
@@ -154,7 +159,7 @@ def _first_with_answer(items: Any) -> Question | None:
         return None
     texts = _all_texts(items.get("prompt"), (items.get("loc") or "").removeprefix(_NQ))
     if not texts:
-        raise DataError(f"a probe with the answer {answers[0]!r} has no 'prompt'; found {', '.join(sorted(items))}")
+        raise DataError(f"a probe with the answer {answers[0]!r} has no 'prompt'; found {', '.join(map(show_key, sorted(items)))}")
     return Question(texts[0], answers)
 
 
