@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from propmeta_edit.data.fields import TEXT, Object, check
+from propmeta_edit.data.fields import TEXT, check, object_of
 from propmeta_edit.data.reading import Record, iterate_lines, opened_text, read_json
 from propmeta_edit.data.world import shipped_files
 from propmeta_edit.errors import DataError
 
-_WITH_TEXT = Object({"text": TEXT})
+_WITH_TEXT = object_of({"text": TEXT})
 HELD_OUT = "held_out.txt"  # a paragraph a line
 _TABLES = (".csv", ".tsv")  # which their content cannot tell from text
 SHUFFLE_BUFFER = 10_000  # texts of a data set of the hub that wait to be drawn from

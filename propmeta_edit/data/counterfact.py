@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from propmeta_edit.data.fields import BLANK, ID, TEXT, ListOf, Object
+from propmeta_edit.data.fields import BLANK, ID, TEXT, list_of, object_of
 from propmeta_edit.data.reading import read_records
 from propmeta_edit.errors import DataError
 from propmeta_edit.records import EDITED, NEIGHBOUR, PARAPHRASE, REAL, REWORDED, Case, EditRequest, Probe, Question
 
 NUM_REAL = 2  # neighbourhood prompts that are answered in words too
-_TARGET = Object({"str": TEXT}, optional={"id": BLANK})
-_REWRITE = Object({"prompt": TEXT, "subject": TEXT, "target_new": _TARGET, "target_true": _TARGET}, optional={"relation_id": TEXT})
-SHAPE = Object(
-    {"requested_rewrite": _REWRITE, "paraphrase_prompts": ListOf(TEXT)},
-    optional={"case_id": ID, "neighborhood_prompts": ListOf(TEXT, least=0)},
+_TARGET = object_of({"str": TEXT}, optional={"id": BLANK})
+_REWRITE = object_of(
+    {"prompt": TEXT, "subject": TEXT, "target_new": _TARGET, "target_true": _TARGET}, optional={"relation_id": TEXT}
+)
+SHAPE = object_of(
+    {"requested_rewrite": _REWRITE, "paraphrase_prompts": list_of(TEXT)},
+    optional={"case_id": ID, "neighborhood_prompts": list_of(TEXT, least=0)},
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.data.cre_text import make_fact
-from propmeta_edit.data.fields import ANSWER_OR_NONE, BLANK, TEXT, WHOLE, Anything, ListOf, Object
+from propmeta_edit.data.fields import ANSWER_OR_NONE, ANYTHING, BLANK, TEXT, WHOLE, list_of, object_of, show_keys
 from propmeta_edit.data.reading import read_records
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.files import write_text_atomically
@@ -19,21 +19,19 @@ from propmeta_edit.records import PARAPHRASE, SAME_FACT, Case, EditRequest, Prob
 
 QUESTION_CHOICES = ("seeded", "all")
 _QUESTION_TEXTS = ("question_template", "alias_question", "unalias_question", "entity_name")
-_QUESTION = Object(
+_QUESTION = object_of(
     {**dict.fromkeys(_QUESTION_TEXTS, TEXT), "answer": ANSWER_OR_NONE},
     optional={"fact_idx": WHOLE, "alias_question_paraphrase": BLANK, "unalias_question_paraphrase": BLANK},
 )
-_FACT = Object(
-    {"prefix": TEXT, "target": TEXT}, optional={"paraphrase_prefix": BLANK, "fact": Anything(), "paraphrase": Anything()}
-)
-SHAPE = Object(
-    {"entity_type": TEXT, "subject": TEXT, "questions": ListOf(_QUESTION)},
+_FACT = object_of({"prefix": TEXT, "target": TEXT}, optional={"paraphrase_prefix": BLANK, "fact": ANYTHING, "paraphrase": ANYTHING})
+SHAPE = object_of(
+    {"entity_type": TEXT, "subject": TEXT, "questions": list_of(_QUESTION)},
     optional={
-        "facts": ListOf(_FACT, least=0),
+        "facts": list_of(_FACT, least=0),
         "text": BLANK,
         "gender_type": BLANK,
-        "entity_names": ListOf(TEXT, least=0),
-        "subject_type": Anything(),
+        "entity_names": list_of(TEXT, least=0),
+        "subject_type": ANYTHING,
     },
 )
 WRONG_PARAPHRASE = "ethnic group"  # the paraphrase of its question asks for the religion, in the published files
@@ -135,6 +133,8 @@ def save_text(text: str, path: str | Path) -> None:
         write_text_atomically(path, text)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror or error}", path) from error
+    except UnicodeEncodeError as error:
+        raise DataError(f"cannot be written: it holds half of a character ({error.reason})", path) from error
 
 
 def _take_questions(record: Mapping[str, Any]) -> dict[int, Any]:
@@ -182,7 +182,7 @@ def _find_fact(record: Mapping[str, Any], question: Mapping[str, Any]) -> Mappin
         if not (record.get("text") or "").strip():
             raise DataError(
                 f"the record has neither 'facts' nor 'text'; an edit is one of its facts, so give it one of both (it has "
-                f"{', '.join(sorted(record))})"
+                f"{show_keys(record)})"
             )
         return make_fact(record, question)
     index, facts = question.get("fact_idx"), record["facts"]

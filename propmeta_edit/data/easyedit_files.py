@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from propmeta_edit.data.fields import BLANK, ID, Anything, ListOf, Nested, Number, Object, OneOf, Shape, show_key
+from propmeta_edit.data.fields import ANYTHING, BLANK, ID, NULL, Parts, Shape, list_of, nested, number, object_of, one_of, show_keys
 from propmeta_edit.data.reading import read_records
 from propmeta_edit.errors import DataError
 from propmeta_edit.records import FACT, Case, EditRequest, Probe, Question
@@ -16,14 +16,14 @@ PROMPTS, TARGETS = ("prompt", "src", "text"), ("target_new", "alt", "labels", "t
 REPHRASED = ("rephrase_prompt", "rephrase")
 OTHER_FACTS = (("locality_prompt", "locality_ground_truth"), ("loc", "loc_ans"))
 _NQ = "nq question: "  # before ZsRE's questions about something else
-_TEXTS = Nested(BLANK)
-_ANSWERS = Nested(OneOf((BLANK, Number())))  # in one or two lists, of which the inner one holds aliases; some are blank
-_PROBE = Object(optional={"prompt": _TEXTS, "ground_truth": _ANSWERS, "loc": BLANK, "loc_ans": _ANSWERS})
-_PROBES = Nested(OneOf((_PROBE,), or_null=True))
+_TEXTS = nested(BLANK)
+_ANSWERS = nested(one_of(BLANK, number()))  # in one or two lists, of which the inner one holds aliases; some are blank
+_PROBE = object_of(optional={"prompt": _TEXTS, "ground_truth": _ANSWERS, "loc": BLANK, "loc_ans": _ANSWERS})
+_PROBES = nested(one_of(_PROBE, NULL))
 # ZsRE's portability is one question in fields of its own; the others' is by kind, or a list without kinds.
-_ZSRE_PORTABILITY = {"New Question": BLANK, "New Answer": _ANSWERS, "Recalled Relation": Anything()}
-_BY_KIND = OneOf((Object(optional=_ZSRE_PORTABILITY, others=_PROBES), ListOf(_PROBES, least=0)))
-_RECORD = Object(
+_ZSRE_PORTABILITY = {"New Question": BLANK, "New Answer": _ANSWERS, "Recalled Relation": ANYTHING}
+_BY_KIND = one_of(object_of(optional=_ZSRE_PORTABILITY, others=_PROBES), list_of(_PROBES, least=0))
+_RECORD = object_of(
     optional={
         "case_id": ID,
         **dict.fromkeys((*PROMPTS, "subject", "concept"), BLANK),
@@ -36,24 +36,19 @@ _RECORD = Object(
 )
 
 
-class _InOneLanguageOrMore(Shape):
-    """A record, or one in several languages as MzsRE has it: ``{"en": {...}, "de": {...}}``."""
-
-    what, types = _RECORD.what, _RECORD.types
-
-    def parts_of(self, value: Any) -> Iterator[tuple[str, Any, Shape | None]]:
-        languages = languages_of(value)
-        return ((f".{name}", value[name], _RECORD) for name in languages) if languages else iter((("", value, _RECORD),))
-
-
-SHAPE = _InOneLanguageOrMore()
-
-
 def languages_of(value: Any) -> list[str]:
     """The languages of a record in several; none of an ordinary one."""
     if not isinstance(value, dict) or set(PROMPTS) & set(value):
         return []
     return [name for name, part in value.items() if isinstance(part, dict) and set(PROMPTS) & set(part)]
+
+
+def _parts_of(value: Any) -> Parts:
+    return [(f".{name}", value[name], _RECORD) for name in languages_of(value)] or [("", value, _RECORD)]
+
+
+# A record, or one in several languages as MzsRE has it: {"en": {...}, "de": {...}}.
+SHAPE = Shape(_RECORD.what, _RECORD.types, parts=_parts_of)
 
 
 def load_easyedit_file(path: str | Path) -> list[Case]:
@@ -115,7 +110,7 @@ def _find_field(raw: Mapping[str, Any], names: tuple[str, ...], place: str) -> s
     null = next((name for name in names if name in raw), None)
     if null is not None:
         raise DataError(f"{place + null!r} must be a string, got null")
-    raise DataError(f"missing key '{' or '.join(names)}'; found {', '.join(map(show_key, sorted(raw)))}")
+    raise DataError(f"missing key '{' or '.join(names)}'; found {show_keys(raw)}")
 
 
 def _find_question(raw: Mapping[str, Any], target: str) -> tuple[str, Question]:
@@ -159,7 +154,7 @@ def _first_with_answer(items: Any) -> Question | None:
         return None
     texts = _all_texts(items.get("prompt"), (items.get("loc") or "").removeprefix(_NQ))
     if not texts:
-        raise DataError(f"a probe with the answer {answers[0]!r} has no 'prompt'; found {', '.join(map(show_key, sorted(items)))}")
+        raise DataError(f"a probe with the answer {answers[0]!r} has no 'prompt'; found {show_keys(items)}")
     return Question(texts[0], answers)
 
 

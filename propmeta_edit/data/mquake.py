@@ -13,16 +13,16 @@ from propmeta_edit.data.fields import (
     ALIASES,
     ANSWER,
     ANSWER_OR_NONE,
+    ANYTHING,
     BLANK,
     ID,
     TEXT,
     WHOLE,
-    Anything,
-    ListOf,
-    Object,
-    OneOf,
-    Shape,
     check,
+    list_of,
+    object_of,
+    one_of,
+    show_keys,
 )
 from propmeta_edit.data.reading import Record, read_records
 from propmeta_edit.errors import DataError
@@ -30,38 +30,43 @@ from propmeta_edit.records import FACT, PARAPHRASE, Case, EditRequest, Probe, Qu
 
 SUBSET_SIZE = 213
 _FULL_SIZE = 3000
-_TARGET = Object({"str": TEXT}, optional={"id": Anything()})
-_ITEMS = ListOf(Object({"question": TEXT, "answer": TEXT}), least=0)
-REWRITE = Object(
+_TARGET = object_of({"str": TEXT}, optional={"id": ANYTHING})
+_ITEMS = list_of(object_of({"question": TEXT, "answer": TEXT}), least=0)
+REWRITE = object_of(
     {"prompt": TEXT, "subject": TEXT},
     optional={
         "target_new": _TARGET,
         "target_new_str": TEXT,  # MQuAKE-Remastered's copy on the hub is flat
-        "target_true": OneOf((_TARGET, BLANK)),
+        "target_true": one_of(_TARGET, BLANK),
         "question": BLANK,
         "rephrase_prompt": _ITEMS,
         "learning_prompt": _ITEMS,
     },
 )
-HOP = Object(
+HOP = object_of(
     {"question": TEXT, "answer": ANSWER_OR_NONE},
-    optional={"answer_alias": ALIASES, "cloze": Anything()},
+    optional={"answer_alias": ALIASES, "cloze": ANYTHING},
 )
-_TRIPLES = ListOf(ListOf(OneOf((TEXT, WHOLE)), least=3), least=0)
-CHAIN = Object(optional={"new_triples": _TRIPLES, "edit_triples": _TRIPLES})
+_TRIPLES = list_of(list_of(one_of(TEXT, WHOLE), least=3), least=0)
+CHAIN = object_of(optional={"new_triples": _TRIPLES, "edit_triples": _TRIPLES})
 _USED = {  # by any reader of these files, where they have it
     "cloze_question": TEXT,
     "new_answer_alias": ALIASES,
-    "answer": Anything(),
-    "answer_alias": Anything(),
-    "answer_extended": Anything(),
-    "single_hops": Anything(),
-    "new_single_hops": ListOf(HOP, least=0),
+    "answer": ANYTHING,
+    "answer_alias": ANYTHING,
+    "answer_extended": ANYTHING,
+    "single_hops": ANYTHING,
+    "new_single_hops": list_of(HOP, least=0),
     "orig": CHAIN,
 }
-_REQUIRED: dict[str, Shape] = {"case_id": ID, "requested_rewrite": ListOf(REWRITE), "questions": ListOf(TEXT), "new_answer": ANSWER}
-SHAPE = Object(_REQUIRED, optional=_USED)
-SUBSET_SHAPE = Object({**_REQUIRED, "orig": Object({"new_triples": _TRIPLES, "edit_triples": _TRIPLES})}, optional=_USED)
+_REQUIRED = {
+    "case_id": ID,
+    "requested_rewrite": list_of(REWRITE),
+    "questions": list_of(TEXT),
+    "new_answer": ANSWER,
+}
+SHAPE = object_of(_REQUIRED, optional=_USED)
+SUBSET_SHAPE = object_of({**_REQUIRED, "orig": object_of({"new_triples": _TRIPLES, "edit_triples": _TRIPLES})}, optional=_USED)
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +189,7 @@ def target_of(rewrite: Mapping[str, Any]) -> str:
         DataError: nowhere.
     """
     if rewrite.get("target_new_str") is None and rewrite.get("target_new") is None:
-        raise DataError(f"an edit needs 'target_new' with 'str', or 'target_new_str'; found {', '.join(sorted(rewrite))}")
+        raise DataError(f"an edit needs 'target_new' with 'str', or 'target_new_str'; found {show_keys(rewrite)}")
     return str(rewrite.get("target_new_str") or rewrite["target_new"]["str"])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.data.cre import WRONG_PARAPHRASE, is_unanswered
-from propmeta_edit.data.fields import ALIASES, ANSWER, ANSWER_OR_NONE, BLANK, TEXT, Anything, ListOf, Object
+from propmeta_edit.data.fields import ALIASES, ANSWER, ANSWER_OR_NONE, ANYTHING, BLANK, TEXT, list_of, object_of
 from propmeta_edit.data.mquake import CHAIN, HOP, REWRITE, collect_answers, target_of
 from propmeta_edit.data.reading import read_records
 from propmeta_edit.errors import DataError
@@ -19,21 +19,21 @@ from propmeta_edit.records import Question
 NO_ANSWER = "with NaN for an answer"
 EDITED, MULTI_HOP, OTHER_ANSWER = "edited", "asked as multi-hop questions", "with another answer already"
 
-_CRE_QUESTION = Object(
+_CRE_QUESTION = object_of(
     {"question_template": TEXT, "unalias_question": TEXT, "answer": ANSWER_OR_NONE},
     optional={"alias_question": TEXT, "alias_question_paraphrase": BLANK, "unalias_question_paraphrase": TEXT},
 )
-_CRE = Object({"questions": ListOf(_CRE_QUESTION, least=0)})
-_HOPS = ListOf(HOP, least=0)
-_MQUAKE = Object(
+_CRE = object_of({"questions": list_of(_CRE_QUESTION, least=0)})
+_HOPS = list_of(HOP, least=0)
+_MQUAKE = object_of(
     {
-        "requested_rewrite": ListOf(REWRITE),
-        "questions": ListOf(TEXT),
+        "requested_rewrite": list_of(REWRITE),
+        "questions": list_of(TEXT),
         "answer": ANSWER,
         "single_hops": _HOPS,
         "new_single_hops": _HOPS,
     },
-    optional={"answer_alias": ALIASES, "answer_extended": ALIASES, "orig": CHAIN, "case_id": Anything()},
+    optional={"answer_alias": ALIASES, "answer_extended": ALIASES, "orig": CHAIN, "case_id": ANYTHING},
 )
 
 

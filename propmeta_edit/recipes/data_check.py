@@ -12,7 +12,7 @@ from propmeta_edit.data import counterfact, cre, easyedit_files, mquake
 from propmeta_edit.data.counterfact import load_counterfact
 from propmeta_edit.data.cre import CreCounts, count_cre, load_cre
 from propmeta_edit.data.easyedit_files import load_easyedit_file
-from propmeta_edit.data.fields import Object, Shape, check, find_ignored, show_key
+from propmeta_edit.data.fields import Shape, check, find_ignored, object_of, show_keys
 from propmeta_edit.data.mquake import SUBSET_SIZE, count_subset, load_mquake
 from propmeta_edit.data.reading import read_json
 from propmeta_edit.errors import DataError
@@ -48,7 +48,7 @@ def find_format(path: Path) -> str:
     records = read_json(path)
     for record in records:
         with record.named():
-            check(Object(), record.value)
+            check(object_of(), record.value)
     first = records[0].value
     if isinstance(first.get("requested_rewrite"), dict):
         return "CounterFact"
@@ -59,7 +59,7 @@ def find_format(path: Path) -> str:
     if set(easyedit_files.PROMPTS) & set(first) or easyedit_files.languages_of(first):
         return "EasyEdit"
     raise DataError(
-        f"none of the known formats: a record has the keys {', '.join(map(show_key, sorted(first))) or '(none)'}; expected CRE "
+        f"none of the known formats: a record has the keys {show_keys(first)}; expected CRE "
         "(questions, and facts or text), MQuAKE or CounterFact (requested_rewrite), or EasyEdit (prompt and target_new)",
         path,
     )

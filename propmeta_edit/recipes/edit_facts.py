@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.config import build_config, read_yaml
-from propmeta_edit.data.fields import TEXT, Object, OneOf
+from propmeta_edit.data.fields import TEXT, object_of, one_of
 from propmeta_edit.data.reading import read_records
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams, edit_settings_of
 from propmeta_edit.edits.compute import compute_edit
@@ -36,7 +36,7 @@ RELATED = (
 UNRELATED = ("What is the capital of Norway?", "What is the main official language of Portugal?")
 WIDTH = 34
 ADAPTER_CARD = "adapter_config.json"  # of peft
-REQUEST = Object({"prompt": TEXT, "target_new": OneOf((TEXT, Object({"str": TEXT})))}, optional={"subject": TEXT})
+REQUEST = object_of({"prompt": TEXT, "target_new": one_of(TEXT, object_of({"str": TEXT}))}, optional={"subject": TEXT})
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,9 @@ def test_save_over_a_folder(tmp_path):
     (tmp_path / "cre.jsonl").mkdir()
     with pytest.raises(DataError, match=r"cre\.jsonl: cannot be written: Is a directory"):
         save_cre([RECORD], tmp_path / "cre.jsonl")
+    with pytest.raises(DataError, match="cannot be written: it holds half of a character"):
+        save_cre([{**RECORD, "subject": "Ann \ud800"}], tmp_path / "half.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["cre.jsonl"]
 
 
 @pytest.mark.parametrize(
