@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -222,7 +223,8 @@ def _first_line(text: str) -> str:
 
 
 def to_json(answers: Sequence[Answers], names: Sequence[str], edit: Edit | None = None) -> str:
-    """The same for programs."""
+    """The same for programs: letters as they are, or escaped where the output's encoding does not have them all."""
     rows = [{"kind": row.kind, "prompt": row.prompt, "answers": dict(zip(names, row.texts, strict=True))} for row in answers]
     about = {} if edit is None else {"requests": [vars(request) for request in edit.requests], "settings": dict(edit.settings)}
-    return json.dumps({**about, "answers": rows}, ensure_ascii=False, indent=1)
+    has_all = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    return json.dumps({**about, "answers": rows}, ensure_ascii=not has_all, indent=1)

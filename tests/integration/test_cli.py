@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import shutil
@@ -816,6 +817,13 @@ def test_a_terminal_that_is_not_utf_8_gets_question_marks(tmp_path, encoding):
     (tmp_path / "日本.json").write_text("5", encoding="utf-8")
     done = subprocess.run([*command[:-1], "日本.json"], capture_output=True, cwd=tmp_path, env=environment, timeout=120)
     assert done.returncode == 2 and done.stderr.decode(encoding).startswith("error: ??.json, line 1: a record must be")
+
+
+def test_json_is_whole_on_any_terminal(own_hparams, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert main(["edit", "Ann Lee lives in", "Perú", "--hparams", own_hparams, "--json"]) == 0
+    sys.stdout.flush()
+    assert json.loads(sys.stdout.buffer.getvalue())["requests"][0]["target_new"] == "Perú"
 
 
 def test_a_question_that_is_no_text_is_refused(own_hparams, capsys):
