@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from propmeta_edit.recipes.released import find_released
 from propmeta_edit.recipes.sources import TEST_FILES, find_file, find_files, is_source
 from propmeta_edit.recipes.worlds import ensure_world
 
+LOG = logging.getLogger(__name__)
 WORLD_TESTS = {name.replace("cre-", "world-"): file for name, file in TEST_FILES.items()}  # the offline world's own
 VALIDATION_FILES = {"valid-id": "valid_data_id.jsonl", "valid-ood": "valid_data_ood.jsonl"}
 CRE_SETS = {**TEST_FILES, **VALIDATION_FILES}  # those whose FILE may be the folder that has them
@@ -120,7 +122,9 @@ def _find_named(item: str) -> Source:
     name, _, file = item.partition("=")
     load = LOADERS.get(name)
     if load is None and name and Path(file).is_file():
-        return Source(name, Path(file), FORMATS[find_format(Path(file))].load, is_named=True)
+        kind = find_format(Path(file))
+        LOG.info("%s is none of the known data sets; all of %s is read, as %s", name, file, kind)
+        return Source(name, Path(file), FORMATS[kind].load, is_named=True)
     if load is None:
         raise DataError(
             f"unknown data set {name!r}; write an existing FILE or FOLDER, hub:owner/name, NAME=FILE, or a NAME, one of "

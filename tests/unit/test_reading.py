@@ -301,10 +301,12 @@ def test_gzipped_files_are_found_by_their_published_names(tmp_path, monkeypatch)
     assert data.name == "cre-id"
 
 
-def test_any_name_may_be_given_to_a_file(tmp_path):
+def test_any_name_may_be_given_to_a_file(tmp_path, caplog):
     path = tiny.write_mquake(tmp_path / "x.json", tiny.mquake_cases(2))
-    data = load_dataset(f"mine={path}", seed=0)
+    with caplog.at_level("INFO"):
+        data = load_dataset(f"mine={path}", seed=0)
     assert (data.name, len(data.cases)) == ("mine", 2)
+    assert f"mine is none of the known data sets; all of {path} is read, as MQuAKE" in caplog.text, "it may be a slip"
     with pytest.raises(DataError, match="unknown data set 'mine'; write an existing FILE"):
         load_dataset(f"mine={tmp_path / 'none.json'}", seed=0)
 
