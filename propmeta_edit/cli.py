@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import io
 import logging
 import pkgutil
 import re
@@ -82,6 +83,9 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``propmeta-edit``; returns the exit code: 0, 1 if some cases failed, 2 for what the user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a letter that a terminal does not know is no reason to stop
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -9,7 +9,7 @@ from propmeta_edit.errors import ConfigError, DataError, ModelError
 from propmeta_edit.metatrain.checkpoint import expand_compact, export_checkpoint, export_compact
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import ensure_artefact
-from propmeta_edit.options import Names, WholeNumbers
+from propmeta_edit.options import Files, WholeNumbers
 from propmeta_edit.recipes import NAMES, REAL_NAMES, edit_facts, real
 from propmeta_edit.recipes.bundled import rebuild as rebuild_files
 from propmeta_edit.recipes.data_check import describe_files
@@ -152,7 +152,7 @@ def meta_train(config: MetaTrainConfig, output: str | None = None, dry_run: bool
 
 def teach(
     model: str,
-    data: Names,
+    data: Files,
     output: str,
     settings: TeachingSettings,
     questions_per_source: int = 500,
@@ -199,7 +199,7 @@ def rebuild(name: str, output: str) -> None:
 def check_data(path: str) -> None:
     """Say what a data file is, count what is in it, and show one case as the model will see it.
 
-    CRE, MQuAKE and its kin, CaKE's, and EasyEdit's own.
+    CRE, MQuAKE and its kin, CaKE's, CounterFact, and EasyEdit's own.
 
     Args:
         path: the file, a folder whose data files are all checked, or hub:owner/name.

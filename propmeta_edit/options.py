@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ class Names(list[str]):
     """Texts: ``a,b`` or ``[a, b]``; the second for texts that hold commas."""
 
 
+class Files(Names):
+    """The same of files, models, and ``NAME=`` before them: a comma in a path that exists parts nothing."""
+
+
 class WholeNumbers(list[int]):
     """Whole numbers: ``2,5,8`` or ``[2, 5, 8]``."""
 
@@ -22,10 +27,26 @@ class Numbers(list[float]):
     """Numbers: ``0.1,0.25`` or ``[0.1, 0.25]``."""
 
 
-def _split(value: Any, may_be_blank: bool) -> list[Any]:
-    items = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
+def _split(value: Any, may_be_blank: bool, join: Callable[[list[str]], list[str]] = list) -> list[Any]:
+    items = join(value.split(",")) if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else [value]
     stripped = [item.strip() if isinstance(item, str) else item for item in items]
     return [item for item in stripped if item != ""] if may_be_blank or not any(item != "" for item in stripped) else stripped
+
+
+def _join_paths(pieces: list[str]) -> list[str]:
+    """What stood between commas, those together that name what exists; the longest such name counts."""
+    items, start = [], 0
+    while start < len(pieces):
+        ends = range(len(pieces), start, -1)
+        end = next((end for end in ends if _exists(",".join(pieces[start:end]).strip())), start + 1)
+        items.append(",".join(pieces[start:end]))
+        start = end
+    return items
+
+
+def _exists(item: str) -> bool:
+    name, _, file = item.partition("=")
+    return os.path.exists(item) or ("," not in name and os.path.exists(file.strip()))
 
 
 def _number(convert: Callable[[Any], Any], what: str) -> Callable[[Any], Any]:
@@ -47,9 +68,14 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _list_of(kind: type[list[Any]], read: Callable[[Any], Any], may_be_blank: bool = False) -> None:
+def _list_of(
+    kind: type[list[Any]],
+    read: Callable[[Any], Any],
+    may_be_blank: bool = False,
+    join: Callable[[list[str]], list[str]] = list,
+) -> None:
     def parse(value: Any) -> Any:
-        items = kind(dict.fromkeys(read(item) for item in _split(value, may_be_blank)))  # each once
+        items = kind(dict.fromkeys(read(item) for item in _split(value, may_be_blank, join)))  # each once
         if not items:
             raise ValueError(f"at least one value is wanted, got {value!r}")
         return items
@@ -58,6 +84,7 @@ def _list_of(kind: type[list[Any]], read: Callable[[Any], Any], may_be_blank: bo
 
 
 _list_of(Names, _text, may_be_blank=True)  # a comma too many does no harm among names
+_list_of(Files, _text, may_be_blank=True, join=_join_paths)
 _list_of(WholeNumbers, _number(int, "whole numbers"))
 _list_of(Numbers, _number(float, "numbers"))
 

@@ -9,6 +9,18 @@ from typing import Any
 from propmeta_edit.errors import RequestError
 
 
+def find_lone_surrogate(text: str) -> str | None:
+    """Half of a character in a text, as ``\\ud83d``, which no encoding and no tokenizer can take; None where there is none."""
+    half = next((letter for letter in text if "\ud800" <= letter <= "\udfff"), None) if not text.isascii() else None
+    return None if half is None else f"\\u{ord(half):04x}"
+
+
+def _require_whole_letters(name: str, text: str) -> None:
+    half = find_lone_surrogate(text)
+    if half is not None:
+        raise RequestError(f"{name} holds {half}, half of a character, which is no text: {text!r}")
+
+
 @dataclass(frozen=True)
 class EditRequest:
     """One fact to write: after ``prompt`` the model shall say ``target_new``.
@@ -21,7 +33,7 @@ class EditRequest:
         rephrasings: the data's own other wordings of the fact, each a prompt that ``target_new`` completes.
 
     Raises:
-        RequestError: an empty prompt or target, or a subject that is no text or not in the prompt.
+        RequestError: an empty prompt or target, anything that is no text, or a subject that is not in the prompt.
     """
 
     prompt: str
@@ -35,10 +47,12 @@ class EditRequest:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise RequestError(f"{name} must be a non-empty string, got {value!r} (request {self!r})")
+            _require_whole_letters(name, value)
         if self.subject is not None and not isinstance(self.subject, str):
             raise RequestError(
                 f"subject must be a string, or None if the request has none, got {self.subject!r} (request {self!r})"
             )
+        _require_whole_letters("subject", self.subject or "")
         if self.subject is not None and self.subject not in self.prompt:
             raise RequestError(
                 f"the subject {self.subject!r} does not occur in its prompt {self.prompt!r}; "
@@ -99,10 +113,12 @@ class Question:
     cloze: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.text.strip():
-            raise RequestError("a question must not be empty")
-        if not self.answers or not all(answer.strip() for answer in self.answers):
-            raise RequestError(f"question {self.text!r} needs non-empty answers, got {self.answers!r}")
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise RequestError(f"a question must not be empty, and a string, got {self.text!r}")
+        if not self.answers or isinstance(self.answers, str) or not all(isinstance(a, str) and a.strip() for a in self.answers):
+            raise RequestError(f"question {self.text!r} needs non-empty answers, a list of strings, got {self.answers!r}")
+        for text in (self.text, *self.answers):
+            _require_whole_letters(f"question {self.text!r}", text)
 
 
 @dataclass(frozen=True)
@@ -135,6 +151,8 @@ class MetaTask:
 SAME_FACT, PARAPHRASE, FACT = "same fact", "paraphrase", "fact"  # of the edited subject
 OTHER, ELSEWHERE, REAL = "other", "elsewhere", "real"  # of subjects that no edit is about
 TOGETHER = "together"  # of each of several facts that are one edit
+EDITED, REWORDED, NEIGHBOUR = "edited prompt", "reworded prompt", "neighbourhood prompt"
+WEIGHED = (EDITED, REWORDED, NEIGHBOUR)  # prompts whose new object and that of before are weighed by probability
 
 
 @dataclass(frozen=True)
@@ -145,7 +163,9 @@ class Probe:
         kind: ``same fact``: another consequence of the edited fact; ``paraphrase``: the case's question in other words;
             ``fact``: the edited fact as a question; ``other``: the case's question about another invented subject; ``elsewhere``:
             the edited fact's prompt about another subject; ``real``: a question about a real subject, whose answer should stay;
-            ``together``: the question of one of several facts that are written in one edit.
+            ``together``: the question of one of several facts that are written in one edit. Those of ``WEIGHED`` are prompts as
+            they stand, of the edit, in other words, and about another subject with the same object of before: nothing is generated
+            after them, but their first answer, the new object, is weighed against the first of ``against``, that of before.
         question: with the answers that are right for its own subject.
         against: answers that are wrong here and right for the edited subject (or for another fact of the same edit).
     """

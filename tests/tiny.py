@@ -167,6 +167,82 @@ def _make_hop(subject: str, relation: str, target: str, aliases: Mapping[str, Se
     }
 
 
+def cre_record(n: int = 0) -> dict[str, Any]:
+    """An invented CRE record with the keys of the released files."""
+    fact = {"prefix": f"Ann{n} Lee lives in", "target": "Peru", "paraphrase_prefix": f"The home of Ann{n} Lee is"}
+    return {
+        "entity_type": "Country",
+        "entity_names": ["Peru", "Chad", "Oman"],
+        "subject": f"Ann{n} Lee",
+        "gender_type": "female",
+        "subject_type": "person",
+        "text": f"Ann{n} Lee lives in Peru. She then moved to Chad.",
+        "facts": [{**fact, "fact": f"{fact['prefix']} Peru.", "paraphrase": f"{fact['paraphrase_prefix']} Peru."}],
+        "questions": [
+            {
+                "question_template": "What is the capital of {country}?",
+                "alias_question": f"What is the capital of the country that Ann{n} Lee lives in?",
+                "unalias_question": "What is the capital of Peru?",
+                "alias_question_paraphrase": f"Which city is the capital of the country that Ann{n} Lee lives in?",
+                "unalias_question_paraphrase": "Which city is the capital of Peru?",
+                "entity_name": "Peru",
+                "answer": "Lima",
+                "fact_idx": 0,
+            }
+        ],
+    }
+
+
+def knowedit_record(n: int = 0) -> dict[str, Any]:
+    """An invented record with the keys of EasyEdit's KnowEdit files."""
+    return {
+        "subject": f"Ann{n} Lee",
+        "prompt": f"The country of citizenship of Ann{n} Lee is",
+        "target_new": "Perú",
+        "ground_truth": ["Chad"],
+        "rephrase_prompt": f"Ann{n} Lee is a citizen of",
+        "portability": {
+            "Reasoning": [{"prompt": f"What does Ann{n} Lee's country speak?", "ground_truth": [["Spanish", "Castilian"]]}],
+            "Subject_Aliasing": [{"prompt": f"The country of citizenship of A. Lee {n} is", "ground_truth": ["Perú"]}],
+        },
+        "locality": {"Relation_Specificity": [{"prompt": f"Ann{n} Lee's eyes are", "ground_truth": [["blue"]]}]},
+    }
+
+
+def zsre_record(n: int = 0) -> dict[str, Any]:
+    """An invented record with the keys of EasyEdit's ZsRE files."""
+    return {
+        "subject": f"Ann{n}",
+        "src": f"Where was Ann{n} born?",
+        "pred": "Rome",
+        "rephrase": f"What is Ann{n}'s birthplace?",
+        "alt": "Lima",
+        "answers": ["Rome"],
+        "loc": "nq question: who wrote Emma",
+        "loc_ans": "Austen",
+        "cond": f"Rome >> Lima || Where was Ann{n} born?",
+        "portability": {
+            "Recalled Relation": "(Lima, is in, Peru)",
+            "New Question": f"In what country was Ann{n} born?",
+            "New Answer": "Peru",
+        },
+    }
+
+
+def counterfact_record(n: int, new: str = "Lima", neighbours: int = 3) -> dict[str, Any]:
+    """An invented CounterFact record with the keys of the released files."""
+    rewrite = {"prompt": "The home of {} is", "relation_id": "P19", "subject": f"Ann{n} Lee"}
+    return {
+        "case_id": 40 + n,
+        "pararel_idx": 7 + n,
+        "requested_rewrite": {**rewrite, "target_new": {"str": new, "id": "Q1"}, "target_true": {"str": "Oslo", "id": "Q2"}},
+        "paraphrase_prompts": [f"It was a day. Ann{n} Lee lives in", f"Ann{n} Lee dwells in"],
+        "neighborhood_prompts": [f"The home of Bob{n}{k} is" for k in range(neighbours)],
+        "attribute_prompts": [f"The home of Cat{n} is"],
+        "generation_prompts": [f"Ann{n} Lee grew up in"],
+    }
+
+
 def world_records(stem: str, count: int, skip: int = 0) -> list[Any]:
     """Some records of a file of the shipped world, e.g. ``train_data_id``."""
     return [json.loads(line) for line in _world_lines(stem)[skip : skip + count]]

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
+from propmeta_edit.data.fields import TEXT, check, object_of
+from propmeta_edit.data.reading import Record, iterate_lines, opened_text, read_json
 from propmeta_edit.data.world import shipped_files
 from propmeta_edit.errors import DataError
 
+_WITH_TEXT = object_of({"text": TEXT})
 HELD_OUT = "held_out.txt"  # a paragraph a line
+_TABLES = (".csv", ".tsv")  # which their content cannot tell from text
 SHUFFLE_BUFFER = 10_000  # texts of a data set of the hub that wait to be drawn from
 
 
 def read_texts(source: str, num_texts: int | None = None, seed: int = 0) -> list[str]:
-    """Texts drawn with ``seed``, in an order drawn with it too. In memory are those alone that are returned.
+    """Texts drawn with ``seed``, in an order drawn with it too. In memory are those alone that are returned, but for a JSON list.
 
     Args:
-        source: ``FILE.txt`` (texts separated by blank lines), ``FILE.jsonl`` (each line with a ``text``), or ``hub:owner/name``,
-            ``hub:owner/name:configuration`` for the train split of a data set of the hub. A file is read twice, the hub once:
-            its files in drawn order, and texts out of ``SHUFFLE_BUFFER`` of them at a time.
+        source: a file of texts separated by blank lines, or of JSON objects with a ``text`` each (JSON Lines, or one JSON list),
+            which is told by its first letter; or ``hub:owner/name``, ``hub:owner/name:configuration`` for the train split of a
+            data set of the hub. A file is read twice, the hub once: its files in drawn order, and texts out of ``SHUFFLE_BUFFER``
+            of them at a time.
         num_texts: how many; None for all.
 
     Raises:
-        DataError: no such file, another format, a line without text, or fewer texts than asked for.
+        DataError: no such file, a record without text, or fewer texts than asked for.
     """
     if source.startswith("hub:"):
         texts = list(islice(_stream_from_hub(source, seed), num_texts))
@@ -33,11 +37,10 @@ def read_texts(source: str, num_texts: int | None = None, seed: int = 0) -> list
         return texts
     path = Path(source)
     if not path.is_file():
-        raise DataError("no such file; give a .txt or .jsonl file, or hub:owner/name", path)
-    readers = {".txt": _read_paragraphs, ".jsonl": _read_json_lines}
-    if path.suffix not in readers:
-        raise DataError(f"cannot read texts from {path.suffix or 'a file without suffix'}; give .txt or .jsonl", path)
-    read = readers[path.suffix]
+        raise DataError("no such file; give one of texts, plain or as JSON, or hub:owner/name", path)
+    if path.suffix in _TABLES:
+        raise DataError(f"cannot read texts from {path.suffix}: a table is no text; give one of texts, plain or as JSON", path)
+    read = _find_reader(path)
     count = sum(1 for _ in read(path))
     _require(source, count, num_texts)
     chosen = random.Random(seed).sample(range(count), num_texts or count)
@@ -56,9 +59,18 @@ def _require(source: str, count: int, num_texts: int | None) -> None:
         raise DataError(f"{source} holds {count} texts, but {num_texts or 'at least 1'} are needed; lower --num-texts")
 
 
+def _find_reader(path: Path) -> Callable[[Path], Iterator[str]]:
+    """How a file of texts is read: objects begin with a brace, a list of them with a bracket and a brace, all else is text."""
+    with opened_text(path) as opened:
+        start = "".join(next((line for line in opened if line.strip()), "").split())
+        if start == "[":
+            start += "".join(next((line for line in opened if line.strip()), "").split())
+    return _read_json_lines if start.startswith("{") else _read_json_list if start.startswith("[{") else _read_paragraphs
+
+
 def _read_paragraphs(path: Path) -> Iterator[str]:
     lines: list[str] = []
-    with open(path, encoding="utf-8") as opened:
+    with opened_text(path) as opened:
         for line in chain(opened, ["\n"]):
             if line != "\n":
                 lines.append(line)
@@ -70,17 +82,19 @@ def _read_paragraphs(path: Path) -> Iterator[str]:
 
 
 def _read_json_lines(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f'every line must be JSON with a "text" ({error!r})', path, number) from error
-            if not isinstance(text, str) or not text.strip():
-                raise DataError(f'"text" must be a non-empty string, got {text!r}', path, number)
-            yield text
+    with opened_text(path) as opened:
+        for record in iterate_lines(opened, path):
+            yield _text_of(record)
+
+
+def _read_json_list(path: Path) -> Iterator[str]:
+    return map(_text_of, read_json(path))
+
+
+def _text_of(record: Record) -> str:
+    with record.named():
+        check(_WITH_TEXT, record.value)
+    return str(record.value["text"])
 
 
 def _stream_from_hub(source: str, seed: int) -> Iterator[str]:

@@ -80,7 +80,8 @@ def make_fact(record: Mapping[str, Any], question: Mapping[str, Any]) -> dict[st
     """The atomic fact that a question of a text-only record asks about.
 
     Args:
-        record: a CRE record with ``subject`` and ``text``; ``entity_names`` and ``gender_type`` are used where it has them.
+        record: a CRE record of the declared shape (``cre.SHAPE``) with ``text``; ``entity_names`` and ``gender_type`` are used
+            where it has them.
         question: one of its questions; its ``entity_name`` is the object of the fact. Where several sentences name it, ``fact_idx``
             is the number of the right one.
 
@@ -91,11 +92,10 @@ def make_fact(record: Mapping[str, Any], question: Mapping[str, Any]) -> dict[st
         DataError: no sentence names the object, several do and ``fact_idx`` is none of theirs, or the sentence gives no fact with
             the subject before the object; it quotes the sentence.
     """
-    subject, text, entity = _take_text(record, "subject"), _take_text(record, "text"), _take_text(question, "entity_name")
-    others = record.get("entity_names")
-    names = [subject, entity, *(name for name in (others if isinstance(others, list) else ()) if isinstance(name, str) and name)]
-    sentence = _find_sentence(split_sentences(text, names), entity, names, _take_index(question))
-    marked = _name_the_subject(_mark(sentence, subject, entity, names), record.get("gender_type"))
+    subject, text, entity = record["subject"], record["text"], question["entity_name"]
+    names = [subject, entity, *(record.get("entity_names") or ())]
+    sentence = _find_sentence(split_sentences(text, names), entity, names, question.get("fact_idx"))
+    marked = _name_the_subject(_mark(sentence, subject, entity, names), record.get("gender_type") or "")
     prefix = _rewrite(marked) or _cut(marked)
     if prefix is None:
         raise DataError(
@@ -117,20 +117,6 @@ def split_sentences(text: str, names: Sequence[str]) -> list[str]:
             sentences.append(text[start : end.end()].strip())
             start = end.end()
     return [*sentences, text[start:].strip()]
-
-
-def _take_text(mapping: Mapping[str, Any], key: str) -> str:
-    value = mapping.get(key)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{key!r} must be a non-empty string where a record has no 'facts', got {value!r}")
-    return value
-
-
-def _take_index(question: Mapping[str, Any]) -> int | None:
-    value = question.get("fact_idx")
-    if isinstance(value, bool) or not isinstance(value, int | None):
-        raise DataError(f"'fact_idx' must be of type int, got {value!r}")
-    return value
 
 
 def _any_of(names: Sequence[str]) -> re.Pattern[str]:
@@ -159,12 +145,12 @@ def _mark(sentence: str, subject: str, entity: str, names: Sequence[str]) -> str
     return _any_of(names).sub(lambda match: marks.get(match.group(), match.group()), sentence)
 
 
-def _name_the_subject(marked: str, gender: Any) -> str:
+def _name_the_subject(marked: str, gender: str) -> str:
     """The sentence with the subject in place of a pronoun, if it needs one before its object."""
     before, mark, after = marked.partition(_OBJECT)
     if _SUBJECT in before:
         return marked
-    personal, possessive = _PRONOUNS.get(gender, _ANY_PRONOUN) if isinstance(gender, str) else _ANY_PRONOUN
+    personal, possessive = _PRONOUNS.get(gender, _ANY_PRONOUN)
     # "her" inside a sentence may be an object; at the start it is possessive.
     for pattern, name in ((rf"\b(?:{personal})\b", _SUBJECT), (rf"^((?:{_ORDER_WORDS}), )?(?:{possessive})\b", rf"\1{_SUBJECT}'s")):
         named, count = re.subn(pattern, name, before, count=1, flags=re.IGNORECASE)

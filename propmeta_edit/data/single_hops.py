@@ -8,14 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from propmeta_edit.data.cre import WRONG_PARAPHRASE, is_unanswered, read_json_lines, take, take_answer
-from propmeta_edit.data.mquake import case_errors_named, collect_answers, read_json_list, target_of
-from propmeta_edit.errors import DataError, RequestError
+from propmeta_edit.data.cre import WRONG_PARAPHRASE, is_unanswered
+from propmeta_edit.data.fields import ALIASES, ANSWER, ANSWER_OR_NONE, ANYTHING, BLANK, TEXT, list_of, object_of
+from propmeta_edit.data.mquake import CHAIN, HOP, REWRITE, collect_answers, target_of
+from propmeta_edit.data.reading import read_records
+from propmeta_edit.errors import DataError
 from propmeta_edit.records import Question
 
 # Its authors pasted this relation's paraphrases from the religion relation: they ask for something else than their answers say.
 NO_ANSWER = "with NaN for an answer"
 EDITED, MULTI_HOP, OTHER_ANSWER = "edited", "asked as multi-hop questions", "with another answer already"
+
+_CRE_QUESTION = object_of(
+    {"question_template": TEXT, "unalias_question": TEXT, "answer": ANSWER_OR_NONE},
+    optional={"alias_question": TEXT, "alias_question_paraphrase": BLANK, "unalias_question_paraphrase": TEXT},
+)
+_CRE = object_of({"questions": list_of(_CRE_QUESTION, least=0)})
+_HOPS = list_of(HOP, least=0)
+_MQUAKE = object_of(
+    {
+        "requested_rewrite": list_of(REWRITE),
+        "questions": list_of(TEXT),
+        "answer": ANSWER,
+        "single_hops": _HOPS,
+        "new_single_hops": _HOPS,
+    },
+    optional={"answer_alias": ALIASES, "answer_extended": ALIASES, "orig": CHAIN, "case_id": ANYTHING},
+)
 
 
 @dataclass(frozen=True)
@@ -107,38 +126,27 @@ def read_cre_single_hops(path: str | Path) -> SingleHops:
     ``facts`` serve as well.
 
     Raises:
-        DataError: the file cannot be read, or a record is broken; it names the path and the line.
+        DataError: the file cannot be read, or a record is broken; it names the path, its place and the field.
     """
     true: list[Question] = []
     multi_hop: set[str] = set()
     skipped: Counter[str] = Counter()
-    for line, record in read_json_lines(Path(path)):
-        try:
-            for question in take(record, "questions", list):
-                found = _read_cre_question(question)
-                multi_hop |= {
-                    key_of(question[name]) for name in ("alias_question", "alias_question_paraphrase") if name in question
-                }
-                true += found
-                skipped[NO_ANSWER] += not found
-        except (DataError, RequestError) as error:
-            raise DataError(str(error), path, line) from error
+    for record in read_records(path, _CRE):
+        for question in record.value["questions"]:
+            found = _read_cre_question(question)
+            asked = (question.get(name) for name in ("alias_question", "alias_question_paraphrase"))
+            multi_hop |= {key_of(text) for text in asked if text is not None}
+            true += found
+            skipped[NO_ANSWER] += not found
     return SingleHops(Path(path), true, multi_hop=frozenset(multi_hop), skipped=skipped)
 
 
-def _read_cre_question(question: Any) -> list[Question]:
+def _read_cre_question(question: Mapping[str, Any]) -> list[Question]:
     """The one-hop wordings of a question of a record; none where it has no answer."""
-    if not isinstance(question, dict):
-        raise DataError(f"a question must be a JSON object, got {question!r}")
-    answer = None if is_unanswered(question) else take_answer(question)
-    texts = [take(question, "unalias_question", str)]
-    template = take(question, "question_template", str)
-    for name in ("alias_question", "alias_question_paraphrase", "unalias_question_paraphrase"):
-        if name in question:
-            take(question, name, str)
-    if "unalias_question_paraphrase" in question and WRONG_PARAPHRASE not in template.casefold():
-        texts.append(question["unalias_question_paraphrase"])
-    return [] if answer is None else [Question(text, (answer,)) for text in texts]
+    again = question.get("unalias_question_paraphrase")
+    is_same = again is not None and WRONG_PARAPHRASE not in question["question_template"].casefold()
+    texts = [question["unalias_question"], *([again] if is_same else [])]
+    return [] if is_unanswered(question) else [Question(text, (str(question["answer"]),)) for text in texts]
 
 
 def read_mquake_single_hops(path: str | Path) -> SingleHops:
@@ -146,7 +154,7 @@ def read_mquake_single_hops(path: str | Path) -> SingleHops:
 
     Raises:
         DataError: the file cannot be read, or a case is broken or does not tell which of its hops are edited; it names the path,
-            the case's index and its id.
+            the case's place and its id.
     """
     true: list[Question] = []
     later: list[Question] = []
@@ -154,14 +162,15 @@ def read_mquake_single_hops(path: str | Path) -> SingleHops:
     multi_hop: set[str] = set()
     old: list[Question] = []
     skipped: Counter[str] = Counter()
-    for index, raw in enumerate(read_json_list(Path(path))):
-        with case_errors_named(raw, index, path):
+    for record in read_records(path, _MQUAKE):
+        raw = record.value
+        with record.named():
             before, after = (_read_hops(raw[name], skipped) for name in ("single_hops", "new_single_hops"))
             true += before
             later += after
             edited |= _read_edited(raw)
             multi_hop |= {key_of(text) for text in raw["questions"]}
-            answers = collect_answers(raw["answer"], [*(raw.get("answer_alias") or []), *(raw.get("answer_extended") or [])])
+            answers = collect_answers(raw["answer"], [*(raw.get("answer_alias") or ()), *(raw.get("answer_extended") or ())])
             old.append(Question(raw["questions"][0], answers))
     return SingleHops(Path(path), true, later, frozenset(edited), frozenset(multi_hop), old, skipped)
 
@@ -173,7 +182,7 @@ def _read_hops(hops: Iterable[Mapping[str, Any]], skipped: Counter[str]) -> list
         if is_unanswered(hop):
             skipped[NO_ANSWER] += 1
         else:
-            found.append(Question(hop["question"], collect_answers(hop["answer"], hop.get("answer_alias") or [])))
+            found.append(Question(hop["question"], collect_answers(hop["answer"], hop.get("answer_alias"))))
     return found
 
 
@@ -184,13 +193,13 @@ def _read_edited(raw: Mapping[str, Any]) -> set[tuple[str, str]]:
         DataError: an edit has no question, and the case does not record its chain.
     """
     rewrites, hops, chain = raw["requested_rewrite"], raw["new_single_hops"], raw.get("orig") or {}
-    has_chain = "edit_triples" in chain and len(chain.get("new_triples") or ()) == len(hops)
-    if not has_chain and not all("question" in rewrite for rewrite in rewrites):
+    has_chain = chain.get("edit_triples") is not None and len(chain.get("new_triples") or ()) == len(hops)
+    if not has_chain and not all(rewrite.get("question") for rewrite in rewrites):
         raise DataError(
             "it does not tell which of its hops are edited, and those must not be taught: every edit needs a 'question', or the "
             "case 'orig' with 'edit_triples' and a triple of 'new_triples' for each of its 'new_single_hops'"
         )
-    edited = {(rewrite["question"], target_of(rewrite)) for rewrite in rewrites if "question" in rewrite}
+    edited = {(rewrite["question"], target_of(rewrite)) for rewrite in rewrites if rewrite.get("question")}
     if has_chain:
         triples = zip(chain["new_triples"], hops, strict=True)
         edited |= {(hop["question"], str(hop["answer"])) for triple, hop in triples if triple in chain["edit_triples"]}

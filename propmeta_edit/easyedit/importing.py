@@ -7,6 +7,7 @@ What it does, and only to ``easyeditor``:
   written;
 - where a multimodal part of EasyEdit does not import, puts a placeholder whose classes raise on construction, and the same, for as
   long as EasyEdit is being imported, for two third-party packages that methods we do not use want;
+- lets its editor fill in the subject of a prompt with a place for it, for its evaluation as for the edit;
 - puts back the random states and the root logger that EasyEdit's import changes, and installs our algorithms.
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from propmeta_edit.easyedit.filled_prompts import fill_in_subjects
 from propmeta_edit.easyedit.global_state import global_state_restored
 from propmeta_edit.easyedit.registry import install_registered
 from propmeta_edit.errors import EasyEditError
@@ -139,6 +141,9 @@ class EasyEditFinder(importlib.abc.MetaPathFinder):
             from propmeta_edit.easyedit.wheel_editor import supply_missing
 
             supply_missing()
+        editor = getattr(module, "BaseEditor", None)
+        if editor is not None:
+            fill_in_subjects(editor)
         install_registered()
 
     def run_optional_part(self, loader: Any, module: ModuleType) -> None:

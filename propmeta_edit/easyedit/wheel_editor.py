@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from propmeta_edit.easyedit.filled_prompts import fill_in_subject
 from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples, named_after
 from propmeta_edit.errors import EasyEditError
 from propmeta_edit.protocols import LanguageModel, Tokenizer
@@ -307,6 +308,10 @@ def _make_requests(
     if prompts is None or target_new is None:
         raise EasyEditError("an edit needs prompts and target_new, or requests")
     prompts, target_new = _as_list(prompts), _as_list(target_new)
+    subjects = _as_list(kwargs["subject"]) if kwargs.get("subject") is not None else []
+    if len(subjects) == len(prompts):  # EasyEdit says what is wrong with other numbers
+        named = zip(prompts, subjects, strict=True)
+        prompts = [fill_in_subject({"prompt": prompt, "subject": subject})["prompt"] for prompt, subject in named]
     # An end-of-text is the wheel's own default.
     ground_truth = ["<|endoftext|>"] * len(prompts) if ground_truth is None else _as_list(ground_truth)
     if not len(prompts) == len(target_new) == len(ground_truth):

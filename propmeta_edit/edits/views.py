@@ -37,9 +37,10 @@ class EditedModel:
         """As the model's own."""
         return self._call(self._model.generate, *args, **kwargs)
 
-    def answer(self, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
-        """The greedy text after each prompt."""
-        return self._call(generate_greedily, self._model, tokenizer, prompts, max_new_tokens)  # type: ignore[no-any-return]
+    def answer(self, tokenizer: Tokenizer, prompts: str | Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
+        """The greedy text after each prompt; a single text is one prompt, and the list has one answer then."""
+        texts = [prompts] if isinstance(prompts, str) else prompts
+        return self._call(generate_greedily, self._model, tokenizer, texts, max_new_tokens)  # type: ignore[no-any-return]
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         standing: list[Edit] = []

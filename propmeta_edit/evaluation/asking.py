@@ -1,4 +1,4 @@
-"""What a model is asked about a case, and what it says: every prompt of a case in one call."""
+"""What a model is asked about a case, and what it says: every prompt of a case in one call, what is weighed in one more."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 from propmeta_edit.errors import PropMetaError, record_named
 from propmeta_edit.evaluation.measures import CaseOutcome, as_record
+from propmeta_edit.evaluation.weighing import texts_to_weigh, weigh
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, Continuation, continue_greedily, generate_greedily
 from propmeta_edit.protocols import LanguageModel, Tokenizer
-from propmeta_edit.records import ELSEWHERE, OTHER, REAL, Case, Probe
+from propmeta_edit.records import ELSEWHERE, OTHER, REAL, WEIGHED, Case, Probe
 from propmeta_edit.text.encoding import TextEncoder
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
 
@@ -73,6 +74,8 @@ class Examiner:
     def ask(self, cases: Sequence[Case], in_context: bool = False, is_edited: bool = True) -> list[CaseOutcome]:
         """Every prompt of every case in one batch, those of a case side by side, as edits with weights of their own need them.
 
+        Prompts whose objects are weighed by probability, where there are any, go together in one further pass.
+
         Args:
             in_context: put a case's facts before its prompts.
             is_edited: whether there is anything to compare with; ``ask_unedited`` came first then.
@@ -93,18 +96,26 @@ class Examiner:
             naturally=[place < num_natural for own in names for place in range(len(own))],
             batch_size=len(cases) * per_case,
         )
+        weighed = weigh(self.model, self.tokenizer, cases, in_context)
         outcomes = []
         for number, case in enumerate(cases):
             own = dict(zip(wanted[number], said[number * per_case : (number + 1) * per_case], strict=False))
             before = {name: self._unedited[p] for name, p in prompts_to_compare(case).items()} if is_edited else {}
-            outcomes.append(self._as_outcome(case, own, before))
+            outcomes.append(self._as_outcome(case, own, before, weighed[number]))
         return outcomes
 
-    def _as_outcome(self, case: Case, said: Mapping[str, Continuation], before: Mapping[str, str]) -> CaseOutcome:
+    def _as_outcome(
+        self, case: Case, said: Mapping[str, Continuation], before: Mapping[str, str], weighed: Sequence[tuple[float, float]]
+    ) -> CaseOutcome:
         encoder = TextEncoder(self.tokenizer)
         texts = {name: one.text for name, one in said.items()}
         wholes = {name: one.whole for name, one in said.items() if one.whole is not None}
         facts = [f"fact {number}" for number in range(len(case.edits))]
+        nats = iter(weighed)
+        probes = tuple(
+            as_record(probe, None, None, next(nats)) if probe.kind in WEIGHED else as_record(probe, before.get(name), texts[name])
+            for name, probe in _name_probes(case).items()
+        )
         return CaseOutcome(
             generated=texts["question"],
             whole=wholes["question"],
@@ -117,7 +128,7 @@ class Examiner:
             neighbour_generated=texts.get("neighbour") if before else None,
             neighbour_before=before.get("neighbour"),
             before=before.get("question"),
-            probes=tuple(as_record(probe, before.get(name), texts[name]) for name, probe in _probes_of(case).items()),
+            probes=probes,
             answer_tokens=fewest_tokens(encoder, case),
             fact_tokens=max(encoder.count_answer_tokens(edit.target_new) for edit in case.edits),
             max_new_tokens=self.max_new_tokens,
@@ -137,20 +148,20 @@ def prompts_of(case: Case, in_context: bool = False) -> dict[str, str]:
         prompts["cloze"] = format_cloze(case.question.cloze)
     singles = {"second hop": case.second_hop, "other fact": case.other_fact, "neighbour": case.neighbour}
     prompts |= {name: format_question(question.text) for name, question in singles.items() if question is not None}
-    prompts |= {name: _prompt_of(probe) for name, probe in _probes_of(case).items()}
+    prompts |= {name: _prompt_of(probe) for name, probe in _name_probes(case).items() if probe.kind not in WEIGHED}
     return {name: format_in_context(case.edits, prompt) for name, prompt in prompts.items()} if in_context else prompts
 
 
 def prompts_to_compare(case: Case) -> dict[str, str]:
     """Those whose answers after an edit are compared with the ones before it."""
-    names = [name for name, probe in _probes_of(case).items() if probe.kind in (OTHER, ELSEWHERE, REAL)]
+    names = [name for name, probe in _name_probes(case).items() if probe.kind in (OTHER, ELSEWHERE, REAL)]
     names += ["question"] if names else []
     names += ["neighbour"] if case.neighbour is not None else []
     prompts = prompts_of(case)
     return {name: prompts[name] for name in names}
 
 
-def _probes_of(case: Case) -> dict[str, Probe]:
+def _name_probes(case: Case) -> dict[str, Probe]:
     return {f"probe {number}": probe for number, probe in enumerate(case.probes)}
 
 
@@ -170,6 +181,8 @@ def check_case(encoder: TextEncoder, case: Case, max_new_tokens: int, in_context
             encoder.encode_answer(edit.prompt, edit.target_new)
         for prompt in prompts_of(case, in_context).values():
             encoder.require_room(encoder.encode_prompt(prompt), prompt, max_new_tokens)
+        for prompt, answer in texts_to_weigh(case, in_context):
+            encoder.encode_answer(prompt, answer)
 
 
 def _can_be_asked(encoder: TextEncoder, case: Case, max_new_tokens: int) -> bool:

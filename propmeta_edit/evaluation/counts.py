@@ -1,6 +1,7 @@
-"""What a gain is made of: shares over further questions than a case's own, and over pairs of subjects.
+"""What a gain is made of: shares over further questions than a case's own, over pairs of subjects, and over pairs of objects.
 
-All of it is counted from the texts that a row keeps (``Row.probes``); docs/measures.md has the definitions and where they are from.
+All of it is counted from the texts and probabilities that a row keeps (``Row.probes``); docs/measures.md has the definitions and
+where they are from.
 """
 
 from __future__ import annotations
@@ -14,7 +15,20 @@ import numpy as np
 from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.evaluation.statistics import ratio_interval
-from propmeta_edit.records import ELSEWHERE, FACT, OTHER, PARAPHRASE, REAL, SAME_FACT, TOGETHER
+from propmeta_edit.evaluation.weighing import NEW, TRUE
+from propmeta_edit.records import (
+    EDITED,
+    ELSEWHERE,
+    FACT,
+    NEIGHBOUR,
+    OTHER,
+    PARAPHRASE,
+    REAL,
+    REWORDED,
+    SAME_FACT,
+    TOGETHER,
+    WEIGHED,
+)
 
 TOLD_APART, TOLD_APART_OF = "told_apart", "told_apart_of"  # tags of a group of facts: how many, and of which data set
 
@@ -53,7 +67,7 @@ def _right(kind: str) -> Callable[[Row], list[float]]:
 
 def _all_questions(row: Row) -> list[float]:
     further = _right(SAME_FACT)(row)
-    return [float(row.correct), *further] if row.probes else []
+    return [float(row.correct), *further] if any(probe["kind"] not in WEIGHED for probe in row.probes) else []
 
 
 def _pairs(row: Row) -> list[tuple[float, float]]:
@@ -82,6 +96,15 @@ def _crossed(row: Row) -> list[float]:
     return [float(not _is_right(probe) and contains_answer(probe["after"], probe["against"])) for probe in asked]
 
 
+def _likelier(kind: str, wanted: int) -> Callable[[Row], list[float]]:
+    """Whether the wanted one of two objects is the likelier one; it is not where the case failed."""
+
+    def values(row: Row) -> list[float]:
+        return [float(p["nats"] is not None and p["nats"][wanted] < p["nats"][1 - wanted]) for p in _probes(row, kind)]
+
+    return values
+
+
 COUNTS = (
     Count("accuracy_all", "accuracy, all questions of the fact %", _all_questions),
     Count("accuracy_paraphrase", "paraphrased question %", _right(PARAPHRASE)),
@@ -92,6 +115,9 @@ COUNTS = (
     Count("unchanged", "other subject unchanged %", lambda row: [float(p["after"] == p["before"]) for p in _compared(row, OTHER)]),
     Count("target_elsewhere", "target elsewhere %", _target_elsewhere),
     Count("locality_real", "locality, real neighbours %", _known_real),
+    Count("es", "ES %", _likelier(EDITED, NEW)),
+    Count("ps", "PS %", _likelier(REWORDED, NEW)),
+    Count("ns", "NS %", _likelier(NEIGHBOUR, TRUE)),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from propmeta_edit.evaluation.scoring import contains_answer, contains_answer_at_word_boundary
 from propmeta_edit.models.generation import MAX_NEW_TOKENS
-from propmeta_edit.records import Case, Probe, Question
+from propmeta_edit.records import WEIGHED, Case, Probe, Question
 from propmeta_edit.text.sentences import first_sentence
 
 
@@ -26,7 +26,7 @@ class CaseOutcome:
         neighbour_generated, neighbour_before: after the other subject's question, with the edits and without.
         before: after the question, without the edits, where there are probes to compare with.
         probes: of each of the case's probes its kind, question, answers, ``against``, and what was said ``before`` (None where it
-            is not compared) and ``after`` the edits.
+            is not compared) and ``after`` the edits; of weighed ones ``nats`` instead (``evaluation.weighing``).
         answer_tokens, fact_tokens: of the shortest accepted answer, and of the longest edited object; None where nobody counted.
     """
 
@@ -175,11 +175,12 @@ def judge(case: Case, said: CaseOutcome) -> dict[str, object]:
 
 def judge_failed(case: Case) -> dict[str, object]:
     """The verdicts on a case that nothing was said of, and its probes likewise: wrong wherever one is due."""
-    probes = tuple(as_record(probe, None, "") for probe in case.probes)
+    probes = tuple(as_record(probe, None, None if probe.kind in WEIGHED else "") for probe in case.probes)
     return {"probes": probes, **{measure.field: False if measure.is_due(case) else None for measure in MEASURES}}
 
 
-def as_record(probe: Probe, before: str | None, after: str) -> dict[str, Any]:
-    """A probe as rows keep it."""
+def as_record(probe: Probe, before: str | None, after: str | None, nats: tuple[float, float] | None = None) -> dict[str, Any]:
+    """A probe as rows keep it; a weighed one with how unlikely both its objects are (``nats``, None where the case failed)."""
     about = {"kind": probe.kind, "question": probe.question.text, "answers": list(probe.question.answers)}
-    return {**about, "against": list(probe.against), "before": before, "after": after}
+    record = {**about, "against": list(probe.against), "before": before, "after": after}
+    return {**record, "nats": None if nats is None else list(nats)} if probe.kind in WEIGHED else record

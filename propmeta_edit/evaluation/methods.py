@@ -21,7 +21,7 @@ from propmeta_edit.finetune.single_edit import require_finite, write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.devices import free_memory, wait_for
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.records import Case, EditRequest
+from propmeta_edit.records import WEIGHED, Case, EditRequest
 
 # What happens only once in a process is not an edit's time, so the first edit is made twice, unless it takes so many seconds that
 # nothing of the kind can matter.
@@ -82,7 +82,8 @@ class Guessing:
     def _guess(self, case: Case) -> CaseOutcome:
         text = self.say(case)
         facts = (text,) * len(case.edits)
-        probes = tuple(as_record(probe, "", text) for probe in case.probes)  # before it has heard a fact it says nothing
+        spoken = [probe for probe in case.probes if probe.kind not in WEIGHED]  # without a model nothing has a probability
+        probes = tuple(as_record(probe, "", text) for probe in spoken)  # before it has heard a fact it says nothing
         cloze = None if case.question.cloze is None else text
         return CaseOutcome(text, cloze, facts, None, whole=text, facts_whole=facts, before="", probes=probes)
 

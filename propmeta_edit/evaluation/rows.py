@@ -31,8 +31,8 @@ class Row:
     the model from which the row's own was meta-trained (its own where it was not);
     ``whole`` and ``facts_whole`` are ``generated`` and ``fact_generated`` to their natural stop, on which natural verdicts rest;
     ``answer_too_long`` and ``fact_too_long`` say that ``generated`` has too few tokens to hold an accepted answer, or an object;
-    ``before`` is what was said after the question without the edits; ``probes`` are further questions with what was said
-    (``evaluation.counts``);
+    ``before`` is what was said after the question without the edits; ``probes`` are further questions with what was said,
+    or how unlikely either of two objects was (``evaluation.counts``);
     ``precomputation`` holds the seconds of what was done once before any edit (``meta-training``, ``statistics``, ``projections``).
     """
 

@@ -4,47 +4,63 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from propmeta_edit.data import counterfact, cre, easyedit_files, mquake
+from propmeta_edit.data.counterfact import load_counterfact
 from propmeta_edit.data.cre import CreCounts, count_cre, load_cre
 from propmeta_edit.data.easyedit_files import load_easyedit_file
-from propmeta_edit.data.mquake import SUBSET_SIZE, is_in_subset, load_mquake, read_json_list
+from propmeta_edit.data.fields import Shape, check, find_ignored, object_of, show_keys
+from propmeta_edit.data.mquake import SUBSET_SIZE, count_subset, load_mquake
+from propmeta_edit.data.reading import read_json
 from propmeta_edit.errors import DataError
 from propmeta_edit.recipes.sources import find_files, is_source
 from propmeta_edit.records import Case
 from propmeta_edit.text.prompts import format_cloze, format_in_context, format_question
 
-FORMATS: dict[str, Callable[..., list[Case]]] = {
-    "CRE": load_cre,
-    "MQuAKE": load_mquake,
-    "CaKE": load_mquake,
-    "EasyEdit": load_easyedit_file,
+
+@dataclass(frozen=True)
+class Format:
+    """How files of a kind are read, and what their records must be."""
+
+    load: Callable[..., list[Case]]
+    shape: Shape
+
+
+FORMATS = {
+    "CRE": Format(load_cre, cre.SHAPE),
+    "MQuAKE": Format(load_mquake, mquake.SHAPE),
+    "CaKE": Format(load_mquake, mquake.SHAPE),
+    "CounterFact": Format(load_counterfact, counterfact.SHAPE),
+    "EasyEdit": Format(load_easyedit_file, easyedit_files.SHAPE),
 }
-SUFFIXES = (".json", ".jsonl")  # of the files that are looked at in a folder
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")  # of the files that are looked at in a folder
 
 
 def find_format(path: Path) -> str:
-    """``CRE``, ``MQuAKE``, ``CaKE`` (MQuAKE with augmentation) or ``EasyEdit``.
+    """``CRE``, ``MQuAKE``, ``CaKE`` (MQuAKE with augmentation), ``CounterFact`` or ``EasyEdit``, told by the first record's fields.
 
     Raises:
         DataError: the file cannot be read, or is in none of these formats.
     """
-    if path.suffix == ".jsonl":
+    records = read_json(path)
+    for record in records:
+        with record.named():
+            check(object_of(), record.value)
+    first = records[0].value
+    if isinstance(first.get("requested_rewrite"), dict):
+        return "CounterFact"
+    if "requested_rewrite" in first:
+        return "CaKE" if any(_is_augmented(record.value.get("requested_rewrite")) for record in records) else "MQuAKE"
+    if "questions" in first:
         return "CRE"
-    raws = read_json_list(path)
-    if not raws:
-        raise DataError("the list is empty; it must hold JSON objects, one a case", path)
-    for index, raw in enumerate(raws):
-        if not isinstance(raw, dict):
-            raise DataError(f"case {index}: a case must be a JSON object, got {raw!r:.80}", path)
-    if "requested_rewrite" in raws[0]:
-        return "CaKE" if any(_is_augmented(raw["requested_rewrite"]) for raw in raws if "requested_rewrite" in raw) else "MQuAKE"
-    if {"prompt", "src", "text"} & set(raws[0]):
+    if set(easyedit_files.PROMPTS) & set(first) or easyedit_files.languages_of(first):
         return "EasyEdit"
     raise DataError(
-        f"none of the known formats: a record has the keys {', '.join(sorted(raws[0]))}; expected CRE (.jsonl with questions, and "
-        "facts or text), MQuAKE (requested_rewrite), or EasyEdit (prompt and target_new)",
+        f"none of the known formats: a record has the keys {show_keys(first)}; expected CRE "
+        "(questions, and facts or text), MQuAKE or CounterFact (requested_rewrite), or EasyEdit (prompt and target_new)",
         path,
     )
 
@@ -68,7 +84,7 @@ def describe_files(path: str | Path) -> tuple[str, int]:
         return describe_file(path), 0
     # What datasets itself wrote into a folder as JSON describes its data and holds none.
     inside = Path(path).rglob("*") if not (Path(path) / "dataset_dict.json").is_file() else ()
-    files = sorted(file for file in inside if file.suffix in SUFFIXES and file.is_file()) or find_files(str(path)).values()
+    files = sorted(file for file in inside if file.name.endswith(SUFFIXES) and file.is_file()) or find_files(str(path)).values()
     blocks, num_broken = [], 0
     for file in files:
         try:
@@ -89,14 +105,14 @@ def describe_file(path: str | Path) -> str:
     """
     path = Path(path)
     kind = find_format(path)
-    cases = FORMATS[kind](path)
+    cases = FORMATS[kind].load(path)
     counted, size = cases, f"{len(cases)} cases"
-    cre = count_cre(path) if kind == "CRE" else None
-    if cre is not None:
+    counts_of_cre = count_cre(path) if kind == "CRE" else None
+    if counts_of_cre is not None:
         counted = load_cre(path, question_choice="all")
-        size = f"{cre.num_records} records, {len(counted)} questions"
+        size = f"{counts_of_cre.num_records} records, {len(counted)} questions"
     lines = [f"{path.name}: {kind}, {size}"]
-    for tag in ("edits", "hops", "entity_type", "probe"):
+    for tag in ("edits", "hops", "entity_type", "probe", "language"):
         counts = Counter(case.tags[tag] for case in counted if tag in case.tags)
         if counts:
             lines.append(f"by {tag:<12}" + ", ".join(f"{value}: {count}" for value, count in sorted(counts.items())))
@@ -105,11 +121,12 @@ def describe_file(path: str | Path) -> str:
         lines.append(f"relations     {len(relations)}")
     if kind in ("MQuAKE", "CaKE"):
         lines.append(
-            f"subset        {_count_subset(path)} cases with two hops of which only the first is edited "
+            f"subset        {count_subset(path)} cases with two hops of which only the first is edited "
             f"(the paper's had {SUBSET_SIZE})"
         )
-    if cre is not None:
-        lines += _describe_facts(cre)
+    if counts_of_cre is not None:
+        lines += _describe_facts(counts_of_cre)
+    lines += _find_ignored(path, kind)
     lines += _find_oddities(counted)
     if cases:
         lines += ["", "the first case:", *_show(cases[0])]
@@ -125,9 +142,11 @@ def _describe_facts(counts: CreCounts) -> list[str]:
     return lines
 
 
-def _count_subset(path: Path) -> int:
-    """Cases of the subset; those that do not record their chain at all are not in it."""
-    return sum(is_in_subset(raw, i, path) for i, raw in enumerate(read_json_list(path)) if "new_triples" in raw.get("orig", {}))
+def _find_ignored(path: Path, kind: str) -> list[str]:
+    """The fields that nothing here reads, with how many records have each."""
+    counts = Counter(name for record in read_json(path) for name in find_ignored(FORMATS[kind].shape, record.value))
+    named = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+    return [f"ignored       {named}"] if named else []
 
 
 def _find_oddities(cases: Sequence[Case]) -> list[str]:

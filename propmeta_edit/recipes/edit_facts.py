@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.data.fields import TEXT, object_of, one_of
+from propmeta_edit.data.reading import read_records
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams, edit_settings_of
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import EditedModel
-from propmeta_edit.errors import ConfigError, DataError, ModelError, RequestError
+from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.files import shortest_names
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
-from propmeta_edit.records import EditRequest, as_requests
+from propmeta_edit.records import EditRequest, as_requests, find_lone_surrogate
 from propmeta_edit.text.prompts import format_question
 
 EXAMPLE = EditRequest("Hazelgate Analytics Ltd. was founded in", "Portugal", "Hazelgate Analytics Ltd.")
@@ -33,6 +36,8 @@ RELATED = (
 )
 UNRELATED = ("What is the capital of Norway?", "What is the main official language of Portugal?")
 WIDTH = 34
+ADAPTER_CARD = "adapter_config.json"  # of peft
+REQUEST = object_of({"prompt": TEXT, "target_new": one_of(TEXT, object_of({"str": TEXT}))}, optional={"subject": TEXT})
 
 
 @dataclass(frozen=True)
@@ -50,21 +55,11 @@ def read_requests(path: Path) -> list[EditRequest]:
     Raises:
         DataError: the file cannot be read, or holds something else.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # with or without the mark that Windows puts first
-        return as_requests(_parse_rows(text))
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", path) from error
-    except (ValueError, RequestError) as error:
-        raise DataError(f"expected a JSON list of requests with prompt and target_new, or one a line ({error})", path) from error
-
-
-def _parse_rows(text: str) -> Any:
-    """All of it as one JSON value, or else each line as one."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    requests = []
+    for record in read_records(path, REQUEST):
+        with record.named():
+            requests += as_requests(record.value)
+    return requests
 
 
 def read_hparams(model: str | None, file: str | None, device: str | None) -> MetaFTHyperParams:
@@ -141,21 +136,32 @@ def ask_with_edits(
     _require_questions(questions)
     edits = [Edit.load(folder) for folder in folders]
     device = resolve_device(device)
-    model, tokenizer = load_model(model_name or edits[0].base_model, device=device, **_how_to_load(edits, device))
+    name = model_name or edits[0].base_model
+    model, tokenizer = load_model(name, device=device, **_how_to_load(edits, name, device))
     if any_base:
         edits = [edit.pin_to(model) for edit in edits]
     return _ask(model, tokenizer, [("question", format_question(text)) for text in questions], edits)
 
 
-def _how_to_load(edits: Sequence[Edit], device: str) -> dict[str, Any]:
-    """A model's dtype, and its layers in fp32, such that it can hold these edits' tensors."""
+def _how_to_load(edits: Sequence[Edit], model_name: str, device: str) -> dict[str, Any]:
+    """A model's dtype, and its layers in fp32, such that it can hold these edits' tensors.
+
+    An adapter's folder has no layers of the base to be read in fp32 beside a rest in half precision, so all of it is.
+    """
     dtypes = {str(value.dtype).removeprefix("torch.") for edit in edits for value in edit.weights.values()}
     if len(dtypes) > 1:
         raise ModelError(f"these edits hold tensors in {' and '.join(sorted(dtypes))}; ask under those of one dtype at a time")
     [dtype] = dtypes
+    is_adapter = (Path(resolve_model_folder(model_name)) / ADAPTER_CARD).is_file()
     layers = [edit.settings.get("layers") for edit in edits if edit.method == "MetaFT"]
     chosen = {layer for own in layers if isinstance(own, list) for layer in own if isinstance(layer, int)}
-    if dtype == "float32" and chosen and len(layers) == len(edits) and all(isinstance(own, list) for own in layers):
+    if (
+        not is_adapter
+        and dtype == "float32"
+        and chosen
+        and len(layers) == len(edits)
+        and all(isinstance(own, list) for own in layers)
+    ):
         return {"dtype": resolve_dtype("fast", device), "layers": sorted(chosen)}
     return {"dtype": dtype, "layers": []}
 
@@ -169,6 +175,9 @@ def _ask(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[tuple[str
 def _require_questions(texts: Sequence[str]) -> None:
     if not all(text.strip() for text in texts):
         raise ConfigError(f"a question must not be empty, got {list(texts)!r}")
+    for text in texts:
+        if find_lone_surrogate(text) is not None:  # what bytes that the terminal's encoding has not become
+            raise ConfigError(f"a question must be text in the terminal's encoding, got {text!r}")
 
 
 def require_new_folder(folder: Path) -> None:
@@ -214,7 +223,8 @@ def _first_line(text: str) -> str:
 
 
 def to_json(answers: Sequence[Answers], names: Sequence[str], edit: Edit | None = None) -> str:
-    """The same for programs."""
+    """The same for programs: letters as they are, or escaped where the output's encoding does not have them all."""
     rows = [{"kind": row.kind, "prompt": row.prompt, "answers": dict(zip(names, row.texts, strict=True))} for row in answers]
     about = {} if edit is None else {"requests": [vars(request) for request in edit.requests], "settings": dict(edit.settings)}
-    return json.dumps({**about, "answers": rows}, ensure_ascii=False, indent=1)
+    has_all = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    return json.dumps({**about, "answers": rows}, ensure_ascii=not has_all, indent=1)

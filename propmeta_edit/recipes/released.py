@@ -16,11 +16,12 @@ RELEASED_FILES: dict[str, tuple[str, ...]] = {  # the names under which each was
     "mquake-subset": _MQUAKE_3K,
     "mquake-3k": _MQUAKE_3K,
     "mquake-4hop": ("mquake_cf_4hop.json",),
+    "counterfact": ("multi_counterfact.json", "counterfact.json"),
 }
 
 
 def find_released(name: str, folder: str | Path | None = None) -> Path:
-    """The file of a released data set, at the top of a folder or one level down.
+    """The file of a released data set, gzipped or not, at the top of a folder or one level down.
 
     Args:
         name: one of ``RELEASED_FILES``.
@@ -48,4 +49,11 @@ def find_released(name: str, folder: str | Path | None = None) -> Path:
 
 
 def _find_one_level_down(folder: Path, files: tuple[str, ...]) -> list[Path]:
-    return [path for file in files for pattern in (file, f"*/{file}") for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return [
+        path
+        for file in files
+        for name in (file, f"{file}.gz")
+        for pattern in (name, f"*/{name}")
+        for path in sorted(folder.glob(pattern))
+        if path.is_file()
+    ]

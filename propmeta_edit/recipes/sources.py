@@ -84,7 +84,7 @@ def find_training_files(source: str) -> tuple[Path, Path | None]:
 def _find_in(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for name in CRE_FILES:
-        paths = sorted(folder.rglob(name))
+        paths = sorted(path for pattern in (name, f"{name}.gz") for path in folder.rglob(pattern))
         if len(paths) > 1:
             raise DataError(f"{name} is in it several times ({', '.join(map(str, paths))}); name the folder of one", folder)
         if paths:

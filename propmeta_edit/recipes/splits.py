@@ -11,7 +11,7 @@ from propmeta_edit.evaluation.companions import with_neighbours
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.recipes.data_sets import VALIDATION_FILES, WORLD_FILES, WORLD_TESTS, load_datasets
+from propmeta_edit.recipes.data_sets import VALIDATION_FILES, WORLD_FILES, WORLD_TESTS, load_all
 from propmeta_edit.recipes.meta_training import load_tasks
 from propmeta_edit.recipes.sources import is_source
 from propmeta_edit.recipes.worlds import WORLD
@@ -41,7 +41,7 @@ def kind_of(item: str) -> str:
     """The split of a data set as written on the command line: its file's name tells it, else its own, else it is the test split."""
     if is_source(item):
         return TEST  # of which only CRE's test files are read
-    name, _, file = item.partition("=")
+    name, _, file = (item, "", "") if Path(item).is_file() else item.partition("=")
     for text in (Path(file or name).name, name):
         for prefix, kind in _PREFIXES.items():
             if text.startswith(prefix):
@@ -86,11 +86,8 @@ def load_splits(items: Sequence[str], configs: Mapping[str, MetaTrainConfig], se
     _refuse_offline_tests(items, configs)
     held = _load_held_out(configs) if set(items) & set(VALIDATION_FILES) else {}
     _refuse_offline_validation([item for item in items if item in VALIDATION_FILES and item not in held], configs, held)
-    splits = [
-        Split(data, kind_of(item), is_released(item))
-        for item in items
-        for data in ([held[item]] if item in held else load_datasets(item, seed))
-    ]
+    loaded = {name: [data] for name, data in held.items()} | load_all([item for item in items if item not in held], seed)
+    splits = [Split(data, kind_of(item), is_released(item)) for item in items for data in loaded[item]]
     names = [split.data.name for split in splits]
     if not splits or len(set(names)) < len(names):
         raise ConfigError(

@@ -15,11 +15,11 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.tables import SETTINGS_FILE, frame_to_markdown, keep_settings
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
-from propmeta_edit.options import Names, WholeNumbers, require_at_least
+from propmeta_edit.options import Files, WholeNumbers, require_at_least
 from propmeta_edit.speed import asking, compiled, edits, meta_training, parts
 from propmeta_edit.studies.engine import collect_versions
 
-AT_ONCE, MODELS = WholeNumbers((1, 2, 4, 8, 16)), Names(("tiny", "smollm2-135m"))
+AT_ONCE, MODELS = WholeNumbers((1, 2, 4, 8, 16)), Files(("tiny", "smollm2-135m"))
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SpeedOptions:
         output: folder (default: results/speed-<what>).
     """
 
-    models: Names = field(default_factory=lambda: MODELS)
+    models: Files = field(default_factory=lambda: MODELS)
     at_once: WholeNumbers = field(default_factory=lambda: AT_ONCE)
     layers: WholeNumbers | None = None
     number: int = 16

@@ -27,7 +27,7 @@ from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card, require_trained_from
-from propmeta_edit.options import Names, WholeNumbers, require_among, require_at_least
+from propmeta_edit.options import Files, Names, WholeNumbers, require_among, require_at_least
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.edit_facts import read_hparams
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
@@ -69,7 +69,7 @@ class AbilityOptions:
     method: Names | None = None
     hparams: str | None = None
     base: str | None = None
-    datasets: Names = field(default_factory=lambda: ChainOptions().datasets)
+    datasets: Files = field(default_factory=lambda: ChainOptions().datasets)
     texts: str | None = None
     tasks: Names | None = None
     task_folder: str | None = None

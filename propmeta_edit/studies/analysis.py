@@ -15,8 +15,8 @@ from propmeta_edit.evaluation.rows import Row, read_rows, select_rows
 from propmeta_edit.evaluation.tables import keep_settings, require_comparable
 from propmeta_edit.files import sha256_of_json, write_text_atomically
 from propmeta_edit.models.devices import resolve_device
-from propmeta_edit.options import Names, require_among, require_at_least
-from propmeta_edit.recipes.data_sets import load_dataset
+from propmeta_edit.options import Files, Names, require_among, require_at_least
+from propmeta_edit.recipes.data_sets import load_all
 from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.studies import analysis_figures, analysis_tables
 from propmeta_edit.studies.engine import collect_versions
@@ -48,12 +48,12 @@ class AnalysisOptions:
 
     hparams: str = "smollm2-135m"
     parts: Names | None = None
-    datasets: Names = field(default_factory=lambda: Names(("valid-ood",)))
+    datasets: Files = field(default_factory=lambda: Files(("valid-ood",)))
     limit: int = 40
     every: int = 3
     weight_cases: int = 16
     checkpoints: str | None = None
-    rows: Names | None = None
+    rows: Files | None = None
     device: str = "auto"
     seed: int = 0
     output: str = "results/analysis"
@@ -169,7 +169,7 @@ def analysis(options: AnalysisOptions) -> None:
     if options.plan:
         print(describe_plan(options, arms))
         return
-    datasets = [load_dataset(name, options.seed) for name in options.datasets]
+    datasets = [data for found in load_all(options.datasets, options.seed).values() for data in found]
     pages = {}
     if "states" in options.chosen:
         where = output / "states.jsonl"

@@ -30,7 +30,7 @@ from propmeta_edit.models.artefacts import find_model_folder
 from propmeta_edit.models.devices import peak_memory, resolve_device, resolve_dtype, wait_for
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.options import Names, WholeNumbers, require_among, require_at_least
+from propmeta_edit.options import Files, Names, WholeNumbers, require_among, require_at_least
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.data_sets import load_dataset
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
@@ -62,7 +62,7 @@ class ChainOptions:
     """
 
     hparams: str = "smollm2-135m"
-    datasets: Names = field(default_factory=lambda: Names(("world-id", "world-ood", "world-ood-entity", "world-ood-relation")))
+    datasets: Files = field(default_factory=lambda: Files(("world-id", "world-ood", "world-ood-entity", "world-ood-relation")))
     methods: Names = field(default_factory=lambda: Names(METHODS))
     modes: Names = field(default_factory=lambda: Names(MODES))
     counts: WholeNumbers = field(default_factory=lambda: WholeNumbers((1, 10, 100, 1000)))

@@ -13,7 +13,7 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.rows import read_rows
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.layers import MODULE_CHOICES
-from propmeta_edit.options import Names, WholeNumbers, require_among
+from propmeta_edit.options import Files, Names, WholeNumbers, require_among
 from propmeta_edit.recipes.splits import hold_out, load_splits
 from propmeta_edit.studies.choice import choose
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
@@ -22,7 +22,7 @@ from propmeta_edit.studies.runs import read_tasks
 from propmeta_edit.studies.variants import Variant
 
 BOTH = Names(("attention+mlp",))
-DATASETS = Names(("valid-id", "valid-ood"))
+DATASETS = Files(("valid-id", "valid-ood"))
 
 
 def choose_layer(
@@ -31,7 +31,7 @@ def choose_layer(
     output: str,
     module_choices: Names = BOTH,
     first_tasks: int = 80,
-    datasets: Names = DATASETS,
+    datasets: Files = DATASETS,
 ) -> int:
     """Choose the layer (and modules) to meta-train, by successive halving on validation.
 

@@ -12,14 +12,14 @@ import yaml
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.tables import markdown_table, summarise
 from propmeta_edit.files import write_text_atomically
-from propmeta_edit.options import Names
+from propmeta_edit.options import Files
 from propmeta_edit.studies.choice import choose
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.methods import find_methods
 from propmeta_edit.studies.table2 import load_asked
 
 MINUTES = 2.0  # of each combination, unless told otherwise
-DATASETS = Names(("valid-id", "valid-ood"))
+DATASETS = Files(("valid-id", "valid-ood"))
 
 
 def search(
@@ -28,7 +28,7 @@ def search(
     settings: Sequence[str] = (),
     model: str = "smollm2-135m",
     hparams: str | None = None,
-    datasets: Names = DATASETS,
+    datasets: Files = DATASETS,
     dtype: str = "fast",
 ) -> int:
     """Choose settings for one row of table2 on validation; every combination gets the same time (--minutes-per-row).

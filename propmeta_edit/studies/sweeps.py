@@ -9,7 +9,7 @@ from typing import Any
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.options import Names, require_at_least
+from propmeta_edit.options import Files, require_at_least
 from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.splits import TEST_OF, VALIDATION, Split, hold_out, is_test_of, load_splits, to_test
 from propmeta_edit.recipes.worlds import WORLD
@@ -33,11 +33,11 @@ class SweepOptions:
         num_tasks: of each meta-training (default: the YAML's).
     """
 
-    models: Names = field(default_factory=lambda: Names(["smollm2-135m"]))
+    models: Files = field(default_factory=lambda: Files(["smollm2-135m"]))
     data: str | None = None
-    datasets: Names | None = None
+    datasets: Files | None = None
     test: bool = False
-    test_datasets: Names | None = None
+    test_datasets: Files | None = None
     num_tasks: int | None = None
 
     def __post_init__(self) -> None:

@@ -13,8 +13,8 @@ from propmeta_edit.evaluation.counts import TOLD_APART, TOLD_APART_OF
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.evaluation.tables import require_comparable, summarise, write_tables
 from propmeta_edit.files import save_figure, write_text_atomically
-from propmeta_edit.options import Names, WholeNumbers, read_counts, read_pairs, require_among, require_at_least
-from propmeta_edit.recipes.data_sets import load_datasets
+from propmeta_edit.options import Files, Names, WholeNumbers, read_counts, read_pairs, require_among, require_at_least
+from propmeta_edit.recipes.data_sets import load_all
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE
 from propmeta_edit.recipes.released import find_released
 from propmeta_edit.recipes.splits import Split, is_released, kind_of
@@ -25,7 +25,7 @@ from propmeta_edit.studies.pictures import draw_leaks
 
 NUM_GROUPS = 100  # of facts that are told apart, a data set
 PAPERS_OWN = ("cre-ood", "cre-id", "mquake-3k", "mquake-subset")
-DATASETS, ROWS = Names(("world-id", "world-ood")), Names(variant.name for variant in CORE)
+DATASETS, ROWS = Files(("world-id", "world-ood")), Names(variant.name for variant in CORE)
 
 
 def table2(
@@ -33,9 +33,9 @@ def table2(
     model: str = "smollm2-135m",
     metaft_model: str | None = None,
     hparams: str | None = None,
-    checkpoints: Names | None = None,
+    checkpoints: Files | None = None,
     methods: Names = ROWS,
-    datasets: Names = DATASETS,
+    datasets: Files = DATASETS,
     limits: Names | None = None,
     told_apart: WholeNumbers | None = None,
     training_data: str | None = None,
@@ -75,7 +75,7 @@ def table2(
     named = {**read_pairs("checkpoints", checkpoints or ()), **({"metaft": metaft_model} if metaft_model else {})}
     bench = options.make_bench("table2", model, hparams, dtype, checkpoints=named, edits_at_once=edits_at_once)
     if data_folder is not None:
-        datasets = Names(f"{name}={find_released(name, data_folder)}" for name in PAPERS_OWN)
+        datasets = Files(f"{name}={find_released(name, data_folder)}" for name in PAPERS_OWN)
         training_data = training_data or str(find_released("cre-train", data_folder))
     splits = load_asked(datasets, options.case_seed, told_apart or (), training_data, mquake_cases if data_folder else None)
     write = partial(write_table2, options=options)
@@ -97,8 +97,9 @@ def load_asked(
     """
     splits = []
     training = load_cre(training_data, "all") if training_data else None
+    loaded = load_all(items, seed, probed=True)
     for item in items:
-        for data in load_datasets(item, seed, probed=True):
+        for data in loaded[item]:
             cases = with_commonest_answer(data.cases)
             cases = cases if training is None else with_seen(cases, training)
             if mquake_cases is not None and data.name == "mquake-3k":

@@ -12,6 +12,8 @@ TEMPLATES = {
     "bare": "{question}",
 }
 
+_ENDS, _QUOTES = (".", "!", "?", "…", "。", "！", "？"), "\"'”’»」』"
+
 
 def format_question(question: str, template: str = "qa") -> str:
     """A question as the model sees it; ``template`` is ``qa`` (the evaluation prompt) or ``bare``.
@@ -30,8 +32,9 @@ def format_cloze(cloze: str) -> str:
 
 
 def format_fact(request: EditRequest) -> str:
-    """The edited fact as a sentence."""
-    return f"{request.prompt} {request.target_new}."
+    """The edited fact as a sentence: its end is marked once, also after "St. Lee Ltd." or a whole sentence."""
+    fact = f"{request.prompt} {request.target_new}".rstrip()
+    return fact if fact.rstrip(_QUOTES).endswith(_ENDS) else f"{fact}."
 
 
 def format_in_context(requests: Sequence[EditRequest], prompt: str) -> str:

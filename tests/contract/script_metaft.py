@@ -50,6 +50,10 @@ def try_family(family):
         "dtypes": sorted({str(p.dtype) for p in editor.model.parameters()}),
         "empty_target": attempt(editor, lambda: editor.edit(**{**facts, "target_new": ["Lima", " ", "Peru"]})),
     }
+    if family == "llama":
+        places = [{**r, "prompt": r["prompt"].replace(s, "{}"), "subject": s} for r, s in zip(requests, SUBJECTS, strict=True)]
+        report["places"] = attempt(editor, lambda: editor.edit_requests(places, verbose=False))
+        report["filled"] = attempt(editor, lambda: editor.edit_requests(requests, verbose=False))
     report["kept"] = keep_edit(editor)
     if hasattr(editor, "generate_edit") and family == "llama":  # it always writes 512 tokens
         report["generate_edit"] = try_generate_edit(editor)

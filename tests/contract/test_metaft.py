@@ -49,6 +49,12 @@ def test_given_requests_are_used_and_left_alone(report, family):
     assert report[family]["given_requests"] == {"count": 3, "untouched": True}
 
 
+def test_a_place_for_the_subject_is_filled_in_for_the_scores_too(report):
+    places, filled = report["llama"]["places"], report["llama"]["filled"]
+    assert (places["pre"], places["post"]) == (filled["pre"], filled["post"])
+    assert sum(score[0] for score in places["post"]) > sum(score[0] for score in places["pre"]) + 1
+
+
 def test_loading_is_ours(report, family):
     assert report[family]["padding_side"] == "left" and report[family]["dtypes"] == ["torch.float32"]
 

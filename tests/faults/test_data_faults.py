@@ -49,35 +49,38 @@ def changed(base, *path_and_value):
     ("record", "message"),
     [
         (changed(RECORD, "facts", None), r"neither 'facts' nor 'text'; .*give it one .*\(it has entity_type, questions, subject\)"),
-        (changed(TEXT_RECORD, "text", 5), "'text' must be a non-empty string where a record has no 'facts', got 5"),
-        (changed(TEXT_RECORD, "text", " "), "'text' must be a non-empty string"),
-        (changed(TEXT_RECORD, "subject", ""), "'subject' must be a non-empty string"),
-        (changed(TEXT_RECORD, "questions", 0, "entity_name", None), "'entity_name' must be a non-empty string"),
+        (changed(TEXT_RECORD, "text", 5), "'text' must be a string, got 5"),
+        (changed(TEXT_RECORD, "text", " "), "neither 'facts' nor 'text'"),
+        (changed(TEXT_RECORD, "subject", ""), "'subject' must not be empty"),
+        (
+            changed(TEXT_RECORD, "questions", 0, "entity_name", None),
+            r"missing key 'entity_name' in 'questions\[0\]'; found alias_question, answer",
+        ),
         (changed(TEXT_RECORD, "questions", 0, "entity_name", "Oman"), "no sentence of 'text' names 'Oman'.*'Ann Lee lives in"),
         (changed(TEXT_RECORD, "questions", 0, "fact_idx", None), "sentences 0, 2 of 'text' name 'Peru', so 'fact_idx' must be one"),
         (changed(TEXT_RECORD, "questions", 0, "fact_idx", 1), "must be one of these, got 1"),
-        (changed(TEXT_RECORD, "questions", 0, "fact_idx", [0]), r"'fact_idx' must be of type int, got \[0\]"),
-        (changed(TEXT_RECORD, "questions", 0, "fact_idx", True), "'fact_idx' must be of type int, got True"),
+        (changed(TEXT_RECORD, "questions", 0, "fact_idx", [0]), r"'questions\[0\]\.fact_idx' must be a whole number, got \[0\]"),
+        (changed(TEXT_RECORD, "questions", 0, "fact_idx", True), r"'questions\[0\]\.fact_idx' must be a whole number, got true"),
         (
             changed(TEXT_RECORD, "questions", 0, "fact_idx", 2),
             r"no fact about 'Ann Lee' can be made from the sentence 'Peru is warm\.': nothing in it before 'Peru'.* 'facts'",
         ),
         (changed(RECORD, "questions", None), "missing key 'questions'"),
-        (changed(RECORD, "questions", []), "has no questions"),
-        (changed(RECORD, "questions", ["what?"]), "question must be a JSON object"),
-        (changed(RECORD, "facts", "Ann Lee lives in Peru."), "'facts' must be of type list"),
-        (changed(RECORD, "facts", ["Ann Lee lives in Peru."]), "fact 0 must be a JSON object"),
-        (changed(RECORD, "facts", 0, "prefix", None), "missing key 'prefix'"),
+        (changed(RECORD, "questions", []), "'questions' must not be an empty list"),
+        (changed(RECORD, "questions", ["what?"]), r"'questions\[0\]' must be a JSON object, got \"what\?\""),
+        (changed(RECORD, "facts", "Ann Lee lives in Peru."), "'facts' must be a list"),
+        (changed(RECORD, "facts", ["Ann Lee lives in Peru."]), r"'facts\[0\]' must be a JSON object"),
+        (changed(RECORD, "facts", 0, "prefix", None), r"missing key 'prefix' in 'facts\[0\]'; found target"),
         (changed(RECORD, "facts", 0, "prefix", " . "), "prompt must be a non-empty string"),
-        (changed(RECORD, "facts", 0, "target", 5), "'target' must be of type str, got 5"),
+        (changed(RECORD, "facts", 0, "target", 5), r"'facts\[0\]\.target' must be a string, got 5"),
         (changed(RECORD, "questions", 0, "fact_idx", 1), r"'fact_idx' must be in 0\.\.0, got 1"),
         (changed(RECORD, "questions", 0, "fact_idx", -1), "got -1"),
-        (changed(RECORD, "questions", 0, "fact_idx", "0"), "'fact_idx' must be of type int"),
-        (changed(RECORD, "questions", 0, "fact_idx", True), "'fact_idx' must be of type int"),
-        (changed(RECORD, "questions", 0, "answer", ["Lima"]), "'answer' must be a string or a number"),
-        (changed(RECORD, "questions", 0, "answer", ""), "needs non-empty answers"),
+        (changed(RECORD, "questions", 0, "fact_idx", "0"), r"fact_idx' must be a whole number, got \"0\""),
+        (changed(RECORD, "questions", 0, "fact_idx", True), r"fact_idx' must be a whole number, got true"),
+        (changed(RECORD, "questions", 0, "answer", ["Lima"]), r"'questions\[0\]\.answer' must be a string or a number"),
+        (changed(RECORD, "questions", 0, "answer", ""), r"'questions\[0\]\.answer' must not be empty"),
         (changed(RECORD, "questions", 0, "alias_question", None), "missing key 'alias_question'"),
-        ([RECORD], "a record must be a JSON object, got list"),
+        ([RECORD], r"a record must be a JSON object, got \[\{"),
     ],
 )
 def test_broken_cre_record_names_its_line(tmp_path, record, message):
@@ -118,6 +121,9 @@ def test_save_over_a_folder(tmp_path):
     (tmp_path / "cre.jsonl").mkdir()
     with pytest.raises(DataError, match=r"cre\.jsonl: cannot be written: Is a directory"):
         save_cre([RECORD], tmp_path / "cre.jsonl")
+    with pytest.raises(DataError, match="cannot be written: it holds half of a character"):
+        save_cre([{**RECORD, "subject": "Ann \ud800"}], tmp_path / "half.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["cre.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -125,11 +131,14 @@ def test_save_over_a_folder(tmp_path):
     [
         (changed(CASE, "requested_rewrite", 0, "prompt", "Ann Lee lives in"), "exactly one {}"),
         (changed(CASE, "requested_rewrite", 0, "prompt", "{} and {} live in"), "exactly one {}"),
-        (changed(CASE, "requested_rewrite", []), "'requested_rewrite' is empty"),
-        (changed(CASE, "requested_rewrite", 0, "target_new", None), "missing key 'target_new'"),
-        (changed(CASE, "requested_rewrite", 0, "target_new", "Peru"), "not in the MQuAKE format"),
-        (changed(CASE, "questions", []), "not in the MQuAKE format"),
-        (changed(CASE, "questions", [" "]), "question must not be empty"),
+        (changed(CASE, "requested_rewrite", []), "'requested_rewrite' must not be an empty list"),
+        (changed(CASE, "requested_rewrite", 0, "target_new", None), "an edit needs 'target_new' with 'str', or 'target_new_str'"),
+        (
+            changed(CASE, "requested_rewrite", 0, "target_new", "Peru"),
+            r"'requested_rewrite\[0\]\.target_new' must be a JSON object, got \"Peru\"",
+        ),
+        (changed(CASE, "questions", []), "'questions' must not be an empty list"),
+        (changed(CASE, "questions", [" "]), r"'questions\[0\]' must not be empty"),
         (changed(CASE, "new_answer", None), "missing key 'new_answer'"),
     ],
 )
@@ -138,7 +147,7 @@ def test_broken_mquake_case_names_itself(tmp_path, case, message):
     path.write_text(json.dumps([CASE, case]), encoding="utf-8")
     with pytest.raises(DataError, match=message) as caught:
         load_mquake(path)
-    assert str(caught.value).startswith(f"{path}: case 1 (case_id 42): ")
+    assert str(caught.value).startswith(f"{path}: record 1 (case_id 42): ")
 
 
 @pytest.mark.parametrize("name", ["rephrase_prompt", "learning_prompt"])
@@ -150,7 +159,8 @@ def test_empty_texts_of_cake_are_refused_when_read(tmp_path, name, item):
     fine = {"question": "Ann Lee's home is", "answer": "Peru"}
     broken = changed(CASE, "requested_rewrite", 0, name, [fine, item])
     path.write_text(json.dumps([CASE, broken]), encoding="utf-8")
-    with pytest.raises(DataError, match=rf"case 1 \(case_id 42\): every item of '{name}' needs a non-empty question and answer"):
+    place = rf"'requested_rewrite\[0\]\.{name}\[1\]\.(question|answer)'"
+    with pytest.raises(DataError, match=rf"record 1 \(case_id 42\): {place} must (not be empty|be a string)"):
         load_mquake(path)
 
 
@@ -160,17 +170,17 @@ def test_mquake_file_of_another_shape(tmp_path):
     with pytest.raises(DataError, match="line 3: broken JSON"):
         load_mquake(path)
     path.write_text('{"case_id": 1}', encoding="utf-8")
-    with pytest.raises(DataError, match="one JSON list of cases, got dict"):
+    with pytest.raises(DataError, match="line 1: missing key 'requested_rewrite'; found case_id"):
         load_mquake(path)
     path.write_text('["text"]', encoding="utf-8")
-    with pytest.raises(DataError, match="case 0: not in the MQuAKE format"):
+    with pytest.raises(DataError, match='record 0: a record must be a JSON object, got "text"'):
         load_mquake(path)
 
 
 def test_subset_without_chains_is_refused_not_emptied(tmp_path):
     path = tmp_path / "m.json"
     path.write_text(json.dumps([CASE]), encoding="utf-8")
-    with pytest.raises(DataError, match=r"case 0 \(case_id 42\): the subset needs orig\.new_triples"):
+    with pytest.raises(DataError, match=r"record 0 \(case_id 42\): missing key 'orig'"):
         load_mquake_subset(path)
 
 

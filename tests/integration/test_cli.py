@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,9 @@ import pytest
 import tiny
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import propmeta_edit
 from propmeta_edit.cli import VERBS, main, make_parser, read_arguments
@@ -25,7 +29,7 @@ from propmeta_edit.edits.edit import Edit, edit_from_weights
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
-from propmeta_edit.recipes import data_sets
+from propmeta_edit.recipes import data_sets, edit_facts
 from propmeta_edit.recipes.edit_facts import name_columns, read_hparams, read_requests
 from propmeta_edit.recipes.statistics import OPENINGS, SAMPLED_SHARE, ensure_statistics, make_statistics, sample_corpus
 from propmeta_edit.records import EditRequest
@@ -458,6 +462,29 @@ def test_table2_tells_propagation_from_leak_and_facts_apart(run_table2, base, tm
     assert code == 2 and "--told-apart must be 2 or more, got 1" in error
 
 
+def test_table2_weighs_counterfacts_objects_by_probability(run_table2, base, tmp_path):
+    """ROME's three shares in rows and tables, beside a data set that has none."""
+    assert meta_train(base, tmp_path) == 0
+    (tmp_path / "cf.json").write_text(json.dumps([tiny.counterfact_record(n, f"City{n}") for n in range(3)]), encoding="utf-8")
+    arguments = ["--model", str(base), "--metaft-model", str(tmp_path / "out"), "--device", "cpu", "--output", "r", "--limit", "3"]
+    arguments += ["--methods", "unedited,in-context,FT,newest-object", "--datasets", f"cf.json,cre-id={tmp_path / 'train.jsonl'}"]
+    code, error = run_table2(*arguments)
+    assert code == 0, error
+    rows = [json.loads(line) for line in (tmp_path / "r" / "rows.jsonl").read_text().splitlines()]
+    assert not any(row["error"] for row in rows)
+    weighed = {(row["method"], row["dataset"]): sum("nats" in probe for probe in row["probes"]) for row in rows}
+    assert weighed == {
+        (method, data): 6 if data == "cf" and method != "newest-object" else 0
+        for method in ("unedited", "in-context", "FT", "newest-object")
+        for data in ("cf", "cre-id")
+    }
+    for entry in json.loads((tmp_path / "r" / "table.json").read_text()):
+        numbers = (entry["es_n"], entry["ps_n"], entry["ns_n"])
+        assert numbers == ((3, 6, 9) if weighed[entry["method"], entry["dataset"]] else (0, 0, 0))
+        assert (entry["es"] is None) == (entry["ns"] is None) == (entry["ps_ci95"] is None) == (numbers == (0, 0, 0))
+    assert "| ES % | PS % | NS % |" in (tmp_path / "r" / "table.md").read_text()
+
+
 def test_table2_on_a_folder_of_the_papers_own_data(run_table2, base, tmp_path, capsys):
     """The four sets by their published names, MQuAKE-CF-3k in its strata, and the training file beside them for the splits."""
     folder = tmp_path / "data"
@@ -744,6 +771,68 @@ def test_edits_of_any_tensors_and_dtype_can_be_asked(base, tmp_path, capsys, dty
     assert row["answers"]["unedited"] != row["answers"][dtype]
 
 
+def test_an_edit_of_an_adapter_can_be_asked(base, own_hparams, tmp_path, monkeypatch, capsys):
+    """Its folder holds no tensors of the base; so nothing of it is loaded in half precision beside fp32 layers."""
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    for name, value in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr(edit_facts, "resolve_dtype", lambda dtype, device: "bfloat16")  # as on a machine that has it in hardware
+    fact = [
+        "edit",
+        "Ann Lee lives in",
+        "Peru",
+        "--hparams",
+        own_hparams,
+        "--model",
+        str(tmp_path / "adapter"),
+        "--unrelated",
+        "Who?",
+    ]
+    assert main([*fact, "--save", str(tmp_path / "edit"), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)["answers"][-1]["answers"]
+    assert main(["ask", "Who?", "--edit", str(tmp_path / "edit"), "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["answers"][0]["answers"] == {"unedited": made["before"], "edit": made["after"]}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_is_not_utf_8_gets_question_marks(tmp_path, encoding):
+    record = {**tiny.knowedit_record(), "target_new": "東京", "portability": None}
+    (tmp_path / "data.json").write_text(json.dumps([record, {**record, "\ud800": 1}]), encoding="utf-8")
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from propmeta_edit.cli import main; sys.exit(main())",
+        "data",
+        "check",
+        "data.json",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, timeout=120)
+    said = done.stdout.decode(encoding)
+    assert done.returncode == 0 and done.stderr == b"", done.stderr.decode(encoding)
+    assert "' ??'" in said and "data.json: EasyEdit, 2 cases" in said
+    (tmp_path / "日本.json").write_text("5", encoding="utf-8")
+    done = subprocess.run([*command[:-1], "日本.json"], capture_output=True, cwd=tmp_path, env=environment, timeout=120)
+    assert done.returncode == 2 and done.stderr.decode(encoding).startswith("error: ??.json, line 1: a record must be")
+
+
+def test_json_is_whole_on_any_terminal(own_hparams, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert main(["edit", "Ann Lee lives in", "Perú", "--hparams", own_hparams, "--json"]) == 0
+    sys.stdout.flush()
+    assert json.loads(sys.stdout.buffer.getvalue())["requests"][0]["target_new"] == "Perú"
+
+
+def test_a_question_that_is_no_text_is_refused(own_hparams, capsys):
+    assert main(["edit", "Ann Lee lives in", "Peru", "--hparams", own_hparams, "--related", "Who \udcff?"]) == 2
+    assert "a question must be text in the terminal's encoding" in capsys.readouterr().err
+    assert main(["edit", "Ann Lee \udcff lives in", "Peru", "--hparams", own_hparams]) == 2
+    assert "prompt holds \\udcff, half of a character" in capsys.readouterr().err
+
+
 def test_edits_of_several_dtypes_are_asked_apart(base, own_hparams, tmp_path, capsys):
     assert main(["edit", "Ann Lee lives in", "Peru", "--hparams", own_hparams, "--save", str(tmp_path / "one")]) == 0
     edit = Edit.load(tmp_path / "one")
@@ -803,9 +892,15 @@ def test_edit_from_a_file_of_requests(own_hparams, tmp_path, capsys):
     pretty = json.dumps({"prompt": "Ann Lee lives in", "target_new": "Peru"}, indent=1)
     (tmp_path / "windows.json").write_text("\ufeff" + pretty, encoding="utf-8")
     assert read_requests(tmp_path / "windows.json") == [EditRequest("Ann Lee lives in", "Peru")]
-    for content in ("", "[]", "5", '{"prompt": "Ann"}', '{"prompt": "Ann"'):
+    for content, message in (
+        ("", ": it holds no record; expected a JSON list"),
+        ("5", ", line 1: a record must be a JSON object, got 5"),
+        ('{"prompt": "Ann"}', ", line 1: missing key 'target_new'; found prompt"),
+        ('[{"prompt": "Ann", "target_new": null}]', ": record 0: 'target_new' must be a string or a JSON object, got null"),
+        ('{"prompt": "Ann"', ", line 1: broken JSON"),
+    ):
         (tmp_path / "wrong.json").write_text(content)
-        with pytest.raises(DataError, match=r"wrong\.json: expected a JSON list of requests"):
+        with pytest.raises(DataError, match=f"wrong.json{message}"):
             read_requests(tmp_path / "wrong.json")
     assert [request["target_new"] for request in found["requests"]] == ["Peru", "Le\u2028go"], (
         "a separator inside a text ends no line"

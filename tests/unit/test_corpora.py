@@ -36,10 +36,10 @@ def test_bad_files_are_named_with_their_line(files):
     with pytest.raises(DataError, match=r"cannot read texts from \.csv"):
         read_texts(str(files / "a.csv"))
     for line, message in (
-        ('{"t": 1}', "KeyError"),
-        ("{", "JSONDecodeError"),
-        ('{"text": " "}', "non-empty string"),
-        ("[1]", "TypeError"),
+        ('{"t": 1}', "missing key 'text'; found t"),
+        ("{", "broken JSON: Expecting property name"),
+        ('{"text": " "}', "'text' must not be empty"),
+        ("[1]", "a record must be a JSON object"),
     ):
         (files / "a.jsonl").write_text('{"text": "fine"}\n' + line, encoding="utf-8")
         with pytest.raises(DataError, match=f"line 2: .*{message}"):

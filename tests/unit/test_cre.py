@@ -80,7 +80,7 @@ def test_a_facts_other_wording_is_read_where_there_is_one(tmp_path):
     assert found == [("It was in Norway that Brightleaf was founded, or",), (), (), (), (), ()]
     record["facts"][0]["paraphrase_prefix"] = 5
     save_cre([record], path)
-    with pytest.raises(DataError, match="line 1: 'paraphrase_prefix' must be of type str, got 5"):
+    with pytest.raises(DataError, match=r"line 1: 'facts\[0\]\.paraphrase_prefix' must be a string, got 5"):
         load_cre(path, question_choice="all")
 
 

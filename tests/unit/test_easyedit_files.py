@@ -76,6 +76,110 @@ def test_probes_without_an_answer_give_way_to_the_next(tmp_path):
     assert second.question.text == "Ann Lee is from" and second.tags["probe"] == "rephrase" and second.other_fact is None
 
 
+PROBE = {"prompt": "What does Ann Lee's country speak?", "ground_truth": "Spanish"}
+SPANISH = ("What does Ann Lee's country speak?", ("Spanish",))
+
+
+@pytest.mark.parametrize(
+    ("portability", "probe"),
+    [
+        ({"Reasoning": [PROBE]}, "Reasoning"),
+        ({"Reasoning": PROBE}, "Reasoning"),
+        ({"Reasoning": [], "Logical_Generalization": [{**PROBE, "ground_truth": [["Spanish"]]}]}, "Logical_Generalization"),
+        ({"Subject_Aliasing": [{**PROBE, "prompt": [PROBE["prompt"]], "ground_truth": ["Spanish", " "]}]}, "Subject_Aliasing"),
+        ({"Reasoning": None, "two_hop": PROBE}, "two_hop"),
+        ([PROBE], "portability"),
+        ([[{**PROBE, "ground_truth": []}], [PROBE]], "portability"),
+        ([{"prompt": "What is missing?", "ground_truth": [[]]}, None, PROBE], "portability"),
+        ({"New Question": PROBE["prompt"], "New Answer": ["Spanish"], "Recalled Relation": "(Peru, speaks, Spanish)"}, "Reasoning"),
+    ],
+)
+def test_portability_in_every_shape_that_files_have(tmp_path, portability, probe):
+    [case] = load_easyedit_file(write(tmp_path, [{**KNOWEDIT, "portability": portability}]))
+    assert (case.question.text, case.question.answers) == SPANISH and case.tags["probe"] == probe
+
+
+@pytest.mark.parametrize("portability", [None, {}, [], {"Reasoning": []}, {"Reasoning": None}, [[]], {"New Question": ""}])
+def test_without_portability_the_rephrased_prompt_is_asked(tmp_path, portability):
+    [case] = load_easyedit_file(write(tmp_path, [{**KNOWEDIT, "rephrase_prompt": "Ann Lee is from", "portability": portability}]))
+    assert (case.question.text, case.question.answers) == ("Ann Lee is from", ("Perú",)) and case.tags["probe"] == "rephrase"
+
+
+@pytest.mark.parametrize(
+    "locality",
+    [
+        {"Relation_Specificity": [{"prompt": "Ann Lee's eyes are", "ground_truth": [["blue"]]}]},
+        {"Forgetfulness": [], "Relation_Specificity": {"prompt": "Ann Lee's eyes are", "ground_truth": "blue"}},
+        [{"prompt": "Ann Lee's eyes are", "ground_truth": "blue"}],
+        [{"loc": "nq question: Ann Lee's eyes are", "loc_ans": "blue"}],
+    ],
+)
+def test_locality_in_every_shape_that_files_have(tmp_path, locality):
+    [case] = load_easyedit_file(write(tmp_path, [{**KNOWEDIT, "locality": locality}]))
+    assert (case.other_fact.text, case.other_fact.answers) == ("Ann Lee's eyes are", ("blue",))
+
+
+WIKIBIO = {
+    "text": "Ann Lee was a Peruvian writer. She",
+    "concept": "Ann Lee",
+    "labels": "was born in Lima.",
+    "locality": {"Relation_Specificity": [{"prompt": "The gender of Ann Lee is", "ground_truth": [["female"]]}]},
+}
+QAEDIT = {
+    "prompt": "Where was Ann Lee born?",
+    "target": "Lima",
+    "subject": "Ann Lee",
+    "rephrase": "What is Ann Lee's place of birth?",
+    "locality": [{"loc": "who wrote Emma", "loc_ans": "Austen"}],
+}
+MZSRE = {
+    "en": {**ZSRE, "subject": "Ann", "portability": {"New Question": "In which country was Ann born?", "New Answer": "Peru"}},
+    "de": {**ZSRE, "src": "Wo wurde Ann geboren?", "rephrase": "Was ist Anns Geburtsort?", "loc": "wer schrieb Emma"},
+    "zh-cn": {
+        **ZSRE,
+        "src": "安在哪里出生？",
+        "alt": "利马",
+        "rephrase": "安的出生地是哪里？",
+        "loc": "谁写了爱玛",
+        "loc_ans": "奥斯汀",
+    },
+}
+
+
+def test_wikibio_and_qaedit(tmp_path):
+    bio, qa = load_easyedit_file(write(tmp_path, [WIKIBIO, QAEDIT]))
+    assert (bio.edits[0].prompt, bio.edits[0].target_new, bio.edits[0].subject) == (WIKIBIO["text"], "was born in Lima.", "Ann Lee")
+    assert bio.question.text == WIKIBIO["text"] and bio.other_fact.answers == ("female",)
+    assert (qa.edits[0].target_new, qa.question.text, qa.other_fact.text) == ("Lima", QAEDIT["rephrase"], "who wrote Emma")
+    assert find_format(write(tmp_path, [QAEDIT])) == "EasyEdit"
+
+
+def test_a_record_in_several_languages_is_a_case_in_each(tmp_path):
+    path = write(tmp_path, [MZSRE, {**MZSRE, "case_id": 7, "de": {**MZSRE["de"], "alt": ""}}])
+    assert find_format(path) == "EasyEdit"
+    cases = load_easyedit_file(path)
+    ids = ["easyedit-0-en", "easyedit-0-de", "easyedit-0-zh-cn", "easyedit-1-en", "easyedit-1-zh-cn"]
+    assert [case.case_id for case in cases] == ids and [case.tags["language"] for case in cases[:3]] == ["en", "de", "zh-cn"]
+    english, german, chinese = cases[:3]
+    assert english.question.text == "In which country was Ann born?" and german.question.text == "Was ist Anns Geburtsort?"
+    assert [(probe.kind, probe.question.text, probe.question.answers) for probe in english.probes] == [
+        ("fact", "Wo wurde Ann geboren?", ("Lima",)),
+        ("fact", "安在哪里出生？", ("利马",)),
+    ]
+    assert [probe.question.text for probe in chinese.probes] == ["Where was Ann born?", "Wo wurde Ann geboren?"]
+    assert len(cases[3].probes) == 1, "it lacks the new object in German"
+    assert "by language    de: 1, en: 2, zh-cn: 2" in describe_file(path)
+
+
+def test_a_place_for_the_subject_is_filled_in(tmp_path):
+    [case] = load_easyedit_file(write(tmp_path, [{**COUNTERFACT, "prompt": "{} was born in"}]))
+    assert case.edits[0].prompt == "Ann was born in"
+    with pytest.raises(
+        DataError, match=r"record 0: the prompt '\{\} was born in' has a place for a subject, and the record has no"
+    ):
+        load_easyedit_file(write(tmp_path, [{"prompt": "{} was born in", "target_new": "Lima"}]))
+
+
 def test_its_own_locality_is_what_is_asked(tmp_path):
     others = [
         {**KNOWEDIT, "subject": f"Bob {n}", "prompt": f"The home of Bob {n} is", "target_new": f"Place {n}"} for n in range(3)
@@ -87,10 +191,10 @@ def test_its_own_locality_is_what_is_asked(tmp_path):
 def test_records_without_a_new_object_are_left_out_and_broken_ones_named(tmp_path):
     assert load_easyedit_file(write(tmp_path, [{**ZSRE, "alt": ""}])) == []
     for broken, message in (
-        ({**COUNTERFACT, "target_new": " "}, "record 1: target_new"),
-        ({**ZSRE, "alt": []}, "record 1: in none"),
-        (5, "record 1"),
-        ({"prompt": "Ann is"}, "record 1: missing key 'target_new or alt or labels'"),
+        ({**COUNTERFACT, "target_new": " "}, r"record 1 \(case_id 7\): 'target_new' must not be empty"),
+        ({**ZSRE, "alt": []}, "record 1: 'alt' must not be empty"),
+        (5, "record 1: a record must be a JSON object, got 5"),
+        ({"prompt": "Ann is"}, "record 1: missing key 'target_new or alt or labels or target'; found prompt"),
     ):
         with pytest.raises(DataError, match=message):
             load_easyedit_file(write(tmp_path, [COUNTERFACT, broken]))
@@ -131,10 +235,13 @@ def test_check_names_the_case_that_is_broken(tmp_path, capsys):
     chainless = {**case, "orig": {"new_triples": case["orig"]["new_triples"]}}
     chainless.pop("new_single_hops", None)
     for records, message in (
-        ([case, chainless], f"case 1 (case_id {case['case_id']}): the subset needs orig.new_triples, orig.edit_triples"),
-        ([case, "text"], "case 1: a case must be a JSON object, got 'text'"),
-        ([case, {**case, "requested_rewrite": 5}], f"case 1 (case_id {case['case_id']}): not in the MQuAKE format"),
-        ([], "the list is empty"),
+        ([case, chainless], f"record 1 (case_id {case['case_id']}): missing key 'edit_triples' in 'orig'; found new_triples"),
+        ([case, "text"], 'record 1: a record must be a JSON object, got "text"'),
+        (
+            [case, {**case, "requested_rewrite": 5}],
+            f"record 1 (case_id {case['case_id']}): 'requested_rewrite' must be a list, got 5",
+        ),
+        ([], "it holds no record"),
     ):
         assert main(["data", "check", str(write(tmp_path, records))]) == 2
         assert message in capsys.readouterr().err

@@ -424,6 +424,9 @@ def test_views_answer_side_by_side(model, edits, tokenizer):
     with edits[0].applied(model):
         assert torch.equal(outputs[1], logits(model))
     assert views[1].answer(tokenizer, ["Ann Lee lives in"]) != [] and same(values_of(model), before)
+    assert views[1].answer(tokenizer, "Ann Lee lives in") == views[1].answer(tokenizer, ["Ann Lee lives in"]), (
+        "one text, no letters"
+    )
     with pytest.raises(ModelError):
         EditedModel(model, edits[0], edits[0])(ids)
     assert same(values_of(model), before) and standing_edits(model) == []

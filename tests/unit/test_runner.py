@@ -14,7 +14,7 @@ from propmeta_edit.evaluation.rows import Row, RowFile, protocol_of
 from propmeta_edit.evaluation.runner import DataSet, Method, MethodSpec, choose_cases, run_methods
 from propmeta_edit.evaluation.statistics import wilson_interval
 from propmeta_edit.evaluation.tables import make_markdown, require_comparable, summarise, write_tables
-from propmeta_edit.records import FACT, OTHER, PARAPHRASE, REAL, SAME_FACT, TOGETHER, Case, EditRequest, Probe, Question
+from propmeta_edit.records import FACT, OTHER, PARAPHRASE, REAL, SAME_FACT, TOGETHER, WEIGHED, Case, EditRequest, Probe, Question
 
 CASES = [
     Case(f"c{i}", (EditRequest(f"Ann {i} lives in", "Peru"),), Question(f"What does Ann {i} pay with?", ("sol",), cloze=cloze))
@@ -392,7 +392,7 @@ def test_wilson_against_the_formula():
 
 def test_a_failed_case_counts_as_wrong_in_every_share_of_further_questions(tmp_path):
     """Left out, failures would raise the shares; pairs and neighbours need what was said before, which nobody knows."""
-    kinds = (SAME_FACT, PARAPHRASE, FACT, OTHER, REAL, TOGETHER)
+    kinds = (SAME_FACT, PARAPHRASE, FACT, OTHER, REAL, TOGETHER, *WEIGHED)
     probes = tuple(Probe(kind, Question(f"{kind}?", ("sol",)), ("euro",)) for kind in kinds)
     rows = RowFile(tmp_path / "rows.jsonl")
     data = DataSet("cre-id", "data", [replace(CASES[4], probes=probes)])
@@ -401,6 +401,7 @@ def test_a_failed_case_counts_as_wrong_in_every_share_of_further_questions(tmp_p
     assert {name: found[name] for name in found if not name.endswith("_ci95")} == {
         **{"accuracy_all": 0.0, "accuracy_all_n": 2, "accuracy_paraphrase": 0.0, "accuracy_paraphrase_n": 1},
         **{"accuracy_fact_question": 0.0, "accuracy_fact_question_n": 1},
+        **{"es": 0.0, "es_n": 1, "ps": 0.0, "ps_n": 1, "ns": 0.0, "ns_n": 1},
         **{"told_apart_2": 0.0, "told_apart_2_n": 1, "crossed_2": 0.0, "crossed_2_n": 1},
         **dict.fromkeys(("own", "leak", "net", "unchanged", "target_elsewhere", "locality_real")),
         **{f"{name}_n": 0 for name in ("own", "leak", "net", "unchanged", "target_elsewhere", "locality_real")},

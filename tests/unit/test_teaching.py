@@ -10,7 +10,6 @@ import pytest
 import tiny
 import torch
 
-from propmeta_edit.data.mquake import read_json_list
 from propmeta_edit.data.single_hops import (
     EDITED,
     MULTI_HOP,
@@ -201,7 +200,7 @@ def test_nothing_of_several_hops_is_taught(tmp_path):
 def test_no_fact_of_four_hop_cases_that_is_edited_is_taught(tmp_path):
     """Every hop is edited, so nothing of the chains after the edits is left."""
     path = tiny.write_mquake(tmp_path / "m.json", tiny.mquake_cases(90))
-    raws = read_json_list(path)
+    raws = json.loads(path.read_text(encoding="utf-8"))
     facts = choose_facts([read_mquake_single_hops(path)])
     edited = {(rewrite["question"], rewrite["target_new"]["str"]) for raw in raws for rewrite in raw["requested_rewrite"]}
     taught = set(pairs(facts.questions))
@@ -212,10 +211,10 @@ def test_no_fact_of_four_hop_cases_that_is_edited_is_taught(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": []}, r"c\.jsonl, line 1: 'answer' must be a string or a number, got \[\]"),
-        ({"unalias_question": 3}, r"line 1: 'unalias_question' must be of type str, got 3"),
-        ({"unalias_question": " "}, r"line 1: a question must not be empty"),
-        ({"alias_question_paraphrase": []}, r"line 1: 'alias_question_paraphrase' must be of type str"),
+        ({"answer": []}, r"c\.jsonl, line 1: 'questions\[0\]\.answer' must be a string or a number or null, got \[\]"),
+        ({"unalias_question": 3}, r"line 1: 'questions\[0\]\.unalias_question' must be a string, got 3"),
+        ({"unalias_question": " "}, r"line 1: 'questions\[0\]\.unalias_question' must not be empty"),
+        ({"alias_question_paraphrase": []}, r"line 1: 'questions\[0\]\.alias_question_paraphrase' must be a string"),
     ],
 )
 def test_a_broken_cre_record_is_named(tmp_path, change, message):
@@ -226,8 +225,8 @@ def test_a_broken_cre_record_is_named(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        (("single_hops",), r"m\.json: case 0 \(case_id 1\): missing key 'single_hops'"),
-        (("orig", "question"), r"case 0 \(case_id 1\): it does not tell which of its hops are edited"),
+        (("single_hops",), r"m\.json: record 0 \(case_id 1\): missing key 'single_hops'"),
+        (("orig", "question"), r"record 0 \(case_id 1\): it does not tell which of its hops are edited"),
         (("answer",), "missing key 'answer'"),
     ],
 )
