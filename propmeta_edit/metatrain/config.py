@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from propmeta_edit.config import derive_settings
@@ -12,6 +12,7 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 PAIRINGS = ("matched", "shuffled")
 OUTER_TERMS = ("related", "in-context", "locality", "efficacy", "bystander", "known")
 SCHEDULES = ("constant", "linear")
+NEWER = ("facts_per_task", "batch_size", "inner_step", "damping")  # settings that there were not always
 ROUNDING = ("tasks_at_once", "compile")  # settings on which nothing but rounding depends
 
 
@@ -135,8 +136,13 @@ class MetaTrainConfig:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """The settings on which a run's result depends: all but where it runs, who is told, and ``ROUNDING``."""
-        return {name: value for name, value in asdict(self).items() if name not in ("device", "tracker", *ROUNDING)}
+        """The settings on which a run's result depends: all but where it runs, who is told, and ``ROUNDING``.
+
+        Those of ``NEWER`` are left out where they are the paper's, so that runs of before keep their names and can go on.
+        """
+        usual = {one.name: one.default for one in fields(self) if one.name in NEWER}
+        kept = {name: value for name, value in asdict(self).items() if name not in ("device", "tracker", *ROUNDING)}
+        return {name: value for name, value in kept.items() if name not in usual or value != usual[name]}
 
     @property
     def edit(self) -> EditSettings:

@@ -107,7 +107,8 @@ def _build_metaft(folder: Path) -> None:
 
 def _has_same_tasks(card: Mapping[str, Any], config: MetaTrainConfig) -> bool:
     """Whether a checkpoint was meta-trained as ``config`` says, wherever the file and the device were."""
-    then, now = ({**settings, "data": "", "device": "", "dtype": ""} for settings in (card["settings"], asdict(config)))
+    both = (MetaTrainConfig(**card["settings"]), config)
+    then, now = (replace(one, data="", device="auto", dtype="fast").decisive for one in both)
     return then == now and card["tasks_sha256"] == hash_of_tasks(load_tasks(config)[0])
 
 
