@@ -23,7 +23,7 @@ from tqdm import tqdm
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_json, written_whole
 from propmeta_edit.models.devices import free_memory
-from propmeta_edit.models.layers import key_module_name, key_width, resolve_layers
+from propmeta_edit.models.layers import get_architecture, key_module_name, key_width, resolve_layers
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 
 WINDOW = 100  # texts sorted by length together, so that batches are hardly padded; also where a run can be continued
@@ -103,7 +103,8 @@ def collect_second_moments(
 
 
 def _key_modules(model: LanguageModel, layers: Sequence[int] | str | None) -> list[str]:
-    return [key_module_name(model.config.model_type, layer) for layer in resolve_layers(layers, model.config.num_hidden_layers)]
+    architecture = get_architecture(model)
+    return [key_module_name(architecture, layer) for layer in resolve_layers(layers, model.config.num_hidden_layers)]
 
 
 def _make_sums(model: LanguageModel, modules: Sequence[str]) -> dict[str, torch.Tensor]:

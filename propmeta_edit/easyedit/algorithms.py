@@ -25,6 +25,7 @@ from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.models.artefacts import resolve_model_folder
 from propmeta_edit.models.layers import weights_of
 from propmeta_edit.models.loading import read_model_config
+from propmeta_edit.models.ownership import locked
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import TextEncoder, padded_on
@@ -138,13 +139,14 @@ def _call(name: str, apply: Any, model: LanguageModel, tok: Tokenizer, requests:
     before = snapshot(written)
     if name == "LoRA":
         apply = partial(_merge_lora, apply, before)
-    try:
-        with redirect_stdout(io.StringIO()), named_after(model, hparams.model_name):
-            return apply(model, tok, requests, hparams, **kwargs)
-    except BaseException:
-        remove_adapters(model)
-        apply_snapshot(written, before)
-        raise
+    with locked(model):
+        try:
+            with redirect_stdout(io.StringIO()), named_after(model, hparams.model_name):
+                return apply(model, tok, requests, hparams, **kwargs)
+        except BaseException:
+            remove_adapters(model)
+            apply_snapshot(written, before)
+            raise
 
 
 def written_weights(model: LanguageModel, hparams: Any) -> dict[str, torch.nn.Parameter]:

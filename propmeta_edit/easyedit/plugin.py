@@ -26,7 +26,7 @@ def apply_metaft_to_model(
     """Write facts into a model by the inner loop (Eq. 2), all of them with one optimiser, K passes.
 
     Args:
-        model: edited in place unless ``copy``; back at its old weights if the edit fails.
+        model: edited in place unless ``copy``, once all of the edit is there: one that fails has written nothing.
         tok: its tokenizer; its padding side is neither used nor changed.
         requests: EasyEdit requests (``prompt``, ``target_new``, ``subject`` if known); left unchanged.
         hparams: settings of the edit.
@@ -38,7 +38,7 @@ def apply_metaft_to_model(
 
     Raises:
         RequestError: an empty target, or a subject that is not in its prompt.
-        ModelError: a layer outside the model, or tensors to edit that are not fp32.
+        ModelError: a layer outside the model, tensors to edit that are not fp32, or a model that cannot be edited as it is.
     """
     edits = as_requests(requests)
     if copy:

@@ -12,9 +12,10 @@ from propmeta_edit.edits.identity import take_fingerprints
 from propmeta_edit.errors import ConfigError, record_named
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
-from propmeta_edit.finetune.single_edit import put_in_place, require_finite, write_facts
+from propmeta_edit.finetune.single_edit import compute_facts, require_finite
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.ownership import owned
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest, as_requests
 from propmeta_edit.text.encoding import TextEncoder
@@ -41,22 +42,22 @@ def compute_edit(
     """Edit by plain fine-tuning (Eq. 2) and give back what it did; several requests are learnt together, as one edit.
 
     Args:
-        model: with the tensors to edit in fp32; the same to the bit on return.
+        model: with the tensors to edit in fp32; perhaps in ``torch.compile`` or data parallelism. Nothing is written to it.
         request: an ``EditRequest``, or a mapping as EasyEdit's requests are: ``prompt``, ``target_new``, perhaps ``subject``.
         hparams: ``MetaFTHyperParams``, whose ``model_name`` the edit keeps as its base; or ``EditSettings`` alone, for a model that
             knows its name.
 
     Raises:
         RequestError: an empty target, or a subject that is not in its prompt.
-        ModelError: a layer outside the model, tensors to edit that are not fp32, or an edit that diverged.
+        ModelError: a layer outside the model, tensors to edit that are not fp32, an edit that diverged, or a model that cannot be
+            edited as it is: sharded, quantised, with adapters, not on one device.
     """
     requests = as_requests(request)
-    settings, about = _settle(model, hparams)
-    original = write_facts(model, tokenizer, requests, settings)
-    parameters = dict(model.named_parameters())
-    weights = {name: parameters[name].data for name in original}
-    put_in_place(parameters, original)
-    return Edit(tuple(requests), weights, original, take_base(model), *about, transposed=find_transposed(model, weights))
+    with owned(model) as plain:
+        settings, about = _settle(plain, hparams)
+        weights = compute_facts(plain, tokenizer, requests, settings)
+        before = {name: plain.get_parameter(name).data for name in weights}
+        return Edit(tuple(requests), weights, before, take_base(plain), *about, transposed=find_transposed(plain, weights))
 
 
 def edit_many(
@@ -93,16 +94,18 @@ def edit_many(
         raise ConfigError(f"at_once must be a whole number of edits, 1 or more, or None for as many as fit, got {at_once!r}")
     several = [[request] for request in as_requests(requests)] if requests else []
     edits: list[Edit] = []
-    settings, about = _settle(model, hparams)
-    before = {name: p.data for name, p in select_parameters(model, settings.layers, settings.modules).items()}
-    _check_each(TextEncoder(tokenizer, model.config), several)
-    base = take_base(model)
-    state: dict[str, Any] = {"transposed": find_transposed(model, before), "fingerprints": take_fingerprints(before)}
-    at_once = at_once or choose_at_once(before, free_memory(model.device))
-    for start in range(0, len(several), at_once):
-        some = several[start : start + at_once]
-        weights = _write_each(model, tokenizer, some, settings, model.device if keep_on_device else torch.device("cpu"))
-        edits += [Edit(tuple(own), values, before, base, *about, **state) for own, values in zip(some, weights, strict=True)]
+    with owned(model) as plain:
+        settings, about = _settle(plain, hparams)
+        before = {name: p.data for name, p in select_parameters(plain, settings.layers, settings.modules).items()}
+        _check_each(TextEncoder(tokenizer, plain.config), several)
+        base = take_base(plain)
+        state: dict[str, Any] = {"transposed": find_transposed(plain, before), "fingerprints": take_fingerprints(before)}
+        at_once = at_once or choose_at_once(before, free_memory(plain.device))
+        device = plain.device if keep_on_device else torch.device("cpu")
+        for start in range(0, len(several), at_once):
+            some = several[start : start + at_once]
+            weights = _write_each(plain, tokenizer, some, settings, device)
+            edits += [Edit(tuple(own), values, before, base, *about, **state) for own, values in zip(some, weights, strict=True)]
     return edits
 
 

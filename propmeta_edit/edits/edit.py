@@ -24,6 +24,8 @@ from propmeta_edit.errors import ModelError, RequestError
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.artefacts import build_whole
+from propmeta_edit.models.ownership import locked, owned
+from propmeta_edit.models.wrappers import unwrap
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.records import EditRequest, as_requests
 
@@ -89,12 +91,13 @@ class Edit:
         made on the same state and stand already get the changes added up, in the order of application.
 
         Raises:
-            ModelError: the model lacks these tensors or is another one (``pin_to`` if it shall serve all the same), or this edit
-                stands already.
+            ModelError: the model lacks these tensors or is another one (``pin_to`` if it shall serve all the same), this edit
+                stands already, or the model cannot be edited as it is (``models.ownership.owned``).
         """
-        values = self._find_values(model)
-        self._check_rest(take_base(model))
-        self._stand(model, values)
+        with owned(model) as plain:
+            values = self._find_values(plain)
+            self._check_rest(take_base(plain))
+            self._stand(plain, values)
 
     def undo(self, model: LanguageModel) -> None:
         """Take the edit out again; ``Edit`` objects applied after it stay, as if it had never been there.
@@ -106,35 +109,34 @@ class Edit:
         Raises:
             ModelError: it does not stand in this model, or edits made on top of it do.
         """
-        standing = _STANDING.get(model, [])
-        place = next((number for number, entry in enumerate(standing) if entry.edit is self), None)
-        if place is None:
-            raise ModelError("this edit does not stand in the model")
-        later = [entry.edit for entry in standing[place + 1 :]]
-        taken = standing[place:]
-        for entry in reversed(taken):
-            self._warn_if_written_to(model, entry)
-            self._put_back(model, entry)
-        del standing[place:]
-        try:
-            for edit in later:
-                edit._stand(model, edit._find_values(model))
-        except ModelError as error:
-            for entry in reversed(standing[place:]):
-                self._put_back(model, entry)
-            del standing[place:]
-            for entry in taken:
-                entry.edit._stand(model, entry.edit._find_values(model))
-            raise ModelError("an edit that was made on top of this one stands in the model; undo that one first") from error
+        with owned(model) as plain:
+            standing = _STANDING.get(plain, [])
+            place = next((number for number, entry in enumerate(standing) if entry.edit is self), None)
+            if place is None:
+                raise ModelError("this edit does not stand in the model")
+            taken = standing[place:]
+            parameters = {name: p for entry in taken for name, p in self._parameters_of(plain, entry.put).items()}
+            as_they_stand = {name: parameter.data for name, parameter in parameters.items()}
+            try:
+                for entry in reversed(taken):
+                    self._warn_if_written_to(plain, entry)
+                    self._put_back(plain, entry)
+                del standing[place:]
+                _stand_again(plain, [entry.edit for entry in taken[1:]])
+            except BaseException:
+                standing[place:] = taken
+                put_in_place(parameters, as_they_stand)
+                raise
 
     @contextmanager
     def applied(self, model: LanguageModel) -> Iterator[LanguageModel]:
-        """Inside, the model is edited; outside it is what it was."""
-        self.apply(model)
-        try:
-            yield model
-        finally:
-            self.undo(model)
+        """Inside, the model is edited, and other threads that want it (a view, say) wait; outside it is what it was."""
+        with locked(unwrap(model)):
+            self.apply(model)
+            try:
+                yield model
+            finally:
+                self.undo(model)
 
     def change(self, model: LanguageModel | None = None) -> dict[str, torch.Tensor]:
         """``W - W₀`` by name; a loaded edit needs the unedited model to know W₀.
@@ -147,8 +149,9 @@ class Edit:
         else:
             if model is None:
                 raise ModelError("a loaded edit holds the tensors after it alone; give the model it was made on")
-            self.require_made_on(model)
-            before = {name: p.data for name, p in self._parameters_of(model).items()}
+            with owned(model) as plain:
+                self.require_made_on(plain)
+                before = {name: p.data for name, p in self._parameters_of(plain).items()}
         return {name: value.to(before[name].device) - before[name] for name, value in self.weights.items()}
 
     def pin_to(self, model: LanguageModel, base_model: str | None = None) -> Edit:
@@ -162,16 +165,17 @@ class Edit:
         Raises:
             ModelError: the model lacks its tensors, or has them in another shape or dtype.
         """
-        originals = _originals(model)
-        before = {name: originals.get(name, parameter.data) for name, parameter in self._parameters_of(model).items()}
+        with owned(model) as plain:
+            originals, base = _originals(plain), take_base(plain)
+            before = {name: originals.get(name, parameter.data) for name, parameter in self._parameters_of(plain).items()}
         for name, value in before.items():
             if value.dtype != self.weights[name].dtype:
                 raise ModelError(
                     f"{name} is {value.dtype} in this model and {self.weights[name].dtype} in the edit; load the model with its "
                     "edited layers in that dtype (load_model's layers)"
                 )
-        where = getattr(getattr(model, "config", None), "_name_or_path", "") if base_model is None else base_model
-        return replace(self, before=before, base_model=where, hash_before=None, base=take_base(model), fingerprints=None)
+        where = getattr(plain.config, "_name_or_path", "") if base_model is None else base_model
+        return replace(self, before=before, base_model=where, hash_before=None, base=base, fingerprints=None)
 
     def save(self, folder: str | Path) -> None:
         """Write ``edit_model.safetensors`` and ``edit_config.json`` into a new folder, both or none.
@@ -261,9 +265,9 @@ class Edit:
 
     def _stand(self, model: LanguageModel, values: Mapping[str, torch.Tensor]) -> None:
         parameters = self._parameters_of(model)
-        replaced = {name: parameter.data for name, parameter in parameters.items()}
-        put_in_place(parameters, values)
-        _STANDING.setdefault(model, []).append(_Applied(self, replaced, take_fingerprints(values)))
+        fingerprints, standing = take_fingerprints(values), _STANDING.setdefault(model, [])
+        replaced = put_in_place(parameters, values)
+        standing.append(_Applied(self, replaced, fingerprints))
 
     def _warn_if_written_to(self, model: LanguageModel, entry: _Applied) -> None:
         """Say so before numbers are lost that no ``Edit`` holds."""
@@ -291,9 +295,10 @@ class Edit:
         Raises:
             ModelError: another model; it lacks the edit's tensors, or has them in other shapes.
         """
-        if not self._is_base({name: p.data for name, p in self._parameters_of(model).items()}):
-            raise self._foreign()
-        self._check_rest(take_base(model) if base is None else base)
+        with owned(model) as plain:
+            if not self._is_base({name: p.data for name, p in self._parameters_of(plain).items()}):
+                raise self._foreign()
+            self._check_rest(take_base(plain) if base is None else base)
 
     def _check_rest(self, found: Mapping[str, str]) -> None:
         """Compare all that the edit does not move."""
@@ -335,6 +340,19 @@ class Edit:
         return self._fits_fingerprints(values) if self.before is not None else hash_once(values) == self.base_sha256
 
 
+def _stand_again(model: LanguageModel, edits: Sequence[Edit]) -> None:
+    """Let edits stand without one that stood below them.
+
+    Raises:
+        ModelError: one of them was made on top of that one; some may stand then.
+    """
+    try:
+        for edit in edits:
+            edit._stand(model, edit._find_values(model))
+    except ModelError as error:
+        raise ModelError("an edit that was made on top of this one stands in the model; undo that one first") from error
+
+
 def _originals(model: LanguageModel) -> dict[str, torch.Tensor]:
     """The tensors that the model would have without the edits that stand in it, of those that they move."""
     found: dict[str, torch.Tensor] = {}
@@ -358,7 +376,7 @@ def find_transposed(model: LanguageModel, names: Iterable[str]) -> tuple[str, ..
 
 def standing_edits(model: LanguageModel) -> list[Edit]:
     """The edits that stand in a model, in the order of application."""
-    return [entry.edit for entry in _STANDING.get(model, [])]
+    return [entry.edit for entry in _STANDING.get(unwrap(model), [])]
 
 
 def edit_from_weights(
@@ -382,23 +400,25 @@ def edit_from_weights(
         ModelError: a tensor that the model does not have, or no tensor that differs from ``original``.
     """
     written = tuple(as_requests(requests))
-    parameters = dict(model.named_parameters())
-    unknown = sorted(set(original) - set(parameters))
-    if unknown:
-        raise ModelError(f"{unknown[0]} is no parameter of this model")
-    before = {name: value.detach().to(parameters[name].data) for name, value in original.items()}
-    moved = [name for name in original if not torch.equal(parameters[name].data, before[name])]
-    if not moved:
-        raise ModelError(
-            f"there is no edit in this model: none of the {len(original)} tensors given differs from what it has now. EasyEdit's "
-            "editors put the weights back after each request: call edit(..., sequential_edit=True) with one request, which stays"
-        )
-    weights = {name: parameters[name].detach().clone() for name in moved}
-    # Such methods write into the model's own storage, which other edits may hold; it gets its old numbers back there.
-    apply_snapshot(parameters, {name: before[name] for name in moved})
-    now = {name: parameters[name].data for name in moved}
-    transposed = find_transposed(model, moved)
-    return Edit(written, weights, now, take_base(model), base_model, method, settings or {}, transposed=transposed)
+    with owned(model) as plain:
+        parameters = dict(plain.named_parameters())
+        unknown = sorted(set(original) - set(parameters))
+        if unknown:
+            raise ModelError(f"{unknown[0]} is no parameter of this model")
+        before = {name: value.detach().to(parameters[name].data) for name, value in original.items()}
+        moved = [name for name in original if not torch.equal(parameters[name].data, before[name])]
+        if not moved:
+            raise ModelError(
+                f"there is no edit in this model: none of the {len(original)} tensors given differs from what it has now. "
+                "EasyEdit's editors put the weights back after each request: call edit(..., sequential_edit=True) with one "
+                "request, which stays"
+            )
+        weights = {name: parameters[name].detach().clone() for name in moved}
+        # Such methods write into the model's own storage, which other edits may hold; it gets its old numbers back there.
+        apply_snapshot(parameters, {name: before[name] for name in moved})
+        now = {name: parameters[name].data for name in moved}
+        transposed = find_transposed(plain, moved)
+        return Edit(written, weights, now, take_base(plain), base_model, method, settings or {}, transposed=transposed)
 
 
 def merge_edits(model: LanguageModel, edits: Sequence[Edit]) -> Edit:
@@ -415,24 +435,26 @@ def merge_edits(model: LanguageModel, edits: Sequence[Edit]) -> Edit:
     """
     if not edits:
         raise ModelError("there is nothing to merge; give one edit or more")
-    parameters = dict(model.named_parameters())
-    everything = {name: parameter.data for name, parameter in parameters.items()}
-    with ExitStack() as standing:
+    with owned(model) as plain, ExitStack() as standing:
+        parameters = dict(plain.named_parameters())
+        everything = {name: parameter.data for name, parameter in parameters.items()}
         for edit in edits:
-            standing.enter_context(edit.applied(model))
+            standing.enter_context(edit.applied(plain))
         weights = {name: parameters[name].data for edit in edits for name in edit.weights}
-    before = {name: everything[name] for name in weights}
+        standing.close()
+        before = {name: everything[name] for name in weights}
+        base, transposed = take_base(plain), find_transposed(plain, weights)
     settings = [dict(edit.settings) for edit in edits]
     methods = list(dict.fromkeys(edit.method for edit in edits))
     return Edit(
         tuple(request for edit in edits for request in edit.requests),
         weights,
         before,
-        take_base(model),
+        base,
         edits[0].base_model,
         "+".join(methods),
         settings[0] if all(own == settings[0] for own in settings) else {"merged": settings},
-        transposed=find_transposed(model, weights),
+        transposed=transposed,
     )
 
 

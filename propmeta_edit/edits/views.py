@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,8 @@ from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
+from propmeta_edit.models.ownership import locked, owned
+from propmeta_edit.models.wrappers import unwrap
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 
 _BATCH_SIZE = 64
@@ -21,6 +24,8 @@ _BATCH_SIZE = 64
 
 class EditedModel:
     """A model with some edits, sharing every tensor that they do not touch. Whatever is called on it runs with the edits standing.
+
+    Views of one model may be called from several threads; they take turns.
 
     Args:
         model: the model; it stands without them between calls.
@@ -40,18 +45,14 @@ class EditedModel:
     def answer(self, tokenizer: Tokenizer, prompts: str | Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
         """The greedy text after each prompt; a single text is one prompt, and the list has one answer then."""
         texts = [prompts] if isinstance(prompts, str) else prompts
-        return self._call(generate_greedily, self._model, tokenizer, texts, max_new_tokens)  # type: ignore[no-any-return]
+        return self._call(generate_greedily, unwrap(self._model), tokenizer, texts, max_new_tokens)  # type: ignore[no-any-return]
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        standing: list[Edit] = []
-        try:
+        plain = unwrap(self._model)
+        with locked(plain), ExitStack() as standing:
             for edit in self._edits:
-                edit.apply(self._model)
-                standing.append(edit)
+                standing.enter_context(edit.applied(plain))
             return function(*args, **kwargs)
-        finally:
-            for edit in reversed(standing):
-                edit.undo(self._model)
 
 
 def generate_with_edits(
@@ -81,15 +82,16 @@ def generate_with_edits(
     groups: dict[int, list[int]] = {}
     for row, edit in enumerate(edits):
         groups.setdefault(id(edit), []).append(row)
-    stacked = _find_stacked(model, [edits[rows[0]] for rows in groups.values()])
-    most_edits = batch_size or choose_at_once(stacked, free_memory(model.device), copies=2) if stacked else len(groups)
     found: dict[int, str] = {}
-    for pieces in _split(list(groups.values()), batch_size or _BATCH_SIZE, most_edits):
-        own = [edits[rows[0]] for rows in pieces]
-        height = len(pieces[0])  # equally many rows an edit, as stacked weights need them
-        order = [row for rows in pieces for row in (rows + [rows[0]] * height)[:height]]
-        texts = _answer_batch(model, tokenizer, [prompts[row] for row in order], own, max_new_tokens)
-        found |= dict(zip(order, texts, strict=True))
+    with owned(model) as plain:
+        stacked = _find_stacked(plain, [edits[rows[0]] for rows in groups.values()])
+        most_edits = batch_size or choose_at_once(stacked, free_memory(plain.device), copies=2) if stacked else len(groups)
+        for pieces in _split(list(groups.values()), batch_size or _BATCH_SIZE, most_edits):
+            own = [edits[rows[0]] for rows in pieces]
+            height = len(pieces[0])  # equally many rows an edit, as stacked weights need them
+            order = [row for rows in pieces for row in (rows + [rows[0]] * height)[:height]]
+            texts = _answer_batch(plain, tokenizer, [prompts[row] for row in order], own, max_new_tokens)
+            found |= dict(zip(order, texts, strict=True))
     return [found[row] for row in range(len(prompts))]
 
 

@@ -14,6 +14,7 @@ from propmeta_edit.finetune.single_edit import require_full_precision
 from propmeta_edit.finetune.stacking import StackedWeights, stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.ownership import locked
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import EncodedBatch, TextEncoder, encode_requests
@@ -62,9 +63,10 @@ def many_edits(
     Raises:
         ModelError: a layer outside the model, or tensors to edit that are not fp32 or wider.
     """
-    parameters = select_parameters(model, settings.layers, settings.modules)
-    require_full_precision(parameters)
-    encoder = TextEncoder(tokenizer, model.config)
-    target = [batch.to(model.device) for batch in encode_requests(encoder, edits, settings.batch_size)]
-    with adapted_copies(model, parameters, target, settings, len(edits)) as (adapted, _):
-        yield adapted
+    with locked(model):
+        parameters = select_parameters(model, settings.layers, settings.modules)
+        require_full_precision(parameters)
+        encoder = TextEncoder(tokenizer, model.config)
+        target = [batch.to(model.device) for batch in encode_requests(encoder, edits, settings.batch_size)]
+        with adapted_copies(model, parameters, target, settings, len(edits)) as (adapted, _):
+            yield adapted

@@ -10,20 +10,23 @@ from torch import nn
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
-from propmeta_edit.finetune.weights import only_trainable
+from propmeta_edit.finetune.weights import copies_in_place, only_trainable
 from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.models.ownership import owned
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import TextEncoder, encode_requests
 
 
-def write_facts(
+def compute_facts(
     model: LanguageModel, tokenizer: Tokenizer, requests: Sequence[EditRequest], settings: EditSettings
 ) -> dict[str, torch.Tensor]:
-    """Write facts into the model by the inner loop (Eq. 2): all of them with one optimiser, K passes.
+    """What the edited parameters are after the inner loop (Eq. 2) on some facts: all of them with one optimiser, K passes.
 
-    Returns:
-        The tensors that stood in the edited parameters before; they were put aside, not copied. A failed edit puts them back.
+    The model's own parameters are not written to: copies stand in their places meanwhile.
+
+    Args:
+        model: without wrappers (``models.ownership.owned``).
 
     Raises:
         RequestError: a fact without a token before its object, or longer than the model has positions.
@@ -33,22 +36,47 @@ def write_facts(
     require_full_precision(parameters)
     encoder = TextEncoder(tokenizer, model.config)
     target = [batch.to(model.device) for batch in encode_requests(encoder, [requests], settings.batch_size)]
-    original = {name: parameter.data for name, parameter in parameters.items()}
-    put_in_place(parameters, {name: value.clone() for name, value in original.items()})
+    with copies_in_place(model, parameters) as copies:
+        with only_trainable(model, copies):
+            apply_inner_loop(model, copies, target, settings)
+        require_finite(copies, settings)
+    return {name: copy.data for name, copy in copies.items()}
+
+
+def write_facts(
+    model: LanguageModel, tokenizer: Tokenizer, requests: Sequence[EditRequest], settings: EditSettings
+) -> dict[str, torch.Tensor]:
+    """Write what ``compute_facts`` gives into the model, which was left alone until it is all there.
+
+    Args:
+        model: perhaps in wrappers that can be taken off.
+
+    Returns:
+        The tensors that stood in the edited parameters before; they were put aside, not copied.
+
+    Raises:
+        RequestError, ModelError: as ``compute_facts``, or a model that cannot be edited as it is (``models.ownership.owned``).
+    """
+    with owned(model) as plain:
+        edited = compute_facts(plain, tokenizer, requests, settings)
+        return put_in_place({name: plain.get_parameter(name) for name in edited}, edited)
+
+
+def put_in_place(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Let parameters hold other tensors, without copying a number: all of them, or none if one does not fit.
+
+    Returns:
+        What they held before.
+    """
+    before = {name: parameters[name].data for name in values}
     try:
-        with only_trainable(model, parameters):
-            apply_inner_loop(model, parameters, target, settings)
-        require_finite(parameters, settings)
+        for name, value in values.items():
+            parameters[name].data = value
     except BaseException:
-        put_in_place(parameters, original)
+        for name, value in before.items():
+            parameters[name].data = value
         raise
-    return original
-
-
-def put_in_place(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
-    """Let parameters hold other tensors, without copying a number."""
-    for name, value in values.items():
-        parameters[name].data = value
+    return before
 
 
 def require_finite(parameters: Mapping[str, torch.Tensor], settings: EditSettings) -> None:

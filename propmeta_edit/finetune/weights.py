@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from propmeta_edit.models.ownership import locked
+from propmeta_edit.models.states import plain_torch
 from propmeta_edit.protocols import LanguageModel
 
 
@@ -34,19 +36,46 @@ def restored_on_exit(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[st
 
 
 @contextmanager
-def only_trainable(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Gradients on for ``parameters`` alone and dropout off; on exit flags and every module's mode are as before."""
-    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    model.requires_grad_(False)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
+def copies_in_place(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, nn.Parameter]]:
+    """Inside, copies of some parameters stand in the model in their places; outside it has its own, which nothing has touched.
+
+    So whatever goes wrong inside, there is nothing to write back; and gradients, hooks and flags of its own are left alone.
+
+    Yields:
+        The copies, by name.
+    """
+    copies = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in parameters.items()}
     try:
-        with torch.enable_grad():
-            yield
+        _set_parameters(model, copies)
+        yield copies
     finally:
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-        for module, mode in modes.items():
-            module.training = mode
+        _set_parameters(model, parameters)
+
+
+def _set_parameters(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        module, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(module), leaf, parameter)
+
+
+@contextmanager
+def only_trainable(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Gradients on for ``parameters`` alone, dropout off, and torch in its own state (``plain_torch``), for this thread alone.
+
+    On exit flags and every module's mode are as before.
+    """
+    with locked(model), plain_torch(model):
+        flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        modes = {module: module.training for module in model.modules()}
+        try:
+            model.eval()
+            model.requires_grad_(False)
+            for parameter in parameters.values():
+                parameter.requires_grad_(True)
+            with torch.enable_grad():
+                yield
+        finally:
+            for parameter, flag in flags.items():
+                parameter.requires_grad_(flag)
+            for module, mode in modes.items():
+                module.training = mode

@@ -26,6 +26,7 @@ def compute_hidden_states(model: LanguageModel, batch: EncodedBatch) -> torch.Te
         position_ids=torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)[None],
         past_key_values=_NoCache(),
         use_cache=False,
+        return_dict=True,
     ).last_hidden_state
     return hidden
 

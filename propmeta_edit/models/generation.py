@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from propmeta_edit.models.forwards import compute_logits
 from propmeta_edit.models.packed import packed_products
+from propmeta_edit.models.states import evaluating, plain_torch
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.text.encoding import TextEncoder
 from propmeta_edit.text.sentences import find_sentence_end
@@ -70,7 +71,7 @@ def continue_greedily(
             room = encoder.room_after(row.prompt)
             row.limit = max(max_new_tokens, NATURAL_LIMIT if room is None else min(NATURAL_LIMIT, room))
             row.is_natural = True
-    with torch.no_grad(), packed_products(model, ()):
+    with plain_torch(model), evaluating(model), torch.no_grad(), packed_products(model, ()):
         for start in range(0, len(rows), batch_size):
             for row, token in _decode(model, rows[start : start + batch_size]):
                 row.take(token, ends, tokenizer)
@@ -140,6 +141,7 @@ def _decode(model: LanguageModel, rows: Sequence[_Row]) -> Iterator[tuple[_Row, 
             position_ids=positions.clamp(min=0),
             past_key_values=slots,
             use_cache=True,
+            return_dict=True,
         ).last_hidden_state
         slots.length = after
         ids = compute_logits(model, states[:, -1]).float().argmax(dim=-1, keepdim=True)

@@ -5,47 +5,58 @@ Layers are 0-based, as EasyEdit's ``layers`` are: layer 9 is ``model.layers.9``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.errors import ModelError
+from propmeta_edit.models.layout import Architecture, find_layout, is_projection
 from propmeta_edit.protocols import LanguageModel
 
 MODULE_CHOICES = ("attention", "mlp", "attention+mlp")
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Where a family keeps its blocks and final norm, and, inside a block, its attention, MLP and that one's second projection."""
-
-    blocks: str
-    attention: str
-    mlp: str
-    mlp_output: str
-    final_norm: str
-
-
-_LLAMA_LIKE = Architecture(blocks="model.layers", attention="self_attn", mlp="mlp", mlp_output="down_proj", final_norm="model.norm")
-ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(blocks="transformer.h", attention="attn", mlp="mlp", mlp_output="c_proj", final_norm="transformer.ln_f"),
+_LLAMA_LIKE = Architecture("model.layers", ("self_attn",), ("mlp",), "mlp.down_proj", "model.norm")
+ARCHITECTURES: dict[str, Architecture] = {  # those that the shortcuts were written for: their numbers need no trial
+    "gpt2": Architecture("transformer.h", ("attn",), ("mlp",), "mlp.c_proj", "transformer.ln_f"),
     **dict.fromkeys(("llama", "qwen2", "qwen3", "mistral", "gemma3_text"), _LLAMA_LIKE),
 }
+_FOUND: WeakKeyDictionary[Any, Architecture] = WeakKeyDictionary()
 
 
-def get_architecture(model_type: str) -> Architecture:
-    """The layout of a ``config.model_type``.
+def get_architecture(model: LanguageModel) -> Architecture:
+    """The layout of a model, found from its modules (``models.layout``), or else known by its ``config.model_type``.
 
     Raises:
-        ModelError: an architecture this package has no layout for.
+        ModelError: neither.
     """
-    if model_type not in ARCHITECTURES:
-        raise ModelError(f"architecture {model_type!r} is not supported; supported are {', '.join(sorted(ARCHITECTURES))}")
-    return ARCHITECTURES[model_type]
+    if model not in _FOUND:
+        kind = model.config.model_type
+        found = find_layout(model) or ARCHITECTURES.get(kind)
+        if found is None:
+            raise ModelError(
+                f"architecture {kind!r} is not supported; supported are decoders with a list of blocks, each of an attention and "
+                f"an MLP that are made of linear layers, such as {', '.join(sorted(ARCHITECTURES))}"
+            )
+        _FOUND[model] = found
+    return _FOUND[model]
+
+
+def architecture_from_config(config: Any) -> Architecture:
+    """The same for a model of which there is the configuration alone; no weights are made.
+
+    Raises:
+        ModelError: as ``get_architecture``.
+    """
+    if config.model_type in ARCHITECTURES:
+        return ARCHITECTURES[config.model_type]
+    with torch.device("meta"):
+        return get_architecture(AutoModelForCausalLM.from_config(config))
 
 
 def default_layer(num_layers: int) -> int:
@@ -82,28 +93,81 @@ def select_parameters(
         Parameters by their name in ``model.named_parameters()``, in the model's own order.
 
     Raises:
-        ModelError: unsupported architecture, layer outside the model, or unknown module choice.
+        ModelError: unsupported architecture, layer outside the model, unknown module choice, or projections that are not linear
+            layers with a weight of their own.
     """
     if modules not in MODULE_CHOICES:
         raise ModelError(f"modules must be one of {', '.join(MODULE_CHOICES)}, got {modules!r}")
-    architecture = get_architecture(model.config.model_type)
-    blocks = model.get_submodule(architecture.blocks)
+    architecture = get_architecture(model)
     chosen: dict[str, nn.Parameter] = {}
-    for layer in resolve_layers(layers, len(list(blocks.children()))):
-        for part, child in (("attention", architecture.attention), ("mlp", architecture.mlp)):
+    for layer in resolve_layers(layers, len(get_block_list(model))):
+        for part, children in (("attention", architecture.attention), ("mlp", architecture.mlp)):
             if part not in modules.split("+"):
                 continue
-            module_name = f"{architecture.blocks}.{layer}.{child}"
-            for name, projection in model.get_submodule(module_name).named_modules():
-                if isinstance(projection, nn.Linear | Conv1D):
-                    for leaf, parameter in projection.named_parameters(recurse=False):
-                        chosen[f"{module_name}.{name}.{leaf}"] = parameter
+            found = {
+                f"{path}.{leaf}": parameter
+                for child in children
+                for path, projection in _projections_in(model, f"{architecture.blocks}.{layer}.{child}")
+                for leaf, parameter in _parameters_of(path, projection).items()
+            }
+            if not found:
+                raise ModelError(_nothing_to_edit(model, layer, part))
+            chosen |= found
+    _require_unshared(model, chosen)
     return chosen
+
+
+def _projections_in(model: LanguageModel, path: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.get_submodule(path).named_modules(prefix=path):
+        if is_projection(module):
+            yield name, module
+
+
+def _parameters_of(path: str, projection: nn.Module) -> dict[str, nn.Parameter]:
+    """Weight and bias of a projection that computes with nothing else.
+
+    Raises:
+        ModelError: its class computes in a way of its own, or its weight is made of other tensors.
+    """
+    own = next(kind for kind in type(projection).__mro__ if "forward" in vars(kind))
+    found = dict(projection.named_parameters(recurse=False))
+    if hasattr(projection, "parametrizations") or not {"weight"} <= found.keys() <= {"weight", "bias"}:
+        made_of = ", ".join(name for name, _ in projection.named_parameters())
+        raise ModelError(
+            f"the weight of {path} is parametrized: it is made anew from {made_of} in every call; make it a parameter of its own "
+            "first (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, prune.remove)"
+        )
+    if own not in (nn.Linear, Conv1D, CastingLinear, CastingConv1D) and not own.__module__.startswith("transformers.models."):
+        raise ModelError(
+            f"{path} is a {own.__module__}.{own.__name__}, which may compute something else than a linear layer does; edit the "
+            "model before its layers are replaced"
+        )
+    return found
+
+
+def _nothing_to_edit(model: LanguageModel, layer: int, part: str) -> str:
+    if part == "mlp" and not get_architecture(model).mlp:
+        return f"the MLPs of {model.config.model_type!r} are mixtures of experts, which cannot be edited; set modules to attention"
+    return f"there are no linear layers in the {part} of layer {layer}: they were replaced (quantised?); load the model as it was"
+
+
+def _require_unshared(model: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+    places: dict[int, list[str]] = {id(parameter): [] for parameter in parameters.values()}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in places:
+                places[id(parameter)].append(f"{path}.{leaf}")
+    for names in places.values():
+        if len(names) > 1:
+            raise ModelError(
+                f"{names[0]} is shared: it is {names[1]} as well, and an edit of one layer would be one of both; give each a "
+                "tensor of its own (copy.deepcopy of the module)"
+            )
 
 
 def get_block_list(model: LanguageModel) -> nn.ModuleList:
     """The list that the model itself goes through, the lowest layer first."""
-    blocks: Any = model.get_submodule(get_architecture(model.config.model_type).blocks)
+    blocks: Any = model.get_submodule(get_architecture(model).blocks)
     found: nn.ModuleList = blocks
     return found
 
@@ -115,14 +179,14 @@ def get_blocks(model: LanguageModel) -> list[nn.Module]:
 
 def layers_of(model: LanguageModel, parameter_names: Iterable[str]) -> set[int]:
     """The numbers of the layers that hold these parameters."""
-    path = get_architecture(model.config.model_type).blocks + "."
+    path = get_architecture(model).blocks + "."
     return {int(name.removeprefix(path).split(".")[0]) for name in parameter_names}
 
 
 def get_final_norm(model: LanguageModel) -> nn.Module:
-    """The norm after the last layer."""
-    norm: nn.Module = model.get_submodule(get_architecture(model.config.model_type).final_norm)
-    return norm
+    """The norm after the last layer; a module that does nothing where there is none."""
+    path = get_architecture(model).final_norm
+    return model.get_submodule(path) if path else nn.Identity()
 
 
 def weights_of(model: LanguageModel, leaves: Collection[str]) -> dict[str, nn.Parameter]:
@@ -130,10 +194,15 @@ def weights_of(model: LanguageModel, leaves: Collection[str]) -> dict[str, nn.Pa
     return {f"{name}.weight": m.weight for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in leaves}  # type: ignore[misc]
 
 
-def key_module_name(model_type: str, layer: int) -> str:
-    """The second projection of a layer's MLP, whose inputs are the keys of ROME, MEMIT and AlphaEdit."""
-    architecture = get_architecture(model_type)
-    return f"{architecture.blocks}.{layer}.{architecture.mlp}.{architecture.mlp_output}"
+def key_module_name(architecture: Architecture, layer: int) -> str:
+    """The second projection of a layer's MLP, whose inputs are the keys of ROME, MEMIT and AlphaEdit.
+
+    Raises:
+        ModelError: a mixture of experts has none.
+    """
+    if not architecture.mlp_output:
+        raise ModelError("the MLPs of this model are mixtures of experts, whose keys cannot be taken")
+    return f"{architecture.blocks}.{layer}.{architecture.mlp_output}"
 
 
 def key_width(projection: Any) -> int:

@@ -127,7 +127,7 @@ def prepare_tokenizer(tokenizer: Tokenizer, config: ModelConfig | None = None) -
 
 
 def _check_weights_fit(name: str, model: LanguageModel, report: dict[str, Any]) -> None:
-    get_architecture(model.config.model_type)
+    get_architecture(model)
     kinds = ("missing_keys", "mismatched_keys", "unexpected_keys")
     is_tied = getattr(model.config, "tie_word_embeddings", False)
     found = {kind: {str(key) for key in report.get(kind) or ()} - ({HEAD} if is_tied else set()) for kind in kinds}

@@ -27,7 +27,7 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.files import sha256_of_file, sha256_of_json, write_json_atomically, written_whole
 from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
-from propmeta_edit.models.layers import key_module_name, resolve_layers
+from propmeta_edit.models.layers import architecture_from_config, key_module_name, resolve_layers
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world, single_hop_questions
@@ -150,7 +150,8 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
     folder = cache_home() / "statistics" / recipe if is_ours else Path(settings["stats_dir"])
     config = AutoConfig.from_pretrained(base)
     layers = resolve_layers(settings["layers"], config.num_hidden_layers)
-    modules = [key_module_name(config.model_type, layer) for layer in layers]
+    architecture = architecture_from_config(config)
+    modules = [key_module_name(architecture, layer) for layer in layers]
     named = model_folder_name(model_name)
     dataset, num_texts = settings["mom2_dataset"], settings["mom2_n_samples"]
     files = [statistics_file(folder, named, dataset, module, num_texts) for module in modules]

@@ -120,9 +120,9 @@ def test_its_layers_and_modules_are_in_the_model_it_is_for(path):
     model = tiny.make_model(family, num_layers=depth)
     chosen = select_parameters(model, values.get("layers"), values.get("modules", "attention+mlp"))
     layers = resolve_layers(values.get("layers"), depth)
-    architecture = get_architecture(model.config.model_type)
+    architecture = get_architecture(model)
     for layer in layers:
-        for part in (architecture.attention, architecture.mlp):
+        for part in (*architecture.attention, *architecture.mlp):
             assert any(key.startswith(f"{architecture.blocks}.{layer}.{part}.") for key in chosen), (layer, part)
     assert len(chosen) == len(layers) * {"llama": 7, "qwen2": 10, "gpt2": 8, "gemma3_text": 7}[family]
 

@@ -18,7 +18,7 @@ from propmeta_edit.baselines.second_moments import (
 from propmeta_edit.easyedit.hparams import edit_settings_of
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.models.layers import key_module_name
+from propmeta_edit.models.layers import get_architecture, key_module_name
 from propmeta_edit.models.loading import load_model, read_checkpoint_card
 from propmeta_edit.recipes import statistics
 from propmeta_edit.recipes.meta_training import train_to_folder
@@ -35,7 +35,7 @@ def test_all_layers_in_one_pass_are_the_obvious_sums(family, tokenizer):
     with torch.no_grad():
         for text in TEXTS:
             model(**tokenizer(text, return_tensors="pt"))
-    assert list(moments.sums) == [key_module_name(model.config.model_type, layer) for layer in (0, 2)]
+    assert list(moments.sums) == [key_module_name(get_architecture(model), layer) for layer in (0, 2)]
     for name, seen in keys.items():
         flat = torch.cat(seen)
         assert moments.num_tokens == len(flat) and moments.num_texts == len(TEXTS)

@@ -1,0 +1,46 @@
+"""States of torch and of a model that change numbers, put to what they are by default for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from propmeta_edit.protocols import LanguageModel
+
+
+@contextmanager
+def plain_torch(model: LanguageModel) -> Iterator[None]:
+    """Inside, torch computes with a model as it does by itself, whatever the caller has switched on; outside it is as it was.
+
+    That is without autocast, inference mode, anomaly detection and another default device, and without compiled modules. Nothing is
+    done about what is not switched on.
+    """
+    device = model.device.type
+    with ExitStack() as states:
+        if torch.is_inference_mode_enabled():
+            states.enter_context(torch.inference_mode(False))
+        if torch.is_autocast_enabled(device):
+            states.enter_context(torch.autocast(device, enabled=False))
+        if torch.is_anomaly_enabled():
+            states.enter_context(torch.autograd.set_detect_anomaly(False))
+        if torch.get_default_device().type != "cpu":
+            states.enter_context(torch.device("cpu"))
+        if any(module._compiled_call_impl is not None for module in model.modules()):
+            # A compiled module does not look for hooks, nor for a block that stands in for another one.
+            states.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextmanager
+def evaluating(model: LanguageModel) -> Iterator[None]:
+    """Inside, no dropout; outside each module has the mode that it had."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
