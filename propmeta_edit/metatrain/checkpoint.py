@@ -38,8 +38,11 @@ def save_checkpoint(folder: Path, model: LanguageModel, tokenizer: Tokenizer, ca
 
     Args:
         card: at least ``base_model``, ``trained_tensors`` and ``settings``.
+
+    Raises:
+        ModelError: they cannot be written, or the trained tensors in the files are not the model's.
     """
-    save_model(model, tokenizer, folder)
+    save_model(model, tokenizer, folder, card["trained_tensors"])
     full_card = {**card, "model_sha256": model_sha256(folder)}
     (folder / CHECKPOINT_CARD).write_text(json.dumps(full_card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / PROGRESS).write_text(progress.to_json() + "\n", encoding="utf-8")

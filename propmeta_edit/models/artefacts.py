@@ -36,6 +36,8 @@ class Builder:
     build: Callable[[Path], None]
 
 
+ADAPTER_CONFIG = "adapter_config.json"
+QUANTISATION_CONFIGS = ("quantize_config.json", "quant_config.json")  # of GPTQ and AWQ from before config.json had a place for them
 BUNDLED: dict[str, Builder] = {}  # by name; those that make them put them here
 
 
@@ -116,21 +118,54 @@ def resolve_model_folder(name_or_path: str) -> str:
     (not with ``HF_HUB_OFFLINE=1``).
 
     Raises:
-        ModelError: none of these.
+        ModelError: none of these, or no whole model in plain numbers (an adapter, quantised weights).
     """
     if not name_or_path:
         raise ModelError("no model given: name a folder, a hub id 'owner/name', or one of " + ", ".join(BUNDLED))
     if name_or_path in BUNDLED:
         return str(ensure_artefact(name_or_path))
     if Path(name_or_path).is_dir():
+        _require_plain_folder(Path(name_or_path), name_or_path)
         return name_or_path
     is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
     if is_hub_id:
-        return _fetch_from_hub(name_or_path)
+        folder = _fetch_from_hub(name_or_path)
+        _require_plain_folder(Path(folder), name_or_path)
+        return folder
     raise ModelError(
         f"unknown model {name_or_path!r}: it is no folder and no bundled model ({', '.join(BUNDLED)}); "
         "a model of the hub is written owner/name"
     )
+
+
+def _require_plain_folder(folder: Path, name: str) -> None:
+    """Refuse what transformers loads and cannot be edited and saved again as it was: adapters, quantised weights.
+
+    Raises:
+        ModelError: naming what it is and the way out.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ModelError(
+            f"{name} holds an adapter of peft ({ADAPTER_CONFIG}), whose tensors are not the model's own; merge it, and name the folder "
+            "of the whole model: AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER), and "
+            "the same of the tokenizer"
+        )
+    found = [file for file in QUANTISATION_CONFIGS if (folder / file).is_file()]
+    if not found and _quantisation_of(folder / "config.json"):
+        found = ["quantization_config in config.json"]
+    if found:
+        raise ModelError(
+            f"{name} is quantised ({found[0]}), and neither edits nor meta-training can be made of such weights; name a folder "
+            "that has them in float32, bfloat16 or float16, such as model.dequantize() and save_pretrained(FOLDER) give"
+        )
+
+
+def _quantisation_of(config: Path) -> object:
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # whoever loads it says what is wrong
+    return values.get("quantization_config") if isinstance(values, dict) else None
 
 
 def find_model_folder(name_or_path: str) -> Path | None:

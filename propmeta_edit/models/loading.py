@@ -186,17 +186,25 @@ def require_trained_from(checkpoint: str | Path, base: str, base_sha256: str, re
     return card
 
 
-def save_model(model: LanguageModel, tokenizer: Tokenizer, folder: Path) -> None:
+def save_model(model: LanguageModel, tokenizer: Tokenizer, folder: Path, trained: Iterable[str] = ()) -> None:
     """Write weights (each tensor in the dtype it has) and tokenizer.
 
+    Args:
+        trained: parameters that are read back from the files, and must be there to the bit.
+
     Raises:
-        ModelError: they cannot be written, for instance because the disk is full.
+        ModelError: they cannot be written, for instance because the disk is full, or are not what was to be written.
     """
     try:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot write the model to {folder}: {error}") from error
+    for name in trained:
+        parameter = model.get_parameter(name).detach().cpu()
+        stored = read_tensors(folder, {name}, model.base_model_prefix)[name]
+        if stored.dtype != parameter.dtype or not torch.equal(stored, parameter):
+            raise ModelError(f"{name} in {folder} is not the tensor that was trained: transformers saved another one")
 
 
 def keep_in_fp32(model: LanguageModel, folder: str, names: Iterable[str]) -> None:

@@ -30,6 +30,7 @@ from propmeta_edit.finetune.single_hop import SingleHopSettings, train_single_ho
 from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.models.generation import generate_greedily
+from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256, save_model
 from propmeta_edit.options import require_at_least, require_positive
 from propmeta_edit.protocols import LanguageModel, Tokenizer
@@ -263,7 +264,7 @@ def _teach(
     # Not beside the model's own files: transformers would put a LoRA that it finds there into the model once more.
     model, tokenizer = teach_questions(model, tokenizer, load, lesson.facts.questions, settings, folder / LORA, states)
     seconds = time.perf_counter() - started
-    save_model(model, tokenizer, folder)
+    save_model(model, tokenizer, folder, select_parameters(model, "all"))
     after = answer(model.to(device), tokenizer, lesson.asked, "asking after")
     accuracies = [
         {"source": asked.source, "what": asked.what, "n": first.n, "before": _as_json(first), "after": _as_json(second)}

@@ -12,15 +12,17 @@ import sys
 import weakref
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import tiny
 import torch
+import transformers
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import propmeta_edit
@@ -162,6 +164,82 @@ def test_existing_output_is_not_touched(base, tmp_path, capsys):
     assert meta_train(base, tmp_path) == 2
     assert "exists; choose another --output" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def make_adapter(base, tmp_path):
+    import peft
+
+    config = peft.LoraConfig(r=2, target_modules=["up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    folder = tmp_path / "adapter"
+    peft.get_peft_model(load_model(str(base), layers=[])[0], config).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / file, folder / file)
+    return folder
+
+
+def make_base_with_adapter(base, tmp_path):
+    """What transformers loads as both at once."""
+    folder = make_adapter(base, tmp_path)
+    shutil.copytree(base, folder, dirs_exist_ok=True)
+    return folder
+
+
+def make_quantised(base, tmp_path, file="config.json"):
+    config = json.loads((base / "config.json").read_text())
+    values = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    content = {**config, "quantization_config": values} if file == "config.json" else values
+    (base / file).write_text(json.dumps(content))
+    return base
+
+
+FOLDERS = {
+    "adapter": (make_adapter, "merge_and_unload"),
+    "base and adapter": (make_base_with_adapter, "merge_and_unload"),
+    "bitsandbytes": (make_quantised, "is quantised (quantization_config in config.json)"),
+    "gptq": (partial(make_quantised, file="quantize_config.json"), "is quantised (quantize_config.json)"),
+    "awq": (partial(make_quantised, file="quant_config.json"), "is quantised (quant_config.json)"),
+}
+
+
+@pytest.mark.parametrize("verb", ["meta-train", "edit", "export", "statistics"])
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_folders_that_are_no_whole_plain_model_are_refused(base, tmp_path, capsys, kind, verb):
+    make, message = FOLDERS[kind]
+    folder, output = make(base, tmp_path), str(tmp_path / "out")
+    commands = {
+        "meta-train": ["--model", str(folder), "--data", str(tmp_path / "train.jsonl"), "--output", output],
+        "edit": ["Ann lives in", "Peru", "--model", str(folder), "--save", output],
+        "export": [str(folder), "--output", output],
+        "statistics": [str(folder), "--layers", "[1]", "--corpus", "sampled", "--output", output],
+    }
+    assert main([verb, *commands[verb]]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said and said.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.training").exists()
+
+
+@pytest.mark.parametrize("damage", ["the base's", "rounded", "missing"])
+def test_what_was_saved_is_read_back(base, tmp_path, capsys, monkeypatch, damage):
+    save = transformers.PreTrainedModel.save_pretrained
+
+    def saves_another(model, folder, **kwargs):
+        save(model, folder, **kwargs)
+        tensors = load_file(Path(folder) / "model.safetensors")
+        name = "model.layers.1.mlp.up_proj.weight"
+        if damage == "missing":
+            del tensors[name]
+        else:
+            stored = load_file(base / "model.safetensors")[name]
+            tensors[name] = stored if damage == "the base's" else tensors[name].bfloat16()
+        save_file(tensors, Path(folder) / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", saves_another)
+    assert meta_train(base, tmp_path) == 2
+    said = capsys.readouterr().err
+    assert ("are not in the safetensors files" if damage == "missing" else "is not the tensor that was trained") in said
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    assert meta_train(base, tmp_path) == 0, "what was trained is still there"
 
 
 def test_full_disk_leaves_nothing(base, tmp_path, capsys, monkeypatch):
