@@ -14,7 +14,7 @@ from propmeta_edit.edits.edit import Edit, take_base
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.models.devices import free_memory
-from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
+from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily, keeps_states
 from propmeta_edit.models.ownership import locked, owned
 from propmeta_edit.models.wrappers import unwrap
 from propmeta_edit.protocols import LanguageModel, Tokenizer
@@ -134,6 +134,7 @@ def _answer_batch(
     chosen = [edit for edit in edits if edit is not None]
     if not chosen:
         return generate_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=len(prompts))
+    keeps_states(model)  # tried now: rows of its own would be taken for rows of an edit
     with stacked_weights(model, _projections_of(model, chosen), len(edits)) as stack:
         for number, edit in enumerate(edits):
             if edit is not None:

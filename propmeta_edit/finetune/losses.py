@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from propmeta_edit.models.forwards import compute_hidden_states, compute_logits
+from propmeta_edit.models.forwards import compute_logits_after
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -35,8 +35,7 @@ def compute_token_losses(model: LanguageModel, batch: EncodedBatch) -> torch.Ten
 def compute_answer_logits(model: LanguageModel, batch: EncodedBatch) -> torch.Tensor:
     """Logits where an answer token is predicted, and nowhere else: [M, vocabulary], fp32 or wider."""
     texts, positions = batch.scored
-    hidden = compute_hidden_states(model, batch)
-    logits = compute_logits(model, hidden[texts, positions - 1])  # the head only there
+    logits = compute_logits_after(model, batch, texts, positions - 1)
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

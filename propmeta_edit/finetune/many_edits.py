@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,9 +10,11 @@ from torch import nn
 
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
+from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.finetune.single_edit import require_full_precision
 from propmeta_edit.finetune.stacking import StackedWeights, stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
+from propmeta_edit.models.generation import keeps_states
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.ownership import locked
 from propmeta_edit.protocols import LanguageModel, Tokenizer
@@ -40,10 +42,17 @@ def adapted_copies(
     Yields:
         The copies, and what ``apply_inner_loop`` returns: their losses before each update.
     """
+    try_shortcuts(model, parameters)  # now: rows of their own would be taken for rows of an edit
     with stacked_weights(model, parameters, num_edits) as adapted:
         with only_trainable(model, adapted.parameters):
             losses = apply_inner_loop(model, adapted.parameters, target, settings, num_edits)
         yield adapted, losses
+
+
+def try_shortcuts(model: LanguageModel, parameter_names: Iterable[str]) -> None:
+    """Try all that the inner loop and generation may take with a model that is not known by name."""
+    FrozenPrefix(model, parameter_names)
+    keeps_states(model)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from propmeta_edit.models.forwards import compute_hidden_states
+from propmeta_edit.models.forwards import compute_logits_after, run_to_the_head
 from propmeta_edit.models.layers import get_block_list, layers_of
+from propmeta_edit.models.shortcuts import agrees
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -27,52 +28,68 @@ class FrozenPrefix:
         self._model = model
         self._first = min(layers_of(model, parameter_names))
         self._blocks = get_block_list(model)  # in which stand-ins take their place
-        self._stand_ins = [_StandIn(block) for block in self._blocks]
+        if self._first and not agrees(model, f"starting at layer {self._first}", self._compute_from_states):
+            self._first = 0
 
-    def compute_states(self, batch: EncodedBatch) -> torch.Tensor | None:
-        """What enters the first edited block: [B, T, hidden] without gradient; None if no block is below it."""
+    def compute_states(self, batch: EncodedBatch) -> Any:
+        """What enters the first edited block: what the block below it gives, without gradient; None if no block is below it."""
         if not self._first:
             return None
-        states: list[torch.Tensor] = []
-        handle = self._blocks[self._first - 1].register_forward_hook(lambda module, inputs, output: states.append(output))
+        outputs: list[Any] = []
+        handle = self._blocks[self._first - 1].register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        stand_ins = [_StandIn(block, outputs) for block in self._blocks[self._first :]]
         try:
-            with torch.no_grad(), self._replaced(self._stand_ins[self._first :], self._first):
-                compute_hidden_states(self._model, batch)
+            with torch.no_grad(), self._replaced(stand_ins, self._first):
+                run_to_the_head(self._model, batch)
         finally:
             handle.remove()
-        return states[0]
+        return outputs[0]
 
     @contextmanager
-    def skipped(self, states: torch.Tensor | None) -> Iterator[None]:
+    def skipped(self, states: Any) -> Iterator[None]:
         """Inside, the model starts from ``states``, whatever it is given; masks and positions it makes as always."""
         if states is None:
             yield
             return
-        stand_ins = [*self._stand_ins[: self._first - 1], _StandIn(self._blocks[self._first - 1], states)]
-        with self._replaced(stand_ins):
+        stand_ins = [_StandIn(block, [states]) for block in self._blocks[: self._first - 1]]
+        with self._replaced([*stand_ins, _StandIn(self._blocks[self._first - 1], [states], states)]):
             yield
 
     @contextmanager
     def _replaced(self, stand_ins: Sequence[_StandIn], start: int = 0) -> Iterator[None]:
         """Inside, the blocks from ``start`` on give place to ``stand_ins``."""
-        for number, stand_in in enumerate(stand_ins, start):
-            self._blocks[number] = stand_in
         try:
+            for number, stand_in in enumerate(stand_ins, start):
+                self._blocks[number] = stand_in
             yield
         finally:
             for number, stand_in in enumerate(stand_ins, start):
                 self._blocks[number] = stand_in.block
 
+    def _compute_from_states(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = EncodedBatch(ids, ids)
+        everywhere = torch.ones_like(ids, dtype=torch.bool)
+        with self.skipped(self.compute_states(batch)):
+            return everywhere, compute_logits_after(self._model, batch, *everywhere.nonzero(as_tuple=True))
+
 
 class _StandIn(nn.Module):
-    """Gives on its own states, or those it is given, without the block's hooks: they would fetch the weights of a sharded one."""
+    """Gives on its own output, or the states it is given, without the block's hooks: they would fetch the weights of a sharded one.
 
-    def __init__(self, block: nn.Module, states: torch.Tensor | None = None) -> None:
+    Args:
+        block: whose place it takes.
+        like: first of all, what such a block gives: states, or a tuple that begins with them.
+        output: its own, if it has one.
+    """
+
+    def __init__(self, block: nn.Module, like: Sequence[Any], output: Any = None) -> None:
         super().__init__()
-        self.__dict__.update(block=block, states=states)  # not as a submodule, whose parameters would be the model's
+        self.__dict__.update(block=block, like=like, output=output)  # not as a submodule, whose parameters would be the model's
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["block"], name)  # such as the kind of its attention, which some models look at
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return hidden_states if self.states is None else self.states
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.output is not None:
+            return self.output
+        return (hidden_states, *self.like[0][1:]) if isinstance(self.like[0], tuple) else hidden_states

@@ -146,9 +146,9 @@ def _require_plain_folder(folder: Path, name: str) -> None:
     """
     if (folder / ADAPTER_CONFIG).is_file():
         raise ModelError(
-            f"{name} holds an adapter of peft ({ADAPTER_CONFIG}), whose tensors are not the model's own; merge it, and name the folder "
-            "of the whole model: AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER), and "
-            "the same of the tokenizer"
+            f"{name} holds an adapter of peft ({ADAPTER_CONFIG}), whose tensors are not the model's own; merge it, and "
+            "name the folder of the whole model: AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()."
+            "save_pretrained(FOLDER), and the same of the tokenizer"
         )
     found = [file for file in QUANTISATION_CONFIGS if (folder / file).is_file()]
     if not found and _quantisation_of(folder / "config.json"):

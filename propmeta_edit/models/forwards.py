@@ -10,8 +10,35 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from propmeta_edit.models.shortcuts import agrees, compute_plainly
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
+
+
+def compute_logits_after(model: LanguageModel, batch: EncodedBatch, texts: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Logits after chosen tokens, [M, vocabulary]: the head is computed there alone, where the model allows for it."""
+    if has_usual_body(model):
+        return compute_logits(model, compute_hidden_states(model, batch)[texts, positions])
+    return compute_plainly(model, batch.input_ids, batch.attention_mask)[texts, positions]
+
+
+def has_usual_body(model: LanguageModel) -> bool:
+    """Whether ``compute_hidden_states`` and ``compute_logits`` together are the model."""
+
+    def compute(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        everywhere = torch.ones_like(ids, dtype=torch.bool)
+        states = compute_hidden_states(model, EncodedBatch(ids, ids))
+        return everywhere, compute_logits(model, states)[everywhere]
+
+    return agrees(model, "body and head by themselves", compute)
+
+
+def run_to_the_head(model: LanguageModel, batch: EncodedBatch) -> None:
+    """Let a batch go through all blocks, for what hooks see there."""
+    if has_usual_body(model):
+        compute_hidden_states(model, batch)
+    else:
+        compute_plainly(model, batch.input_ids, batch.attention_mask)
 
 
 def compute_hidden_states(model: LanguageModel, batch: EncodedBatch) -> torch.Tensor:
@@ -32,12 +59,16 @@ def compute_hidden_states(model: LanguageModel, batch: EncodedBatch) -> torch.Te
 
 
 def compute_logits(model: LanguageModel, states: torch.Tensor) -> torch.Tensor:
-    """What the head makes of states after the last norm, [..., hidden] → [..., vocabulary], below its cap if it has one.
+    """What the head makes of states after the last norm, [..., hidden] → [..., vocabulary], with its scale and cap.
 
-    Gemmas can have one (``final_logit_softcapping``); it changes every probability.
+    Gemmas can have a cap (``final_logit_softcapping``), Cohere's and Granite's models a scale; both change every probability.
     """
     logits: torch.Tensor = model.get_output_embeddings()(states)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    config = model.config.get_text_config()
+    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    logits = logits if factor is None else logits * factor
+    logits = logits if divisor is None else logits / divisor
+    cap = getattr(config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from propmeta_edit.models.forwards import compute_logits
+from propmeta_edit.models.forwards import compute_logits, compute_logits_after
+from propmeta_edit.models.layers import ARCHITECTURES
 from propmeta_edit.models.packed import packed_products
+from propmeta_edit.models.shortcuts import agrees
 from propmeta_edit.models.states import evaluating, plain_torch
 from propmeta_edit.protocols import LanguageModel, Tokenizer
-from propmeta_edit.text.encoding import TextEncoder
+from propmeta_edit.text.encoding import IGNORED, TextEncoder, collate
 from propmeta_edit.text.sentences import find_sentence_end
 
 MAX_NEW_TOKENS = 10  # the paper's, after CaKE
+_WINDOW = re.compile("window|chunk|local")
 NATURAL_LIMIT = 40  # tokens after which a text that does not stop by itself is cut
 
 
@@ -127,31 +131,95 @@ def _decode_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
 def _decode(model: LanguageModel, rows: Sequence[_Row]) -> Iterator[tuple[_Row, int]]:
     """Each row with its next token, until all are done; the caller gives it to the row."""
     width, longest = max(len(row.prompt) for row in rows), max(row.limit for row in rows)
+    if not keeps_states(model, width + longest):
+        yield from _decode_plainly(model, rows)
+        return
     pads = torch.tensor([width - len(row.prompt) for row in rows], device=model.device)
     ids = torch.tensor([[0] * (width - len(row.prompt)) + row.prompt for row in rows], device=model.device)
-    masks = _Masks(model, pads, width + longest)
-    slots = _Slots(width + longest)
-    body = model.base_model
+    reader = _Reader(model, pads, width + longest)
     while not all(row.is_done for row in rows):
-        before, after = slots.length, slots.length + ids.shape[1]
-        positions = torch.arange(before, after, device=model.device)[None] - pads[:, None]
-        states = body(
-            inputs_embeds=model.get_input_embeddings()(ids),
-            attention_mask=masks.between(before, after),
+        ids = reader.read(ids).float().argmax(dim=-1, keepdim=True)
+        yield from zip(rows, ids[:, 0].tolist(), strict=True)
+        kept = _rows_to_keep(rows)
+        if kept:
+            rows, chosen = [rows[number] for number in kept], torch.tensor(kept, device=model.device)
+            ids = ids[chosen]
+            reader.keep(chosen)
+
+
+def _decode_plainly(model: LanguageModel, rows: Sequence[_Row]) -> Iterator[tuple[_Row, int]]:
+    """The same with nothing kept: every token reads its whole text again, padded on the right, where no text sees it."""
+    while not all(row.is_done for row in rows):
+        texts = [row.prompt + row.tokens for row in rows]
+        batch = collate([(text, [IGNORED] * len(text)) for text in texts]).to(model.device)
+        last = torch.tensor([len(text) - 1 for text in texts], device=model.device)
+        logits = compute_logits_after(model, batch, torch.arange(len(texts), device=model.device), last)
+        yield from zip(rows, logits.float().argmax(dim=-1).tolist(), strict=True)
+        kept = _rows_to_keep(rows)
+        rows = [rows[number] for number in kept] if kept else rows
+
+
+def _rows_to_keep(rows: Sequence[_Row]) -> list[int]:
+    """Those that go on once the others have their tokens; none if nothing is to be left out."""
+    kept = [number for number, row in enumerate(rows) if row.is_natural]
+    return kept if 0 < len(kept) < len(rows) and all(row.is_done or row.is_natural for row in rows) else []
+
+
+def keeps_states(model: LanguageModel, length: int = 0) -> bool:
+    """Whether keys and values can be kept from token to token as ``_Reader`` does, in texts of this length."""
+
+    def read(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The text behind padding and the one without, all but one token at first."""
+        last = ids.shape[1] - 1
+        pads = torch.tensor([2, *[0] * (len(ids) - 1)], device=ids.device)
+        padded = ids.clone()
+        padded[0, 2:] = ids[0, :-2]
+        reader = _Reader(model, pads, ids.shape[1])
+        reader.read(padded[:, :last])
+        is_read = torch.zeros_like(ids, dtype=torch.bool)
+        is_read[torch.arange(len(ids), device=ids.device), last - pads] = True
+        return is_read, reader.read(padded[:, last:])
+
+    config = model.config.get_text_config()
+    if not agrees(model, "kept keys and values", read):
+        return False
+    # A trial of a few tokens does not tell what happens beyond a window, whatever it is called.
+    windows = [value for name, value in config.to_dict().items() if isinstance(value, int) and _WINDOW.search(name)]
+    return config.model_type in ARCHITECTURES or all(length <= window or window < 1 for window in windows)
+
+
+class _Reader:
+    """Reads texts piece by piece and keeps keys and values of what it has read.
+
+    Args:
+        pads: [B], tokens of padding before each text.
+        size: of all tokens there will ever be, padding included.
+    """
+
+    def __init__(self, model: LanguageModel, pads: torch.Tensor, size: int) -> None:
+        self._model, self._pads = model, pads
+        self._masks, self._slots = _Masks(model, pads, size), _Slots(size)
+
+    def read(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits [B, vocabulary] after the last of so many more tokens [B, T]."""
+        before, after = self._slots.length, self._slots.length + ids.shape[1]
+        positions = torch.arange(before, after, device=ids.device)[None] - self._pads[:, None]
+        states = self._model.base_model(
+            inputs_embeds=self._model.get_input_embeddings()(ids),
+            attention_mask=self._masks.between(before, after),
             position_ids=positions.clamp(min=0),
-            past_key_values=slots,
+            past_key_values=self._slots,
             use_cache=True,
             return_dict=True,
         ).last_hidden_state
-        slots.length = after
-        ids = compute_logits(model, states[:, -1]).float().argmax(dim=-1, keepdim=True)
-        yield from zip(rows, ids[:, 0].tolist(), strict=True)
-        kept = [number for number, row in enumerate(rows) if row.is_natural]
-        if 0 < len(kept) < len(rows) and all(row.is_done or row.is_natural for row in rows):
-            rows, chosen = [rows[number] for number in kept], torch.tensor(kept, device=model.device)
-            ids, pads = ids[chosen], pads[chosen]
-            slots.keep(chosen)
-            masks.keep(chosen)
+        self._slots.length = after
+        return compute_logits(self._model, states[:, -1])
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Of these rows alone, from now on."""
+        self._pads = self._pads[rows]
+        self._slots.keep(rows)
+        self._masks.keep(rows)
 
 
 class _Masks:

@@ -44,20 +44,18 @@ def find_layout(model: LanguageModel) -> Architecture | None:
     whole: Any = model
     base = getattr(whole, "base_model", whole)
     prefix = next((f"{name}." for name, module in whole.named_children() if module is base), "")
-    for path, blocks in sorted(_lists_of_blocks(base), key=lambda item: item[0].count(".")):
-        attention, mlp = _parts_of(blocks[0])
-        if not attention or not mlp or any(_parts_of(block) != (attention, mlp) for block in blocks):
-            continue
-        if any(isinstance(module, nn.Conv1d) for module in blocks.modules()):
-            return None
-        if any(_is_sparse(block.get_submodule(name)) for block in blocks for name in attention):
-            return None
-        is_sparse = any(_is_sparse(block.get_submodule(name)) for block in blocks for name in mlp)
-        output = "" if is_sparse else _find_output(blocks[0], mlp, _hidden_size(model))
-        if output is None:
-            continue
-        return Architecture(prefix + path, attention, () if is_sparse else mlp, output, _find_final_norm(base, path, prefix))
-    return None
+    found = {path: blocks for path, blocks in _lists_of_blocks(base) if all(_parts_of(blocks[0]))}
+    if len(found) != 1:  # of an encoder and a decoder, say
+        return None
+    [(path, blocks)] = found.items()
+    attention, mlp = _parts_of(blocks[0])
+    if any(_parts_of(block) != (attention, mlp) for block in blocks) or not _all_attend_alike(blocks, attention):
+        return None
+    is_sparse = any(_is_sparse(block.get_submodule(name)) for block in blocks for name in mlp)
+    output = "" if is_sparse else _find_output(blocks[0], mlp, _hidden_size(model))
+    if output is None:
+        return None
+    return Architecture(prefix + path, attention, () if is_sparse else mlp, output, _find_final_norm(base, path, prefix))
 
 
 def is_projection(module: nn.Module) -> bool:
@@ -80,6 +78,13 @@ def _parts_of(block: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     attending = [name for name, child in parts.items() if _ATTENTION.search(f"{name} {type(child).__name__}")]
     own = tuple(name for name in attending if not _TO_ANOTHER_TEXT.search(name))
     return own, tuple(name for name in parts if name not in attending)
+
+
+def _all_attend_alike(blocks: nn.ModuleList, attention: Iterable[str]) -> bool:
+    """Whether every block has the same kind of attention, in matrices that every token uses, and nothing else along the text."""
+    kinds = {tuple(type(block.get_submodule(name)) for name in attention) for block in blocks}
+    is_sparse = any(_is_sparse(block.get_submodule(name)) for block in blocks for name in attention)
+    return len(kinds) == 1 and not is_sparse and not any(isinstance(module, nn.Conv1d) for module in blocks.modules())
 
 
 def _is_sparse(module: nn.Module) -> bool:

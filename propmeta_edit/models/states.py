@@ -17,11 +17,11 @@ def plain_torch(model: LanguageModel) -> Iterator[None]:
     That is without autocast, inference mode, anomaly detection and another default device, and without compiled modules. Nothing is
     done about what is not switched on.
     """
-    device = model.device.type
+    device = next(iter(model.parameters())).device.type
     with ExitStack() as states:
         if torch.is_inference_mode_enabled():
             states.enter_context(torch.inference_mode(False))
-        if torch.is_autocast_enabled(device):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             states.enter_context(torch.autocast(device, enabled=False))
         if torch.is_anomaly_enabled():
             states.enter_context(torch.autograd.set_detect_anomaly(False))

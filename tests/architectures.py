@@ -1,0 +1,197 @@
+"""Tiny random decoders of every architecture of transformers that has a list of blocks, and some that must be refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+POSITIONS = 128
+_COMMON = {  # those that a configuration knows are set
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": POSITIONS,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+    "initializer_range": 0.15,
+}
+_OF_A_PAIR = {
+    "d_model": 32,
+    "decoder_ffn_dim": 48,
+    "encoder_ffn_dim": 48,
+    "decoder_layers": 3,
+    "encoder_layers": 1,
+    "decoder_attention_heads": 4,
+    "encoder_attention_heads": 4,
+}
+_LATENT = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+}
+_EXPERTS = {
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+_DECODER = {"is_decoder": True}
+# Those that are asked for most, and of each way in which one differs from the others: parallel attention, fused projections, norms
+# after blocks, scaled logits, learnt or no positions, two linear layers for an MLP, experts.
+COMMON = {
+    "bert": _DECODER,
+    "bloom": {},
+    "codegen": {"rotary_dim": 4},
+    "cohere": {},
+    "deepseek_v2": _LATENT | _EXPERTS,
+    "falcon": {},
+    "gemma2": {},
+    "gpt_bigcode": {},
+    "gpt_neox": {},
+    "gptj": {"rotary_dim": 4},
+    "granite": {},
+    "mixtral": _EXPERTS,
+    "mpt": {},
+    "olmo2": {},
+    "openai-gpt": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "phi": {},
+    "phi3": {},
+    "qwen3_moe": _EXPERTS,
+    "stablelm": {},
+    "starcoder2": {},
+}
+OTHERS = {
+    "apertus": {},
+    "arcee": {},
+    "aria_text": {},
+    "bart": _OF_A_PAIR,
+    "beam": {},
+    "bert-generation": _DECODER,
+    "big_bird": {**_DECODER, "attention_type": "original_full"},
+    "bigbird_pegasus": _OF_A_PAIR,
+    "biogpt": {},
+    "bitnet": {},
+    "blenderbot": _OF_A_PAIR,
+    "blenderbot-small": _OF_A_PAIR,
+    "camembert": _DECODER,
+    "cohere2": {},
+    "cohere2_moe": {},
+    "ctrl": {"dff": 48},
+    "cwm": {},
+    "data2vec-text": _DECODER,
+    "deepseek_v3": _LATENT | _EXPERTS,
+    "diffllama": {},
+    "doge": {},
+    "electra": {**_DECODER, "embedding_size": 32},
+    "ernie": _DECODER,
+    "ernie4_5": {},
+    "ernie4_5_moe": {"moe_intermediate_size": 16, "moe_num_experts": 4, "moe_k": 2},
+    "exaone4": {},
+    "flex_olmo": {},
+    "gemma": {},
+    "gemma3_text": {},
+    "gemma4_unified_text": {"global_head_dim": 8, "num_global_key_value_heads": 2},
+    "glm": {},
+    "glm4": {},
+    "glm4_moe": _EXPERTS,
+    "gpt-sw3": {},
+    "gpt2": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1], [["global"], 1]], "num_layers": 3},
+    "gpt_neox_japanese": {},
+    "gpt_oss": _EXPERTS,
+    "granite_swa": {},
+    "granitemoe": {},
+    "granitemoe_swa": {},
+    "granitemoeshared": {},
+    "helium": {},
+    "hunyuan_v1_dense": {},
+    "hunyuan_v1_moe": {},
+    "hyperclovax": {},
+    "internlm3": {},
+    "iquestcoder": {},
+    "jais2": {},
+    "lfm2": {},
+    "llama": {},
+    "llama4_text": {},
+    "marian": {**_OF_A_PAIR, "decoder_vocab_size": 300},
+    "mbart": _OF_A_PAIR,
+    "megatron-bert": _DECODER,
+    "mellum": _EXPERTS,
+    "minicpm3": _LATENT,
+    "minimax_m3_vl_text": {},
+    "ministral": {},
+    "ministral3": {},
+    "mistral": {},
+    "modernbert-decoder": {"local_attention": 64},
+    "mvp": _OF_A_PAIR,
+    "nanochat": {},
+    "nemotron": {},
+    "olmo": {},
+    "olmo3": {},
+    "olmoe": {},
+    "pegasus": _OF_A_PAIR,
+    "persimmon": {},
+    "phimoe": {},
+    "plbart": _OF_A_PAIR,
+    "qwen2": {},
+    "qwen2_moe": _EXPERTS,
+    "qwen3": {},
+    "rembert": _DECODER,
+    "roberta": _DECODER,
+    "roberta-prelayernorm": _DECODER,
+    "roformer": _DECODER,
+    "seed_oss": {},
+    "smollm3": {},
+    "trocr": {key: value for key, value in _OF_A_PAIR.items() if "encoder" not in key},
+    "vaultgemma": {},
+    "whisper": _OF_A_PAIR,
+    "xglm": {"ffn_dim": 48, "num_layers": 3, "attention_heads": 4},
+    "xlm-roberta": _DECODER,
+    "xlm-roberta-xl": _DECODER,
+    "xmod": {**_DECODER, "default_language": "en_XX"},
+    "youtu": _LATENT,
+}
+# State spaces, recurrences, convolutions, two lists of blocks, experts in the attention.
+REFUSED = {
+    "falcon_h1": {},
+    "falcon_mamba": {},
+    "hrm_text": {},
+    "jamba": {"num_experts": 2},
+    "jetmoe": {},
+    "mamba": {},
+    "minimax": {},
+    "olmo_hybrid": {},
+    "qwen3_5_text": {},
+    "recurrent_gemma": {},
+    "rwkv": {},
+    "xlm": {},
+    "xlnet": {"d_head": 8},
+    "xlstm": {},
+}
+NOT_CAUSAL = {"bert": {}, "electra": {"embedding_size": 32}, "roformer": {}}
+
+
+def make_model(kind: str, values: dict[str, Any], dtype: torch.dtype = torch.float32) -> Any:
+    """A random model; a KeyError or ValueError where this transformers has no such architecture."""
+    defaults = AutoConfig.for_model(kind)
+    known = {*vars(defaults), *getattr(type(defaults), "attribute_map", ()), *getattr(type(defaults), "__dataclass_fields__", ())}
+    torch.manual_seed(0)
+    config = type(defaults)(**{name: value for name, value in {**_COMMON, **values}.items() if name in known or name in values})
+    return AutoModelForCausalLM.from_config(config).to(dtype).eval()
