@@ -20,6 +20,7 @@ from propmeta_edit.baselines.cake import forget_adapter, merge_adapter_in_place
 from propmeta_edit.easyedit.alphaedit import apply_easyedits_own
 from propmeta_edit.easyedit.forms import find_form, load_easyedit
 from propmeta_edit.easyedit.layer_outputs import named_after
+from propmeta_edit.easyedit.templates import as_template
 from propmeta_edit.errors import ConfigError, EasyEditError
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.models.artefacts import resolve_model_folder
@@ -60,6 +61,7 @@ BASELINES = {
     "LoRA": Baseline("easyeditor.models.lora:LoRAHyperParams", only_in_one_form=frozenset({"lora_type", "model_parallel"})),
 }
 NEEDS_STATISTICS = ("MEMIT", "AlphaEdit")
+AT_A_SUBJECT = ("ROME", *NEEDS_STATISTICS)  # they write at the last token of the subject
 
 
 def find_baseline(name: str) -> Baseline:
@@ -133,6 +135,8 @@ class EditWith:
 
 def _call(name: str, apply: Any, model: LanguageModel, tok: Tokenizer, requests: Any, hparams: Any, **kwargs: Any) -> Any:
     """An edit without EasyEdit's printing, which would tear a progress bar apart; one that fails leaves the model as it was."""
+    if name in AT_A_SUBJECT:
+        requests = [as_template(request, number, name) for number, request in enumerate(requests)]
     if name == "AlphaEdit" and name in find_form().algorithms:
         apply = partial(apply_easyedits_own, apply)
     written = written_weights(model, hparams)

@@ -20,10 +20,9 @@ from propmeta_edit.baselines.null_space import load_projection, read_projection,
 from propmeta_edit.baselines.second_moments import model_folder_name, statistics_file
 from propmeta_edit.easyedit.hparams import FromYaml
 from propmeta_edit.easyedit.layer_outputs import layers_answer_with_tuples
-from propmeta_edit.errors import RequestError
+from propmeta_edit.easyedit.templates import as_template
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.protocols import LanguageModel, Tokenizer
-from propmeta_edit.records import request_fields
 from propmeta_edit.text.encoding import padded_on
 
 
@@ -110,12 +109,12 @@ def apply_alphaedit_to_model(
         (edited model, {parameter name: value before the edit}); the second is empty unless ``return_orig_weights``.
 
     Raises:
-        RequestError: a request without a subject that occurs in its prompt.
+        RequestError: a request without a subject that occurs in its prompt, or with braces.
         ModelError: the second moments are missing.
     """
     from easyeditor.models.memit import memit_main
 
-    templates = [_as_template(request, number) for number, request in enumerate(requests)]
+    templates = [as_template(request, number, "AlphaEdit") for number, request in enumerate(requests)]
     if copy:
         model = deepcopy(model)
     weights = _edited_weights(model, hparams)
@@ -218,11 +217,3 @@ def _statistics(hparams: Any, parameter: str) -> Path:
     module = parameter.removesuffix(".weight")
     folder = model_folder_name(hparams.model_name)
     return statistics_file(Path(hparams.stats_dir), folder, hparams.mom2_dataset, module, hparams.mom2_n_samples)
-
-
-def _as_template(request: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A request as EasyEdit's MEMIT works on it: ``{}`` for the subject, a space before the target."""
-    prompt, target, subject = request_fields(request)
-    if not subject or subject not in prompt:
-        raise RequestError(f"request {number}: AlphaEdit needs a subject that is in the prompt, got {subject!r} and {prompt!r}")
-    return {**request, "prompt": prompt.replace(subject, "{}", 1), "subject": subject, "target_new": " " + target.lstrip()}
