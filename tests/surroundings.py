@@ -62,11 +62,43 @@ def _peft(kind: str) -> Callable[[Any], Any]:
 
         if kind == "prompt":
             return peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+        if kind == "ia3":
+            config = peft.IA3Config(task_type="CAUSAL_LM", target_modules=["up_proj"], feedforward_modules=["up_proj"])
+            return peft.get_peft_model(model, config)
         config = peft.LoraConfig(r=2, target_modules=["up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
         wrapped = peft.get_peft_model(model, config)
-        return {"wrapped": wrapped, "inside": model, "merged": None}[kind] or wrapped.merge_and_unload()
+        return {"wrapped": wrapped, "inside": model}[kind] if kind != "unloaded" else wrapped.unload().requires_grad_(True)
 
     return change
+
+
+def _add_adapter(model: Any) -> None:
+    import peft
+
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["up_proj"]))
+
+
+def _checkpointed(model: Any) -> Any:
+    from torch.distributed.algorithms._checkpoint import checkpoint_wrapper
+
+    checkpoint_wrapper.apply_activation_checkpointing(model, check_fn=lambda module: module in list(model.model.layers))
+    return model
+
+
+class _Head(nn.Module):
+    """A part of a model that torch can trace."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model.lm_head(states)
+        return logits
+
+
+def _traced(model: Any) -> Any:
+    return torch.jit.trace(_Head(model), torch.zeros(1, 16), check_trace=False)
 
 
 def _hooked_by_accelerate(model: Any) -> Any:
@@ -220,6 +252,11 @@ def _turn_weights(model: Any) -> None:
             parameter.data = parameter.data.T.contiguous().T
 
 
+def _half_around(model: Any) -> None:
+    model.to(torch.bfloat16)
+    model.model.layers[1].float()
+
+
 def _flatten(model: Any) -> None:
     parameters = list(model.parameters())
     flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
@@ -260,6 +297,10 @@ def _default_dtype(dtype: torch.dtype) -> Callable[[], AbstractContextManager[An
     return lambda: _set(torch.get_default_dtype, torch.set_default_dtype, dtype)
 
 
+def _matmul_precision(precision: str) -> AbstractContextManager[Any]:
+    return _set(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, precision)
+
+
 def _flops() -> AbstractContextManager[Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -296,6 +337,10 @@ KINDS: dict[str, Kind] = {
         _with(lambda model: setattr(model, "model", torch.compile(model.model, backend="eager"))), refused="torch.compile"
     ),
     "DataParallel": Kind(nn.DataParallel),
+    "DataParallel in torch.compile": Kind(lambda model: torch.compile(nn.DataParallel(model), backend="eager")),
+    "torch.compile in AveragedModel": Kind(
+        lambda model: torch.optim.swa_utils.AveragedModel(torch.compile(model, backend="eager"))
+    ),
     "DistributedDataParallel": Kind(nn.parallel.DistributedDataParallel, _one_process),
     "AveragedModel": Kind(torch.optim.swa_utils.AveragedModel),
     "FSDP": Kind(_fully_sharded(1), _one_process, refused="sharded"),
@@ -303,6 +348,11 @@ KINDS: dict[str, Kind] = {
     "PeftModel": Kind(_peft("wrapped"), refused="merge_and_unload"),
     "the model inside a PeftModel": Kind(_peft("inside"), refused="merge_and_unload"),
     "PeftModel with a prompt": Kind(_peft("prompt"), refused="merge_and_unload"),
+    "add_adapter of transformers": Kind(_with(_add_adapter), refused="merge_and_unload"),
+    "PeftModel with IA3": Kind(_peft("ia3"), refused="merge_and_unload"),
+    "PeftModel that was unloaded": Kind(_peft("unloaded")),
+    "activations checkpointed by torch.distributed": Kind(_checkpointed, refused="checkpoint_wrapper"),
+    "traced": Kind(_traced, refused="no causal language model of transformers"),
     "accelerate hooks": Kind(_hooked_by_accelerate),
     "accelerate cpu_offload": Kind(_offloaded, refused="meta"),
     "accelerate disk_offload": Kind(_offloaded_to_disk, refused="meta"),
@@ -331,6 +381,7 @@ KINDS: dict[str, Kind] = {
     "all of it on meta": Kind(lambda model: model.to("meta"), refused="meta"),
     "inference tensors": Kind(_with(_put_into_inference_tensors), refused="inference_mode"),
     "half precision": Kind(lambda model: model.to(torch.bfloat16), refused="must be fp32"),
+    "fp32 where it is edited, bf16 around it": Kind(_with(_half_around), refused="is torch.float32 in a model of torch.bfloat16"),
     "turned weights": Kind(_with(_turn_weights)),
     "views of one flat tensor": Kind(_with(_flatten)),
     "shared memory": Kind(lambda model: model.share_memory()),
@@ -367,6 +418,7 @@ KINDS: dict[str, Kind] = {
     "saved tensors on the CPU": Kind(state=torch.autograd.graph.save_on_cpu),
     "FlopCounterMode": Kind(state=_flops),
     "global forward hook": Kind(state=_global_hooks),
+    "matrix products in high precision": Kind(state=lambda: _matmul_precision("high")),
     "no cuDNN, mkldnn off": Kind(state=lambda: torch.backends.mkldnn.flags(enabled=False)),
     "math attention alone": Kind(state=lambda: torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)),
     "parametrizations cached": Kind(_on(FROZEN, parametrizations.weight_norm), nn.utils.parametrize.cached),

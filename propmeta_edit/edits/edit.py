@@ -25,6 +25,7 @@ from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.artefacts import build_whole
 from propmeta_edit.models.ownership import locked, owned
+from propmeta_edit.models.states import to_the_end
 from propmeta_edit.models.wrappers import unwrap
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.records import EditRequest, as_requests
@@ -125,18 +126,24 @@ class Edit:
                 _stand_again(plain, [entry.edit for entry in taken[1:]])
             except BaseException:
                 standing[place:] = taken
-                put_in_place(parameters, as_they_stand)
+                to_the_end(lambda: put_in_place(parameters, as_they_stand))
                 raise
 
     @contextmanager
     def applied(self, model: LanguageModel) -> Iterator[LanguageModel]:
         """Inside, the model is edited, and other threads that want it (a view, say) wait; outside it is what it was."""
         with locked(unwrap(model)):
-            self.apply(model)
+            stood = self in standing_edits(model)
             try:
+                self.apply(model)
                 yield model
             finally:
-                self.undo(model)
+                if not stood:
+                    to_the_end(lambda: self._undo_if_it_stands(model))
+
+    def _undo_if_it_stands(self, model: LanguageModel) -> None:
+        if self in standing_edits(model):
+            self.undo(model)
 
     def change(self, model: LanguageModel | None = None) -> dict[str, torch.Tensor]:
         """``W - W₀`` by name; a loaded edit needs the unedited model to know W₀.
@@ -265,9 +272,15 @@ class Edit:
 
     def _stand(self, model: LanguageModel, values: Mapping[str, torch.Tensor]) -> None:
         parameters = self._parameters_of(model)
-        fingerprints, standing = take_fingerprints(values), _STANDING.setdefault(model, [])
-        replaced = put_in_place(parameters, values)
-        standing.append(_Applied(self, replaced, fingerprints))
+        replaced = {name: parameter.data for name, parameter in parameters.items()}
+        entry, standing = _Applied(self, replaced, take_fingerprints(values)), _STANDING.setdefault(model, [])
+        try:
+            standing.append(entry)
+            put_in_place(parameters, values)
+        except BaseException:
+            to_the_end(lambda: put_in_place(parameters, replaced))
+            standing[:] = [other for other in standing if other is not entry]
+            raise
 
     def _warn_if_written_to(self, model: LanguageModel, entry: _Applied) -> None:
         """Say so before numbers are lost that no ``Edit`` holds."""

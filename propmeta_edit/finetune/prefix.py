@@ -12,6 +12,7 @@ from torch import nn
 from propmeta_edit.models.forwards import compute_logits_after, run_to_the_head
 from propmeta_edit.models.layers import get_block_list, layers_of
 from propmeta_edit.models.shortcuts import agrees
+from propmeta_edit.models.states import to_the_end
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -36,13 +37,15 @@ class FrozenPrefix:
         if not self._first:
             return None
         outputs: list[Any] = []
-        handle = self._blocks[self._first - 1].register_forward_hook(lambda module, inputs, output: outputs.append(output))
         stand_ins = [_StandIn(block, outputs) for block in self._blocks[self._first :]]
+        handle: Any = None
         try:
+            handle = self._blocks[self._first - 1].register_forward_hook(lambda module, inputs, output: outputs.append(output))
             with torch.no_grad(), self._replaced(stand_ins, self._first):
                 run_to_the_head(self._model, batch)
         finally:
-            handle.remove()
+            if handle is not None:
+                to_the_end(handle.remove)
         return outputs[0]
 
     @contextmanager
@@ -59,12 +62,14 @@ class FrozenPrefix:
     def _replaced(self, stand_ins: Sequence[_StandIn], start: int = 0) -> Iterator[None]:
         """Inside, the blocks from ``start`` on give place to ``stand_ins``."""
         try:
-            for number, stand_in in enumerate(stand_ins, start):
-                self._blocks[number] = stand_in
+            self._put(stand_ins, start)
             yield
         finally:
-            for number, stand_in in enumerate(stand_ins, start):
-                self._blocks[number] = stand_in.block
+            to_the_end(lambda: self._put([stand_in.block for stand_in in stand_ins], start))
+
+    def _put(self, blocks: Sequence[nn.Module], start: int) -> None:
+        for number, block in enumerate(blocks, start):
+            self._blocks[number] = block
 
     def _compute_from_states(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         batch = EncodedBatch(ids, ids)

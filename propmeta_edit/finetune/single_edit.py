@@ -13,6 +13,7 @@ from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.weights import copies_in_place, only_trainable
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.ownership import owned
+from propmeta_edit.models.states import to_the_end
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import TextEncoder, encode_requests
@@ -70,13 +71,16 @@ def put_in_place(parameters: Mapping[str, nn.Parameter], values: Mapping[str, to
     """
     before = {name: parameters[name].data for name in values}
     try:
-        for name, value in values.items():
-            parameters[name].data = value
+        _hold(parameters, values)
     except BaseException:
-        for name, value in before.items():
-            parameters[name].data = value
+        to_the_end(lambda: _hold(parameters, before))
         raise
     return before
+
+
+def _hold(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].data = value
 
 
 def require_finite(parameters: Mapping[str, torch.Tensor], settings: EditSettings) -> None:

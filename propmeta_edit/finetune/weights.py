@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from propmeta_edit.models.ownership import locked
-from propmeta_edit.models.states import plain_torch
+from propmeta_edit.models.states import plain_torch, to_the_end
 from propmeta_edit.protocols import LanguageModel
 
 
@@ -49,7 +49,7 @@ def copies_in_place(model: LanguageModel, parameters: Mapping[str, nn.Parameter]
         _set_parameters(model, copies)
         yield copies
     finally:
-        _set_parameters(model, parameters)
+        to_the_end(lambda: _set_parameters(model, parameters))
 
 
 def _set_parameters(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -75,7 +75,11 @@ def only_trainable(model: LanguageModel, parameters: Mapping[str, nn.Parameter])
             with torch.enable_grad():
                 yield
         finally:
-            for parameter, flag in flags.items():
-                parameter.requires_grad_(flag)
-            for module, mode in modes.items():
-                module.training = mode
+            to_the_end(lambda: _set_flags(flags, modes))
+
+
+def _set_flags(flags: Mapping[nn.Parameter, bool], modes: Mapping[nn.Module, bool]) -> None:
+    for parameter, flag in flags.items():
+        parameter.requires_grad_(flag)
+    for module, mode in modes.items():
+        module.training = mode

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from propmeta_edit.models.shortcuts import agrees, compute_plainly
+from propmeta_edit.models.states import to_the_end
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -85,13 +86,16 @@ class _NoCache(DynamicCache):  # type: ignore[misc]
 def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Inside, each module computes what its function says; outside it is as it was, another library's hook included."""
     before = {module: module.__dict__.get("forward") for module in forwards}
-    for module, forward in forwards.items():
-        module.forward = forward
     try:
+        _set_forwards(forwards)
         yield
     finally:
-        for module, own in before.items():
-            if own is None:
-                del module.forward  # the class's own shows again
-            else:
-                module.forward = own
+        to_the_end(lambda: _set_forwards(before))
+
+
+def _set_forwards(forwards: Mapping[nn.Module, Any]) -> None:
+    for module, forward in forwards.items():
+        if forward is None:
+            module.__dict__.pop("forward", None)  # the class's own shows again
+        else:
+            module.forward = forward

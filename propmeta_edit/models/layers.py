@@ -38,7 +38,7 @@ def get_architecture(model: LanguageModel) -> Architecture:
     if model not in _FOUND:
         kind = model.config.model_type
         found = find_layout(model) or ARCHITECTURES.get(kind)
-        if found is None:
+        if found is None or found.blocks not in dict(model.named_modules()):
             raise ModelError(
                 f"architecture {kind!r} is not supported; supported are decoders with a list of blocks, each of an attention and "
                 f"an MLP that are made of linear layers, such as {', '.join(sorted(ARCHITECTURES))}"
@@ -98,7 +98,7 @@ def select_parameters(
     """
     if modules not in MODULE_CHOICES:
         raise ModelError(f"modules must be one of {', '.join(MODULE_CHOICES)}, got {modules!r}")
-    architecture = get_architecture(model)
+    architecture, dtype = get_architecture(model), model.get_input_embeddings().weight.dtype
     chosen: dict[str, nn.Parameter] = {}
     for layer in resolve_layers(layers, len(get_block_list(model))):
         for part, children in (("attention", architecture.attention), ("mlp", architecture.mlp)):
@@ -108,7 +108,7 @@ def select_parameters(
                 f"{path}.{leaf}": parameter
                 for child in children
                 for path, projection in _projections_in(model, f"{architecture.blocks}.{layer}.{child}")
-                for leaf, parameter in _parameters_of(path, projection).items()
+                for leaf, parameter in _parameters_of(path, projection, dtype).items()
             }
             if not found:
                 raise ModelError(_nothing_to_edit(model, layer, part))
@@ -123,11 +123,14 @@ def _projections_in(model: LanguageModel, path: str) -> Iterator[tuple[str, nn.M
             yield name, module
 
 
-def _parameters_of(path: str, projection: nn.Module) -> dict[str, nn.Parameter]:
+def _parameters_of(path: str, projection: nn.Module, dtype: torch.dtype) -> dict[str, nn.Parameter]:
     """Weight and bias of a projection that computes with nothing else.
 
+    Args:
+        dtype: of the model around it.
+
     Raises:
-        ModelError: its class computes in a way of its own, or its weight is made of other tensors.
+        ModelError: its class computes in a way of its own, its weight is made of other tensors, or nothing casts around it.
     """
     own = next(kind for kind in type(projection).__mro__ if "forward" in vars(kind))
     found = dict(projection.named_parameters(recurse=False))
@@ -141,6 +144,11 @@ def _parameters_of(path: str, projection: nn.Module) -> dict[str, nn.Parameter]:
         raise ModelError(
             f"{path} is a {own.__module__}.{own.__name__}, which may compute something else than a linear layer does; edit the "
             "model before its layers are replaced"
+        )
+    if found["weight"].dtype != dtype and not isinstance(projection, CastingLinear | CastingConv1D):
+        raise ModelError(
+            f"{path} is {found['weight'].dtype} in a model of {dtype}, and nothing casts between them; let load_model (layers=) or "
+            "MetaFTHyperParams load the model, which see to that"
         )
     return found
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import nn
 
 from propmeta_edit.protocols import LanguageModel
+
+
+def to_the_end(put_back: Callable[[], object]) -> None:
+    """Put something back even if that is interrupted (Ctrl-C): it is begun again then, before the interruption goes on."""
+    try:
+        put_back()
+    except BaseException:
+        put_back()
+        raise
 
 
 @contextmanager
@@ -37,10 +47,13 @@ def plain_torch(model: LanguageModel) -> Iterator[None]:
 def evaluating(model: LanguageModel) -> Iterator[None]:
     """Inside, no dropout; outside each module has the mode that it had."""
     training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
     try:
+        _set_modes(training, False)
         yield
     finally:
-        for module in training:
-            module.training = True
+        to_the_end(lambda: _set_modes(training, True))
+
+
+def _set_modes(modules: Iterable[nn.Module], is_training: bool) -> None:
+    for module in modules:
+        module.training = is_training

@@ -17,6 +17,7 @@ from propmeta_edit.errors import ModelError
 from propmeta_edit.protocols import LanguageModel
 
 _COMPILED = "_orig_mod"  # where torch.compile's module keeps the one it compiles
+_CHECKPOINTED = "_checkpoint_wrapped_module"  # where torch.distributed's wrappers for activations keep theirs
 _AROUND_MODULE = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _QUANTISED = ("torch.ao.nn.", "torch.nn.quantized.")
 _MERGE = (
@@ -68,6 +69,11 @@ def _require_plain_module(name: str, module: nn.Module) -> None:
         raise ModelError(
             f"{name} is wrapped in torch.compile, which gives its tensors other names; compile the whole model "
             "(torch.compile(model)), or its modules in place (module.compile())"
+        )
+    if _CHECKPOINTED in module._modules:
+        raise ModelError(
+            f"{name} is in a wrapper that computes activations again or keeps them elsewhere (checkpoint_wrapper), which gives its "
+            "tensors other names; edit the model before it is wrapped, or use model.gradient_checkpointing_enable()"
         )
     if isinstance(module, torch.jit.ScriptModule):
         raise ModelError(f"{name or 'the model'} is a compiled script, which cannot be edited; give the model it was made from")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import random
+import sys
 import threading
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +16,14 @@ import surroundings
 import tiny
 import torch
 
+import propmeta_edit
 from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
 from propmeta_edit.edits.compute import compute_edit, edit_many
 from propmeta_edit.edits.edit import standing_edits
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.models.wrappers import require_whole
 
 SETTINGS = EditSettings([1], inner_lr=0.02, num_inner_steps=3)
@@ -271,3 +276,45 @@ def test_several_devices_are_refused():
     model = SimpleNamespace(named_modules=lambda: [], named_parameters=lambda: [("a", here), ("b", there)])
     with pytest.raises(ModelError, match=r"spread over several devices \(a on cpu, b on cuda:1\)"):
         require_whole(model)
+
+
+def interrupt(call, line):
+    """Run a call until so many lines of this package have run, and no further; returns how many there were."""
+    folder, lines = str(Path(propmeta_edit.__file__).parent), 0
+
+    def of_a_line(frame, event, argument):
+        nonlocal lines
+        lines += event == "line"
+        if event == "line" and lines == line:
+            raise Broken
+        return of_a_line
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, argument: of_a_line if frame.f_code.co_filename.startswith(folder) else None)
+    try:
+        with suppress(Broken):
+            call()
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+def test_an_interruption_at_any_line_leaves_all_or_nothing(call, tokenizer):
+    """As Ctrl-C may come anywhere, also while something is put back."""
+    model = make_model()
+    edit = compute_edit(model, tokenizer, REQUESTS[0], SETTINGS)
+    before = everything(model)
+    number = interrupt(lambda: call(model, tokenizer, lambda _: edit), line=-1)
+    for line in sorted(random.Random(0).sample(range(1, number), 25)):
+        original = {name: p.data for name, p in model.named_parameters()}
+        interrupt(lambda: call(model, tokenizer, lambda _: edit), line)
+        for standing in standing_edits(model):
+            assert call is apply_and_undo, "what a context or a view applies, it takes out"
+            assert all(torch.equal(model.get_parameter(name), value) for name, value in standing.weights.items())
+            standing.undo(model)
+        if call is metaft:  # what it writes into the model stays; this one is either there or not
+            moved = [name for name, value in original.items() if not torch.equal(model.get_parameter(name), value)]
+            assert len(moved) in (0, 7), line
+            put_in_place(dict(model.named_parameters()), original)
+        assert_same_state(before, everything(model))
