@@ -29,6 +29,8 @@ class FrozenPrefix:
         self._model = model
         self._first = min(layers_of(model, parameter_names))
         self._blocks = get_block_list(model)  # in which stand-ins take their place
+        self._given: list[Any] = []  # what the block below the first edited one gave last
+        self._stand_ins = [_StandIn(block, self._given) for block in self._blocks]
         if self._first and not agrees(model, f"starting at layer {self._first}", self._compute_from_states):
             self._first = 0
 
@@ -36,17 +38,18 @@ class FrozenPrefix:
         """What enters the first edited block: what the block below it gives, without gradient; None if no block is below it."""
         if not self._first:
             return None
-        outputs: list[Any] = []
-        stand_ins = [_StandIn(block, outputs) for block in self._blocks[self._first :]]
         handle: Any = None
         try:
-            handle = self._blocks[self._first - 1].register_forward_hook(lambda module, inputs, output: outputs.append(output))
-            with torch.no_grad(), self._replaced(stand_ins, self._first):
+            handle = self._blocks[self._first - 1].register_forward_hook(lambda module, inputs, output: self._keep(output))
+            with torch.no_grad(), self._replaced(self._stand_ins[self._first :], self._first):
                 run_to_the_head(self._model, batch)
         finally:
             if handle is not None:
                 to_the_end(handle.remove)
-        return outputs[0]
+        return self._given[0]
+
+    def _keep(self, output: Any) -> None:
+        self._given[:] = [output]
 
     @contextmanager
     def skipped(self, states: Any) -> Iterator[None]:
@@ -54,8 +57,9 @@ class FrozenPrefix:
         if states is None:
             yield
             return
-        stand_ins = [_StandIn(block, [states]) for block in self._blocks[: self._first - 1]]
-        with self._replaced([*stand_ins, _StandIn(self._blocks[self._first - 1], [states], states)]):
+        self._keep(states)
+        stand_in = _StandIn(self._blocks[self._first - 1], self._given, states)
+        with self._replaced([*self._stand_ins[: self._first - 1], stand_in]):
             yield
 
     @contextmanager
