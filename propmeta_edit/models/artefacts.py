@@ -118,19 +118,19 @@ def resolve_model_folder(name_or_path: str) -> str:
     (not with ``HF_HUB_OFFLINE=1``).
 
     Raises:
-        ModelError: none of these, or no whole model in plain numbers (an adapter, quantised weights).
+        ModelError: none of these, or quantised weights.
     """
     if not name_or_path:
         raise ModelError("no model given: name a folder, a hub id 'owner/name', or one of " + ", ".join(BUNDLED))
     if name_or_path in BUNDLED:
         return str(ensure_artefact(name_or_path))
     if Path(name_or_path).is_dir():
-        _require_plain_folder(Path(name_or_path), name_or_path)
+        _require_plain_numbers(Path(name_or_path), name_or_path)
         return name_or_path
     is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
     if is_hub_id:
         folder = _fetch_from_hub(name_or_path)
-        _require_plain_folder(Path(folder), name_or_path)
+        _require_plain_numbers(Path(folder), name_or_path)
         return folder
     raise ModelError(
         f"unknown model {name_or_path!r}: it is no folder and no bundled model ({', '.join(BUNDLED)}); "
@@ -138,18 +138,21 @@ def resolve_model_folder(name_or_path: str) -> str:
     )
 
 
-def _require_plain_folder(folder: Path, name: str) -> None:
-    """Refuse what transformers loads and cannot be edited and saved again as it was: adapters, quantised weights.
+def require_no_adapter(folder: str | Path, name: str) -> None:
+    """Refuse a folder with an adapter of peft, for what is to write its model's tensors down again as they were named.
 
     Raises:
-        ModelError: naming what it is and the way out.
+        ModelError: naming the way out.
     """
-    if (folder / ADAPTER_CONFIG).is_file():
+    if (Path(folder) / ADAPTER_CONFIG).is_file():
         raise ModelError(
             f"{name} holds an adapter of peft ({ADAPTER_CONFIG}), whose tensors are not the model's own; merge it, and "
             "name the folder of the whole model: AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()."
             "save_pretrained(FOLDER), and the same of the tokenizer"
         )
+
+
+def _require_plain_numbers(folder: Path, name: str) -> None:
     found = [file for file in QUANTISATION_CONFIGS if (folder / file).is_file()]
     if not found and _quantisation_of(folder / "config.json"):
         found = ["quantization_config in config.json"]

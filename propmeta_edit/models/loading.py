@@ -19,8 +19,9 @@ from torch import nn
 
 from propmeta_edit.errors import ModelError, OriginError
 from propmeta_edit.files import sha256_of_file, sha256_of_json
-from propmeta_edit.models.artefacts import BUNDLED, find_model_folder, resolve_model_folder
+from propmeta_edit.models.artefacts import ADAPTER_CONFIG, BUNDLED, find_model_folder, resolve_model_folder
 from propmeta_edit.models.layers import cast_around, get_architecture, select_parameters
+from propmeta_edit.models.wrappers import merge_adapters
 from propmeta_edit.protocols import LanguageModel, ModelConfig, Tokenizer
 from propmeta_edit.text.encoding import TextEncoder
 
@@ -42,7 +43,7 @@ def load_model(
     """Load a model for editing or evaluation.
 
     Args:
-        name_or_path: a folder, a bundled name, or a hub id.
+        name_or_path: a folder, a bundled name, or a hub id; an adapter of peft is merged into its base.
         device: a torch device string.
         dtype: of the frozen rest: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for what the checkpoint is stored in.
         layers, modules: what will be edited; these tensors are fp32 whatever ``dtype`` says. An empty list of layers: nothing.
@@ -72,6 +73,8 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # a damaged folder makes transformers raise almost anything
         raise ModelError(f"cannot load a model from {name_or_path!r}: {error}") from error
+    if (Path(folder) / ADAPTER_CONFIG).is_file():
+        merge_adapters(model)
     _check_weights_fit(name_or_path, model, report)
     edited = select_parameters(model, layers, modules) if layers is None or len(layers) else {}
     names = set(edited) | set(_trained_tensor_names(folder))

@@ -50,6 +50,19 @@ def unwrap(model: Any) -> LanguageModel:
 _SHARDED = "the model is sharded (FSDP): its tensors are here in pieces only; edit it before it is sharded, or a whole copy of it"
 
 
+def merge_adapters(model: LanguageModel) -> None:
+    """Put adapters of peft that transformers loaded with a model into its own weights, and leave nothing of them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+    vars(model).pop("peft_config", None)
+    vars(model)["_hf_peft_config_loaded"] = False
+
+
 def require_whole(model: LanguageModel) -> None:
     """Refuse a model whose tensors are not its own, whole, of numbers, and on one device.
 

@@ -20,7 +20,7 @@ from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import EditedModel
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.files import shortest_names
-from propmeta_edit.models.artefacts import resolve_model_folder
+from propmeta_edit.models.artefacts import ADAPTER_CONFIG, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card
 from propmeta_edit.protocols import LanguageModel, Tokenizer
@@ -36,7 +36,6 @@ RELATED = (
 )
 UNRELATED = ("What is the capital of Norway?", "What is the main official language of Portugal?")
 WIDTH = 34
-ADAPTER_CARD = "adapter_config.json"  # of peft
 REQUEST = object_of({"prompt": TEXT, "target_new": one_of(TEXT, object_of({"str": TEXT}))}, optional={"subject": TEXT})
 
 
@@ -152,7 +151,7 @@ def _how_to_load(edits: Sequence[Edit], model_name: str, device: str) -> dict[st
     if len(dtypes) > 1:
         raise ModelError(f"these edits hold tensors in {' and '.join(sorted(dtypes))}; ask under those of one dtype at a time")
     [dtype] = dtypes
-    is_adapter = (Path(resolve_model_folder(model_name)) / ADAPTER_CARD).is_file()
+    is_adapter = (Path(resolve_model_folder(model_name)) / ADAPTER_CONFIG).is_file()
     layers = [edit.settings.get("layers") for edit in edits if edit.method == "MetaFT"]
     chosen = {layer for own in layers if isinstance(own, list) for layer in own if isinstance(layer, int)}
     if (

@@ -38,7 +38,7 @@ from propmeta_edit.metatrain.trainer import (
     memory_errors_named,
     meta_train,
 )
-from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
+from propmeta_edit.models.artefacts import build_whole, require_no_adapter, resolve_model_folder
 from propmeta_edit.models.devices import free_memory, resolve_device, resolve_dtype
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
 from propmeta_edit.models.layers import select_parameters
@@ -98,6 +98,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     config = resolve(config, processes)
     tasks, validation = load_tasks(config)
     base_folder = resolve_model_folder(config.model)
+    require_no_adapter(base_folder, config.model)
     sums = {"base_sha256": model_sha256(base_folder), "tasks_sha256": hash_of_tasks(tasks)}
     identity = {**config.decisive, **sums, "processes": processes.count}
     run = TrainingRun(training, identity, config.rounding, is_writer=processes.is_main)

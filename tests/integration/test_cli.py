@@ -12,7 +12,6 @@ import sys
 import weakref
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +20,7 @@ import tiny
 import torch
 import transformers
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -167,11 +166,9 @@ def test_existing_output_is_not_touched(base, tmp_path, capsys):
 
 
 def make_adapter(base, tmp_path):
-    import peft
-
-    config = peft.LoraConfig(r=2, target_modules=["up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    config = LoraConfig(r=2, target_modules=["up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
     folder = tmp_path / "adapter"
-    peft.get_peft_model(load_model(str(base), layers=[])[0], config).save_pretrained(folder)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(base / file, folder / file)
     return folder
@@ -192,20 +189,18 @@ def make_quantised(base, tmp_path, file="config.json"):
     return base
 
 
-FOLDERS = {
-    "adapter": (make_adapter, "merge_and_unload"),
-    "base and adapter": (make_base_with_adapter, "merge_and_unload"),
-    "bitsandbytes": (make_quantised, "is quantised (quantization_config in config.json)"),
-    "gptq": (partial(make_quantised, file="quantize_config.json"), "is quantised (quantize_config.json)"),
-    "awq": (partial(make_quantised, file="quant_config.json"), "is quantised (quant_config.json)"),
+QUANTISED = {
+    "bitsandbytes": ("config.json", "is quantised (quantization_config in config.json)"),
+    "gptq": ("quantize_config.json", "is quantised (quantize_config.json)"),
+    "awq": ("quant_config.json", "is quantised (quant_config.json)"),
 }
 
 
 @pytest.mark.parametrize("verb", ["meta-train", "edit", "export", "statistics"])
-@pytest.mark.parametrize("kind", FOLDERS)
-def test_folders_that_are_no_whole_plain_model_are_refused(base, tmp_path, capsys, kind, verb):
-    make, message = FOLDERS[kind]
-    folder, output = make(base, tmp_path), str(tmp_path / "out")
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_folders_are_refused(base, tmp_path, capsys, kind, verb):
+    file, message = QUANTISED[kind]
+    folder, output = make_quantised(base, tmp_path, file), str(tmp_path / "out")
     commands = {
         "meta-train": ["--model", str(folder), "--data", str(tmp_path / "train.jsonl"), "--output", output],
         "edit": ["Ann lives in", "Peru", "--model", str(folder), "--save", output],
@@ -216,6 +211,27 @@ def test_folders_that_are_no_whole_plain_model_are_refused(base, tmp_path, capsy
     said = capsys.readouterr().err.strip()
     assert message in said and said.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.training").exists()
+
+
+@pytest.mark.parametrize("make", [make_adapter, make_base_with_adapter])
+def test_meta_training_of_an_adapter_is_refused_before_anything_is_written(base, tmp_path, capsys, make):
+    folder = make(base, tmp_path)
+    assert meta_train(folder, tmp_path) == 2
+    said = capsys.readouterr().err.strip()
+    assert "merge_and_unload" in said and said.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.training").exists()
+
+
+@pytest.mark.parametrize("make", [make_adapter, make_base_with_adapter])
+def test_an_adapters_folder_is_loaded_as_the_model_that_it_makes(base, tmp_path, make):
+    loaded, _ = load_model(str(make(base, tmp_path)), layers=[1])
+    plain, _ = load_model(str(base), layers=[1])
+    merged = PeftModel.from_pretrained(plain, tmp_path / "adapter").merge_and_unload()
+    expected = dict(merged.named_parameters())
+    assert {name for name, _ in loaded.named_parameters()} == set(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.named_parameters())
+    loaded.save_pretrained(tmp_path / "merged")
+    assert (tmp_path / "merged" / "config.json").is_file() and not (tmp_path / "merged" / "adapter_config.json").exists()
 
 
 @pytest.mark.parametrize("damage", ["the base's", "rounded", "missing"])
