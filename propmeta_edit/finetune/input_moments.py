@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.models.artefacts import INPUT_MOMENTS, MAKERS
+from propmeta_edit.models.wrappers import unwrap
 from propmeta_edit.protocols import LanguageModel
 
 FILE = "input_moments.safetensors"  # in a model's folder
@@ -50,7 +51,7 @@ def give_input_moments(model: LanguageModel, moments: Mapping[str, torch.Tensor]
     Args:
         moments: by the name of the module, [in, in] in fp32 or wider.
     """
-    _GIVEN[model] = InputMoments(moments)  # type: ignore[index]
+    _GIVEN[unwrap(model)] = InputMoments(moments)  # type: ignore[index]
 
 
 def require_input_moments(model: LanguageModel, weights: Iterable[str]) -> InputMoments:
