@@ -73,6 +73,8 @@ class MetaFTHyperParams(FromYaml):
         device: auto, cpu, mps, cuda, cuda:N or N, the number of a CUDA device.
         layers: 0-based layers to edit, ``all``, or null for a quarter of the depth.
         modules: attention, mlp, or attention+mlp.
+        rank: of two factors that are moved in place of each matrix (``models.factors``), for a model that has none: fresh ones;
+            null for the matrices, or for the factors of a checkpoint that has some.
         lr: α of Eq. 2, EasyEdit's name for it.
         num_steps: K of Eq. 2, EasyEdit's name for it.
         inner_step: adamw, the paper's, or whitened, with its ``damping`` (``finetune.inner_steps``).
@@ -91,6 +93,7 @@ class MetaFTHyperParams(FromYaml):
     device: int | str | None = "auto"
     layers: list[int] | str | None = None
     modules: str = "attention+mlp"
+    rank: int | None = None
     lr: float = 2e-5
     num_steps: int = 10
     inner_step: str = "adamw"
@@ -143,6 +146,7 @@ class MetaFTHyperParams(FromYaml):
             dtype="float16" if self.fp16 else self.dtype,
             layers=self.layers,
             modules=self.modules,
+            rank=self.rank,
             trust_remote_code=self.trust_remote_code,
         )
 

@@ -19,11 +19,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.edits.identity import hash_once, hash_tensors, take_fingerprint, take_fingerprints, take_identity
-from propmeta_edit.edits.lora import write_lora
-from propmeta_edit.errors import ModelError, RequestError
+from propmeta_edit.edits.lora import write_factors_as_lora, write_lora
+from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.artefacts import build_whole
+from propmeta_edit.models.factors import base_below, matrix_of, rank_of
+from propmeta_edit.models.layers import FACTORS
 from propmeta_edit.models.ownership import locked, owned
 from propmeta_edit.models.states import to_the_end
 from propmeta_edit.models.wrappers import unwrap
@@ -239,6 +241,9 @@ class Edit:
     def save_lora(self, folder: str | Path, rank: int, model: LanguageModel | None = None) -> float:
         """Write the change as a PEFT LoRA of that rank, which keeps its largest singular values and has no place for biases.
 
+        An edit of a model with factors (``models.factors``) is a LoRA already, and is written as it is: on the model below the
+        factors, with what they were before the edit; ``rank`` must be theirs.
+
         Args:
             rank: 1 or more.
             model: the unedited model, for a loaded edit.
@@ -250,6 +255,12 @@ class Edit:
             ConfigError: a rank below 1.
             ModelError: the folder exists, or the edit moves something that is neither a projection's matrix nor a bias.
         """
+        if all(f".{FACTORS}." in name for name in self.weights):
+            if rank != rank_of(self.weights):
+                raise ConfigError(f"the edit's factors are of rank {rank_of(self.weights)}, got {rank}; give that one")
+            below = base_below(self.base_model)
+            write_factors_as_lora(self.weights, Path(folder), is_transposed=bool(self.transposed), base_model=below)
+            return 0.0
         return write_lora(self.change(model), Path(folder), rank, transposed=self.transposed, base_model=self.base_model)
 
     def _find_values(self, model: LanguageModel) -> dict[str, torch.Tensor]:
@@ -383,8 +394,12 @@ def take_base(model: LanguageModel) -> dict[str, str]:
 
 
 def find_transposed(model: LanguageModel, names: Iterable[str]) -> tuple[str, ...]:
-    """Those parameters that are weights of GPT-2's projections, [in, out]."""
-    return tuple(n for n in names if n.endswith(".weight") and isinstance(model.get_submodule(n.removesuffix(".weight")), Conv1D))
+    """Those parameters that are weights of GPT-2's projections, [in, out], or factors beside one."""
+    return tuple(n for n in names if n.endswith(".weight") and _is_transposed(model.get_submodule(matrix_of(n))))
+
+
+def _is_transposed(projection: Any) -> bool:
+    return isinstance(projection, Conv1D) or bool(getattr(projection, "fan_in_fan_out", False))
 
 
 def standing_edits(model: LanguageModel) -> list[Edit]:

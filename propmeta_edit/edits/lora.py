@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.models.artefacts import build_whole
+from propmeta_edit.models.factors import as_adapter, lora_config, matrix_of, rank_of, write_adapter
 
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe")  # of the supported architectures; PEFT keeps LoRAs of these in another form
 
@@ -47,25 +46,28 @@ def write_lora(
         module = name.removesuffix(".weight")
         tensors[f"base_model.model.{module}.lora_A.weight"], tensors[f"base_model.model.{module}.lora_B.weight"] = a, b
         lost, whole = lost + float(singular[rank:].square().sum()), whole + float(singular.square().sum())
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": any(name in transposed for name in matrices),
-        "target_modules": sorted(name.removesuffix(".weight") for name in matrices),
-        "base_model_name_or_path": base_model,
-        "inference_mode": True,
-    }
-
-    def build(partial: Path) -> None:
-        save_file(tensors, partial / "adapter_model.safetensors", {"format": "pt"})
-        (partial / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-
-    build_whole(folder, build)
+    modules = [name.removesuffix(".weight") for name in matrices]
+    config = lora_config(modules, rank, base_model, any(name in transposed for name in matrices))
+    build_whole(folder, lambda partial: write_adapter(partial, tensors, config))
     return (lost / whole) ** 0.5 if whole else 0.0
+
+
+def write_factors_as_lora(factors: Mapping[str, torch.Tensor], folder: Path, *, is_transposed: bool, base_model: str) -> None:
+    """An edit of a model's factors (``models.factors``) as the LoRA that it is: on the base, with what the checkpoint changed.
+
+    Args:
+        factors: A and B of every edited projection, by parameter name.
+        is_transposed: whether the projections' weights are [in, out].
+        base_model: of the checkpoint.
+
+    Raises:
+        ModelError: the folder exists.
+    """
+    if folder.exists():
+        raise ModelError(f"{folder} exists; choose another folder for the LoRA")
+    modules = sorted({matrix_of(name) for name in factors})
+    config = lora_config(modules, rank_of(factors), base_model, is_transposed)
+    build_whole(folder, lambda partial: write_adapter(partial, as_adapter(factors), config))
 
 
 def _choose_matrices(changes: Mapping[str, torch.Tensor], transposed: Collection[str]) -> dict[str, torch.Tensor]:

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.run import Progress
-from propmeta_edit.models.artefacts import build_whole, resolve_model_folder
+from propmeta_edit.models.artefacts import CHECKPOINT_CARD, build_whole, resolve_model_folder
+from propmeta_edit.models.factors import write_factors
+from propmeta_edit.models.layers import factored_modules
 from propmeta_edit.models.loading import (
-    CHECKPOINT_CARD,
     DTYPES,
     load_model,
     model_sha256,
@@ -34,6 +35,8 @@ TRAINED = "trained.safetensors"  # of a compact folder
 def save_checkpoint(folder: Path, model: LanguageModel, tokenizer: Tokenizer, card: Mapping[str, Any], progress: Progress) -> None:
     """Write weights (each tensor in the dtype it has), tokenizer, ``metaft.json``, ``progress.json`` and the model card.
 
+    Of a model with factors these alone are written, as a LoRA on its base.
+
     Call it on a temporary folder that is renamed when whole (``models.artefacts.build_whole``).
 
     Args:
@@ -42,7 +45,11 @@ def save_checkpoint(folder: Path, model: LanguageModel, tokenizer: Tokenizer, ca
     Raises:
         ModelError: they cannot be written, or the trained tensors in the files are not the model's.
     """
-    save_model(model, tokenizer, folder, card["trained_tensors"])
+    if factored_modules(model):
+        write_factors(model, folder, card["base_model"])
+        tokenizer.save_pretrained(folder)
+    else:
+        save_model(model, tokenizer, folder, card["trained_tensors"])
     full_card = {**card, "model_sha256": model_sha256(folder)}
     (folder / CHECKPOINT_CARD).write_text(json.dumps(full_card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / PROGRESS).write_text(progress.to_json() + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 PAIRINGS = ("matched", "shuffled")
 OUTER_TERMS = ("related", "in-context", "locality", "efficacy", "bystander", "known")
 SCHEDULES = ("constant", "linear")
-NEWER = ("facts_per_task", "batch_size", "inner_step", "damping")  # settings that there were not always
+NEWER = ("rank", "facts_per_task", "batch_size", "inner_step", "damping")  # settings that there were not always
 ROUNDING = ("tasks_at_once", "compile")  # settings on which nothing but rounding depends
 
 
@@ -26,6 +26,8 @@ class MetaTrainConfig:
             come with the package.
         layers: 0-based layers to train, ``all``, or null for a quarter of the depth.
         modules: attention, mlp, or attention+mlp.
+        rank: of two factors that both loops move in place of each matrix (``models.factors``): the checkpoint is then a LoRA of
+            a few megabytes on the untouched base; null for the matrices themselves, as in the paper.
         inner_lr: α of Eq. 2.
         num_inner_steps: K of Eq. 2.
         inner_step: adamw, the paper's, or whitened, which needs second moments of the model's inputs (``finetune.inner_steps``).
@@ -66,6 +68,7 @@ class MetaTrainConfig:
     data: str = "world"
     layers: list[int] | str | None = None
     modules: str = "attention+mlp"
+    rank: int | None = None
     inner_lr: float = 2e-5
     num_inner_steps: int = 10
     inner_step: str = "adamw"
@@ -101,7 +104,7 @@ class MetaTrainConfig:
         for name in ("tasks_per_step", "save_every", "questions_per_task"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("tasks_at_once", "num_tasks", "validate_every", "validation_cases", "checkpoint_every"):
+        for name in ("rank", "tasks_at_once", "num_tasks", "validate_every", "validation_cases", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, or null, got {value}")
@@ -114,6 +117,8 @@ class MetaTrainConfig:
             raise ConfigError("tasks of several facts, and those with a bystander, have no pairing but matched")
         if self.compile and self.shard:
             raise ConfigError("compile cannot be combined with shard; leave out one of the two")
+        if self.rank is not None and (self.shard or self.inner_step == "whitened"):
+            raise ConfigError("rank cannot be combined with shard, nor with the whitened step; leave it out, or the other")
         unknown = sorted(set(self.outer_terms) - set(OUTER_TERMS))
         if unknown or not self.outer_terms:
             raise ConfigError(f"outer_terms must be weights of {', '.join(OUTER_TERMS)}, got {unknown or self.outer_terms}")

@@ -36,6 +36,7 @@ class Builder:
     build: Callable[[Path], None]
 
 
+CHECKPOINT_CARD = "metaft.json"  # in a folder that meta-training made
 ADAPTER_CONFIG = "adapter_config.json"
 QUANTISATION_CONFIGS = ("quantize_config.json", "quant_config.json")  # of GPTQ and AWQ from before config.json had a place for them
 BUNDLED: dict[str, Builder] = {}  # by name; those that make them put them here
@@ -138,13 +139,18 @@ def resolve_model_folder(name_or_path: str) -> str:
     )
 
 
+def holds_factors(folder: str | Path) -> bool:
+    """Whether a folder is a checkpoint of factors (``models.factors``): an adapter too, but one that meta-training made."""
+    return (Path(folder) / ADAPTER_CONFIG).is_file() and (Path(folder) / CHECKPOINT_CARD).is_file()
+
+
 def require_no_adapter(folder: str | Path, name: str) -> None:
     """Refuse a folder with an adapter of peft, for what is to write its model's tensors down again as they were named.
 
     Raises:
         ModelError: naming the way out.
     """
-    if (Path(folder) / ADAPTER_CONFIG).is_file():
+    if (Path(folder) / ADAPTER_CONFIG).is_file() and not holds_factors(folder):
         raise ModelError(
             f"{name} holds an adapter of peft ({ADAPTER_CONFIG}), whose tensors are not the model's own; merge it, and "
             "name the folder of the whole model: AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()."

@@ -19,6 +19,7 @@ from propmeta_edit.models.layout import Architecture, find_layout, is_projection
 from propmeta_edit.protocols import LanguageModel
 
 MODULE_CHOICES = ("attention", "mlp", "attention+mlp")
+FACTORS = "metaft"  # what PEFT calls the factors that are moved in place of matrices (``models.factors``)
 
 
 _LLAMA_LIKE = Architecture("model.layers", ("self_attn",), ("mlp",), "mlp.down_proj", "model.norm")
@@ -87,7 +88,8 @@ def select_parameters(
 ) -> dict[str, nn.Parameter]:
     """The parameters that both loops train: every projection, with its bias, of the chosen modules of the chosen layers.
 
-    Layer norms, embeddings, the final norm and the LM head are never among them.
+    Where the model has factors (``models.factors``), those of the projections, and not the projections. Layer norms, embeddings,
+    the final norm and the LM head are never among them.
 
     Returns:
         Parameters by their name in ``model.named_parameters()``, in the model's own order.
@@ -118,9 +120,16 @@ def select_parameters(
 
 
 def _projections_in(model: LanguageModel, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """The projections in a module; in a model with factors, the factors of those that have some."""
+    with_factors = bool(factored_modules(model))
     for name, module in model.get_submodule(path).named_modules(prefix=path):
-        if is_projection(module):
+        if is_projection(module) and name.endswith(f".{FACTORS}") == with_factors:
             yield name, module
+
+
+def factored_modules(model: Any) -> dict[str, Any]:
+    """The modules that have factors beside their matrix, by path."""
+    return {path: module for path, module in model.named_modules() if FACTORS in getattr(module, "lora_A", ())}
 
 
 def _parameters_of(path: str, projection: nn.Module, dtype: torch.dtype) -> dict[str, nn.Parameter]:
@@ -154,6 +163,8 @@ def _parameters_of(path: str, projection: nn.Module, dtype: torch.dtype) -> dict
 
 
 def _nothing_to_edit(model: LanguageModel, layer: int, part: str) -> str:
+    if factored := factored_modules(model):
+        return f"layer {layer} has no factors in its {part}; those there are are in {', '.join(sorted(factored)[:3])}, ..."
     if part == "mlp" and not get_architecture(model).mlp:
         return f"the MLPs of {model.config.model_type!r} are mixtures of experts, which cannot be edited; set modules to attention"
     return f"there are no linear layers in the {part} of layer {layer}: they were replaced (quantised?); load the model as it was"

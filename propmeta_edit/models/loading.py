@@ -19,13 +19,20 @@ from torch import nn
 
 from propmeta_edit.errors import ModelError, OriginError
 from propmeta_edit.files import sha256_of_file, sha256_of_json
-from propmeta_edit.models.artefacts import ADAPTER_CONFIG, BUNDLED, find_model_folder, resolve_model_folder
-from propmeta_edit.models.layers import cast_around, get_architecture, select_parameters
+from propmeta_edit.models.artefacts import (
+    ADAPTER_CONFIG,
+    BUNDLED,
+    CHECKPOINT_CARD,
+    find_model_folder,
+    holds_factors,
+    resolve_model_folder,
+)
+from propmeta_edit.models.factors import attach_factors, read_factors
+from propmeta_edit.models.layers import FACTORS, cast_around, factored_modules, get_architecture, select_parameters
 from propmeta_edit.models.wrappers import merge_adapters
 from propmeta_edit.protocols import LanguageModel, ModelConfig, Tokenizer
 from propmeta_edit.text.encoding import TextEncoder
 
-CHECKPOINT_CARD = "metaft.json"
 HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")  # buffers of old files
 HEAD = "lm_head.weight"  # in the files or not, where it is the embedding
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -38,6 +45,7 @@ def load_model(
     dtype: str = "float32",
     layers: Sequence[int] | str | None = None,
     modules: str = "attention+mlp",
+    rank: int | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Load a model for editing or evaluation.
@@ -47,6 +55,8 @@ def load_model(
         device: a torch device string.
         dtype: of the frozen rest: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for what the checkpoint is stored in.
         layers, modules: what will be edited; these tensors are fp32 whatever ``dtype`` says. An empty list of layers: nothing.
+        rank: give them factors of that rank, which are edited in their place (``models.factors``); a checkpoint of factors has its
+            own.
         trust_remote_code: run code that comes with the model; off unless asked.
 
     Returns:
@@ -60,6 +70,12 @@ def load_model(
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, auto, got {dtype!r}")
     folder = resolve_model_folder(name_or_path)
+    if holds_factors(folder):
+        return _load_with_factors(folder, device, dtype, rank, trust_remote_code)
+    if rank is not None:
+        model, tokenizer = load_model(folder, dtype=dtype, layers=[], trust_remote_code=trust_remote_code)
+        attach_factors(model, layers, modules, rank)
+        return model.to(device), tokenizer
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -81,6 +97,19 @@ def load_model(
     if model.dtype != torch.float32:
         keep_in_fp32(model, folder, names)
     prepare_tokenizer(tokenizer, model.config)
+    return model.to(device).eval(), tokenizer
+
+
+def _load_with_factors(folder: str, device: str, dtype: str, rank: int | None, trust_remote_code: bool) -> tuple[Any, Any]:
+    """A checkpoint that is a LoRA: its base, with the factors in it."""
+    base = read_checkpoint_card(folder)["base_model"]
+    require_trained_from(folder, base, model_sha256(resolve_model_folder(base)), "name a checkpoint of this base")
+    model, tokenizer = load_model(base, dtype=dtype, layers=[], trust_remote_code=trust_remote_code)
+    read_factors(model, Path(folder))
+    found = {module.r[FACTORS] for module in factored_modules(model).values()}
+    if rank is not None and found != {rank}:
+        raise ModelError(f"the factors in {folder} are of rank {max(found)}, and rank says {rank}; leave rank out")
+    model.config._name_or_path = folder
     return model.to(device).eval(), tokenizer
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from propmeta_edit.errors import ModelError
+from propmeta_edit.models.layers import FACTORS
 from propmeta_edit.protocols import LanguageModel
 
 _COMPILED = "_orig_mod"  # where torch.compile's module keeps the one it compiles
@@ -94,7 +95,7 @@ def _require_plain_module(name: str, module: nn.Module) -> None:
         raise ModelError(_quantised(name, f"{kind.__module__}.{kind.__name__}"))
     if _is_sharded(module):
         raise ModelError(_SHARDED)
-    if _is_of_peft(module):
+    if _is_of_peft(module) and list(getattr(module, "lora_A", ())) != [FACTORS]:
         raise ModelError(_MERGE)
 
 

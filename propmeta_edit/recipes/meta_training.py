@@ -38,11 +38,11 @@ from propmeta_edit.metatrain.trainer import (
     memory_errors_named,
     meta_train,
 )
-from propmeta_edit.models.artefacts import build_whole, require_no_adapter, resolve_model_folder
+from propmeta_edit.models.artefacts import build_whole, holds_factors, require_no_adapter, resolve_model_folder
 from propmeta_edit.models.devices import free_memory, resolve_device, resolve_dtype
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.sources import find_training_files
 from propmeta_edit.recipes.worlds import WORLD, ensure_world
@@ -117,11 +117,10 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
         return
     weights = snapshot(trained)
     # The frozen rest was rounded for speed, or is spread over the processes; what is stored must be the base's own.
-    model, _ = load_model(base_folder, dtype="auto", layers=config.layers, modules=config.modules)
+    model, _ = load_model(base_folder, dtype="auto", layers=config.layers, modules=config.modules, rank=config.rank)
     apply_snapshot(dict(model.named_parameters()), weights)
     card = {
-        "base_model": config.model,
-        "base_sha256": sums["base_sha256"],
+        **_base_of(config.model, base_folder, sums["base_sha256"]),
         "trained_tensors": list(weights),
         "num_tasks": len(tasks),
         "tasks_sha256": sums["tasks_sha256"],
@@ -133,6 +132,14 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     if moments is not None:  # of the base; an edit is to be weighed as in training
         write_input_moments(moments, folder)
     shutil.copytree(training, folder / "training", ignore=shutil.ignore_patterns("state*.safetensors", "*.partial"))
+
+
+def _base_of(name: str, folder: str, sha256: str) -> dict[str, str]:
+    """The model that a checkpoint belongs on, for its card: of factors that were trained further, the one below them."""
+    if not holds_factors(folder):
+        return {"base_model": name, "base_sha256": sha256}
+    card = read_checkpoint_card(folder)
+    return {"base_model": card["base_model"], "base_sha256": card["base_sha256"]}
 
 
 def train_to_folder(config: MetaTrainConfig, output: Path) -> None:
@@ -148,13 +155,13 @@ def train_to_folder(config: MetaTrainConfig, output: Path) -> None:
 
 def _load_for_training(config: MetaTrainConfig, folder: str, processes: Processes) -> tuple[Any, Any]:
     """The model where this process computes, its frozen blocks sharded if the settings say so."""
-    chosen: dict[str, Any] = {"layers": config.layers, "modules": config.modules}
+    chosen: dict[str, Any] = {"layers": config.layers, "modules": config.modules, "rank": config.rank}
     if not config.shard or processes.count == 1:
         return load_model(folder, device=config.device, dtype=config.dtype, **chosen)
     model, tokenizer = load_model(folder, dtype=config.dtype, **chosen)
     if torch.device(config.device).type != "cpu":
         model.set_attn_implementation("sdpa")  # what it would have, had it been loaded there
-    shard_frozen_blocks(model, select_parameters(model, **chosen), processes)
+    shard_frozen_blocks(model, select_parameters(model, config.layers, config.modules), processes)
     return model.to(config.device), tokenizer
 
 

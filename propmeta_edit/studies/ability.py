@@ -23,10 +23,10 @@ from propmeta_edit.evaluation.tables import markdown_table
 from propmeta_edit.files import sha256_of_file, sha256_of_json, write_json_atomically, write_text_atomically
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.weights import restored_on_exit
-from propmeta_edit.models.artefacts import resolve_model_folder
+from propmeta_edit.models.artefacts import CHECKPOINT_CARD, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, read_checkpoint_card, require_trained_from
+from propmeta_edit.models.loading import load_model, read_checkpoint_card, require_trained_from
 from propmeta_edit.options import Files, Names, WholeNumbers, require_among, require_at_least
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.edit_facts import read_hparams

@@ -34,8 +34,9 @@ from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.files import sha256_of_file
 from propmeta_edit.finetune.weights import apply_snapshot, restored_on_exit, snapshot
 from propmeta_edit.metatrain.run import find_kept_states
+from propmeta_edit.models.artefacts import CHECKPOINT_CARD
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.loading import CHECKPOINT_CARD, load_model, require_trained_from
+from propmeta_edit.models.loading import load_model, require_trained_from
 from propmeta_edit.protocols import Tokenizer
 from propmeta_edit.records import Case
 from propmeta_edit.studies.runs import hash_of_model

@@ -109,7 +109,7 @@ def test_the_architecture_page_names_every_module_and_only_those():
 
 def test_every_function_named_in_equations_exists():
     page = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
-    names = re.findall(r"`((?:metatrain|finetune|evaluation)\.\w+)\.(\w+)`", page)
+    names = re.findall(r"`((?:metatrain|finetune|evaluation|models)\.\w+)\.(\w+)`", page)
     assert len(names) >= 6
     for module, function in names:
         source = (PACKAGE / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
