@@ -59,7 +59,8 @@ class MetaTrainConfig:
         tracker: one of accelerate's (tensorboard, wandb, ...) that gets losses and validation as they come; null for none.
         seed: of the task order and the choice of questions.
         save_every: tasks between two saves of the state that a killed run continues from.
-        validate_every: tasks between two validations, which also happen before the first task and after the last; null for none.
+        validate_every: tasks between two validations (accuracy, leak and net after an edit), which happen before the first task
+            and after the last too; null for none.
         validation_cases: how many cases of each validation split; null for all there are.
         checkpoint_every: tasks between two kept copies of the trained tensors; null for none.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from propmeta_edit.files import save_figure
@@ -26,9 +27,9 @@ def draw_learning_curve(progress: Progress, path: Path) -> None:
     if progress.validation:
         table = pd.DataFrame(progress.validation).set_index("num_tasks")
         right = axes.twinx()
-        for name, marker in zip(table.columns, "osD^", strict=False):
+        for name, marker in zip(table.columns, itertools.cycle("osD^vP"), strict=False):
             right.plot(table.index, 100 * table[name], marker=marker, linestyle="--", label=name)
-        right.set(ylabel="two-hop accuracy after an edit, %", ylim=(0, 100))
+        right.set(ylabel="two-hop accuracy after an edit, %", ylim=(min(0.0, 100 * table.min(axis=None)), 100))
         axes.legend(handles=[*axes.lines, *right.lines], fontsize="small", loc="upper right")
     else:
         axes.legend(fontsize="small")

@@ -21,6 +21,7 @@ from propmeta_edit.data.holdout import hold_out_validation
 from propmeta_edit.edits.compute import choose_at_once
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.asking import check_case
+from propmeta_edit.evaluation.companions import with_probes
 from propmeta_edit.evaluation.runner import batches_of, choose_cases
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
@@ -46,10 +47,11 @@ from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoi
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.sources import find_training_files
 from propmeta_edit.recipes.worlds import WORLD, ensure_world
-from propmeta_edit.records import Case, MetaTask
+from propmeta_edit.records import OTHER, Case, MetaTask, Question
 from propmeta_edit.text.encoding import TextEncoder
 from propmeta_edit.text.prompts import format_question
 
+OTHERS_ASKED = 2  # other subjects a validation case, for leak and net
 EDITS_AT_ONCE = 8  # while validating, where they fit; more are no faster on a CPU
 
 
@@ -97,6 +99,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     """
     config = resolve(config, processes)
     tasks, validation = load_tasks(config)
+    validation = {name: with_probes(cases, config.seed) for name, cases in validation.items()}
     base_folder = resolve_model_folder(config.model)
     require_no_adapter(base_folder, config.model)
     sums = {"base_sha256": model_sha256(base_folder), "tasks_sha256": hash_of_tasks(tasks)}
@@ -111,7 +114,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
             check_case(encoder, case, MAX_NEW_TOKENS)
         trained = select_parameters(model, config.layers, config.modules)
         moments = require_input_moments(model, trained) if config.inner_step == "whitened" else None
-        validate = partial(compute_edited_accuracy, model, tokenizer, config.edit, validation, processes)
+        validate = partial(compute_validation, model, tokenizer, config.edit, validation, processes)
         progress = meta_train(model, tokenizer, tasks, config, run, validate, processes, should_stop, report)
     if not processes.is_main:
         return
@@ -210,16 +213,20 @@ def training_folder(output: Path) -> Path:
     return output.with_name(output.name + ".training")
 
 
-def compute_edited_accuracy(
+def compute_validation(
     model: LanguageModel,
     tokenizer: Tokenizer,
     settings: EditSettings,
     validation: Mapping[str, Sequence[Case]],
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Two-hop accuracy after one edit a case, a share in 0 to 1 by split.
+    """Two-hop accuracy after one edit a case, by split; and leak and net where cases ask about other subjects (``with_probes``).
 
-    Every process computes all of it, as sharded blocks need all of them in every forward.
+    Leak and net are those of ``evaluation.counts``, shares in -1 to 1 over pairs of the edited subject and another one, of which
+    neither had the edited consequence before. Every process computes all, as sharded blocks need all of them in every forward.
+
+    Returns:
+        ``<split>``, ``<split> leak`` and ``<split> net``.
 
     Raises:
         ModelError: the edits do not fit in memory.
@@ -229,21 +236,42 @@ def compute_edited_accuracy(
     at_once = min(EDITS_AT_ONCE, *processes.join([fitting]))
     scores = {}
     for name, cases in validation.items():
-        correct = 0
+        own: list[bool] = []
+        pairs: list[tuple[bool, bool]] = []
         for some in batches_of(cases, at_once):
-            edits = [case.edits for case in some]
+            prompts = _questions_of(some)
+            before = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts)) if len(prompts) > len(some) else None
             with (
                 memory_errors_named(
                     f"in validation, with {len(some)} edits at once, the first of them that of case {some[0].case_id}; edit fewer "
                     "layers or modules, leave validation out (validate_every: null), or make room (dtype bfloat16, or shard)"
                 ),
-                many_edits(model, tokenizer, edits, settings),
+                many_edits(model, tokenizer, [case.edits for case in some], settings),
             ):
-                prompts = [format_question(case.question.text) for case in some]
-                texts = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts))
-            correct += sum(contains_answer(text, case.question.answers) for text, case in zip(texts, some, strict=True))
-        scores[name] = correct / len(cases)
+                after = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts))
+            for case, *texts in zip(
+                some, *(batches_of(t, len(prompts) // len(some)) for t in (after, before or after)), strict=True
+            ):
+                has_now, had_before = ([contains_answer(text, case.question.answers) for text in said] for said in texts)
+                others = range(1, 1 + len(_others_of(case)))
+                own.append(has_now[0])
+                pairs += [(has_now[0], has_now[n]) for n in others if not had_before[0] and not had_before[n]]
+        scores[name] = sum(own) / len(own)
+        if pairs:
+            scores[f"{name} leak"] = sum(leaks for _, leaks in pairs) / len(pairs)
+            scores[f"{name} net"] = sum(has - leaks for has, leaks in pairs) / len(pairs)
     return scores
+
+
+def _others_of(case: Case) -> list[Question]:
+    return [probe.question for probe in case.probes if probe.kind == OTHER][:OTHERS_ASKED]
+
+
+def _questions_of(cases: Sequence[Case]) -> list[str]:
+    """Each case's question and those about other subjects, as many a case: its own again where it has fewer."""
+    asked = [[case.question, *_others_of(case)] for case in cases]
+    most = max(map(len, asked))
+    return [format_question(q.text) for own in asked for q in (*own, *[own[0]] * (most - len(own)))]
 
 
 def resolve(config: MetaTrainConfig, processes: Processes = ALONE) -> MetaTrainConfig:

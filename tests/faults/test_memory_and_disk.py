@@ -78,7 +78,7 @@ def test_validation_holds_as_many_edits_as_fit(tokenizer, monkeypatch, room, exp
 
     monkeypatch.setattr(meta_training, "free_memory", lambda device: room * 2 * 5 * edited)
     monkeypatch.setattr(meta_training, "many_edits", count)
-    assert meta_training.compute_edited_accuracy(model, tokenizer, CONFIG.edit, {"valid-id": CASES}) == {"valid-id": 0.0}
+    assert meta_training.compute_validation(model, tokenizer, CONFIG.edit, {"valid-id": CASES}) == {"valid-id": 0.0}
     assert held == expected
 
 
@@ -87,7 +87,7 @@ def test_out_of_memory_in_validation_says_so(tokenizer, monkeypatch):
     with pytest.raises(
         ModelError, match=r"out of memory in validation, with 6 edits at once, .* of case c0; .*validate_every: null"
     ):
-        meta_training.compute_edited_accuracy(tiny.make_model("llama"), tokenizer, CONFIG.edit, {"valid-id": CASES})
+        meta_training.compute_validation(tiny.make_model("llama"), tokenizer, CONFIG.edit, {"valid-id": CASES})
 
 
 @pytest.mark.parametrize(
