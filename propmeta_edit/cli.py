@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 import propmeta_edit
 from propmeta_edit.config import read_yaml
 from propmeta_edit.errors import ConfigError, PropMetaError
+from propmeta_edit.settings import find_settings
 
 PROGRAM, PACKAGE = "propmeta-edit", "propmeta_edit"
 
@@ -122,19 +123,28 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Callable[..., int | None],
     """
     name = next((name for name in VERBS if arguments[: len(name.split())] == name.split()), None)
     if name is None:
-        raise ConfigError(f"unknown verb {arguments[0]!r}; there are {', '.join(VERBS)}")
+        alike = [verb for verb in VERBS if verb.split()[0] == arguments[0]]  # its second word is missing, or unknown
+        raise ConfigError(f"unknown verb {' '.join(arguments[: 1 + bool(alike)])!r}; there are {', '.join(alike or VERBS)}")
     verb, given = VERBS[name], list(arguments[len(name.split()) :])
     function = verb.load()
     parser = make_parser(f"{PROGRAM} {name}", function, verb.positional)
     given = normalise(given, {option: action for action in parser._actions for option in action.option_strings})
-    for argument in given:
-        if argument.startswith("--config="):  # broken YAML is named with its line
-            read_yaml(argument.removeprefix("--config="))
+    given = [_found_config(argument) for argument in given]
     try:
         found = parser.parse_args(given)
     except ArgumentError as error:
         raise ConfigError(f"{_readable(str(error))} ({PROGRAM} {name} --help)") from error
     return function, _values_of(function, found)
+
+
+def _found_config(argument: str) -> str:
+    """``--config=`` with the path of its file, which may be one that comes with the package; broken YAML is named with its line."""
+    option, _, file = argument.partition("=")
+    if option != "--config":
+        return argument
+    path = find_settings("MetaTrain", file)
+    read_yaml(path)
+    return f"{option}={path}"
 
 
 def make_parser(program: str, function: Callable[..., Any], positional: Sequence[str] = ()) -> ArgumentParser:
@@ -143,7 +153,11 @@ def make_parser(program: str, function: Callable[..., Any], positional: Sequence
     documented = docstring_parser.parse(inspect.getdoc(function) or "")
     about = [documented.short_description, documented.long_description]
     parser = ArgumentParser(prog=program, description="\n\n".join(filter(None, about)), exit_on_error=False)
-    parser.add_argument("--config", action="config", help="a YAML file of settings; what is given beside it wins")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="a YAML file of settings, or a name in hparams/MetaTrain; what is given beside it wins",
+    )
     helps = {parameter.arg_name: parameter.description for parameter in documented.params}
     types, own = get_type_hints(function), set()
     for name, parameter in inspect.signature(function).parameters.items():

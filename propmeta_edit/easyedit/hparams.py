@@ -12,6 +12,7 @@ from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.models.loading import load_model
+from propmeta_edit.settings import find_settings
 
 EASYEDIT_NAMES = {"inner_lr": "lr", "num_inner_steps": "num_steps"}  # for what ``EditSettings`` calls otherwise
 
@@ -48,15 +49,20 @@ class ModelReference(str):
 class FromYaml:
     """Settings that are read the way EasyEdit reads its own."""
 
+    alg_name: str
+
     @classmethod
     def from_hparams(cls, hparams_name_or_path: str | Path) -> Self:
-        """Read a YAML file: ``.yaml`` is added if missing, and numbers written as text are numbers.
+        """Read a YAML file, in which numbers written as text are numbers.
+
+        Args:
+            hparams_name_or_path: a path, to which ``.yaml`` is added if missing, or the name of settings that come with the package
+                for this algorithm, as ``smollm2-135m``.
 
         Raises:
             ConfigError: no such file, broken YAML, unknown or wrongly typed settings.
         """
-        path = str(hparams_name_or_path)
-        path = path if path.endswith((".yaml", ".yml", ".json")) else path + ".yaml"
+        path = str(find_settings(cls.alg_name, hparams_name_or_path))
         values = {key: _number_from_text(value) for key, value in read_yaml(path).items()}
         return build_config(cls, values, path)
 

@@ -41,9 +41,9 @@ from propmeta_edit.models.loading import (
 )
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.meta_training import run_meta_training, training_folder
-from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.recipes.worlds import WORLD_VERSION, single_hop_questions
 from propmeta_edit.records import Question
+from propmeta_edit.settings import hparams_file
 from propmeta_edit.text.prompts import format_question
 
 LOG = logging.getLogger(__name__)

@@ -24,8 +24,8 @@ from propmeta_edit.models.artefacts import ADAPTER_CONFIG, CHECKPOINT_CARD, hold
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import load_model, read_checkpoint_card
 from propmeta_edit.protocols import LanguageModel, Tokenizer
-from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.records import EditRequest, as_requests, find_lone_surrogate
+from propmeta_edit.settings import find_settings, has_hparams, hparams_file
 from propmeta_edit.text.prompts import format_question
 
 EXAMPLE = EditRequest("Hazelgate Analytics Ltd. was founded in", "Portugal", "Hazelgate Analytics Ltd.")
@@ -73,7 +73,7 @@ def read_hparams(model: str | None, file: str | None, device: str | None) -> Met
         ModelError: no such model, or a damaged card.
     """
     if file or not model:
-        path = Path(file) if file else hparams_file("MetaFT", "smollm2-135m")
+        path = find_settings("MetaFT", file or "smollm2-135m")
         values, source = read_yaml(path), str(path)
     else:
         values, source = _settings_of_model(model, resolve_device(device or "auto"))

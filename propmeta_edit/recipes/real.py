@@ -26,7 +26,6 @@ from propmeta_edit.recipes.bundled import CARD, RAW, add_difference, read_card, 
 from propmeta_edit.recipes.bundled import origin_of as origin_of_bundled
 from propmeta_edit.recipes.meta_training import hash_of_tasks, load_tasks, run_meta_training, training_folder
 from propmeta_edit.recipes.released import DATA_VARIABLE, find_released
-from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.recipes.teaching import CARD as TAUGHT_CARD
 from propmeta_edit.recipes.teaching import (
     LORA,
@@ -37,6 +36,7 @@ from propmeta_edit.recipes.teaching import (
     read_lesson,
     teach_into,
 )
+from propmeta_edit.settings import hparams_file
 
 REAL, REAL_METAFT = "smollm2-135m-real", "smollm2-135m-real-metaft"
 TAUGHT = ("cre-train", "cre-id", "cre-ood", "mquake-3k")  # whose second hops the base knows

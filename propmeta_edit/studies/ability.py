@@ -30,8 +30,8 @@ from propmeta_edit.models.loading import load_model, read_checkpoint_card, requi
 from propmeta_edit.options import Files, Names, WholeNumbers, require_among, require_at_least
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.edit_facts import read_hparams
-from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.records import EditRequest
+from propmeta_edit.settings import has_hparams, hparams_file
 from propmeta_edit.store import JsonLines
 from propmeta_edit.studies.dependent import METHODS, ChainOptions, read_cases, write_groups
 from propmeta_edit.studies.engine import collect_versions

@@ -17,7 +17,7 @@ from propmeta_edit.files import sha256_of_json, write_text_atomically
 from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.options import Files, Names, require_among, require_at_least
 from propmeta_edit.recipes.data_sets import load_all
-from propmeta_edit.recipes.settings import hparams_file
+from propmeta_edit.settings import hparams_file
 from propmeta_edit.studies import analysis_figures, analysis_tables
 from propmeta_edit.studies.engine import collect_versions
 from propmeta_edit.studies.inside import Arm, list_stages, make_arms, study_states, study_weights

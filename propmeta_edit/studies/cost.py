@@ -27,8 +27,8 @@ from propmeta_edit.models.artefacts import BUNDLED, find_model_folder
 from propmeta_edit.models.layers import num_parameters, resolve_layers, select_parameters
 from propmeta_edit.models.loading import DTYPES, load_model, read_model_config
 from propmeta_edit.recipes.meta_training import load_tasks, resolve
-from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.records import MetaTask
+from propmeta_edit.settings import has_hparams, hparams_file
 from propmeta_edit.studies.runs import read_tasks, runs_left, runs_of, shape_of
 from propmeta_edit.studies.variants import Bench, Variant
 from propmeta_edit.text.encoding import TextEncoder

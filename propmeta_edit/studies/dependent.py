@@ -33,8 +33,8 @@ from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.options import Files, Names, WholeNumbers, require_among, require_at_least
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.data_sets import load_dataset
-from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.records import Case, EditRequest, Question
+from propmeta_edit.settings import has_hparams, hparams_file
 from propmeta_edit.studies.engine import collect_versions
 from propmeta_edit.studies.runs import hash_of_model
 from propmeta_edit.text.prompts import format_question

@@ -10,9 +10,9 @@ from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.options import Files, require_at_least
-from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.splits import TEST_OF, VALIDATION, Split, hold_out, is_test_of, load_splits, to_test
 from propmeta_edit.recipes.worlds import WORLD
+from propmeta_edit.settings import has_hparams, hparams_file
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.variants import Variant
 

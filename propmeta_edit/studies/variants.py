@@ -44,9 +44,9 @@ from propmeta_edit.models.devices import free_unused
 from propmeta_edit.models.generation import MAX_NEW_TOKENS
 from propmeta_edit.models.loading import load_model, read_checkpoint_card, require_trained_from
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE, resolve
-from propmeta_edit.recipes.settings import has_hparams, hparams_file
 from propmeta_edit.recipes.statistics import ensure_statistics
 from propmeta_edit.records import Case, EditRequest
+from propmeta_edit.settings import has_hparams, hparams_file
 from propmeta_edit.studies.runs import ensure_run, folder_of_run, hash_of_model, state_after, train_until, training_seconds
 
 GUESSES = {"newest object": newest_object, "commonest answer": commonest_answer}

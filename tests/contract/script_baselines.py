@@ -20,8 +20,8 @@ from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import edit_from_weights, standing_edits
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.records import EditRequest
+from propmeta_edit.settings import hparams_file
 
 LAYERS = [0, 1]
 TEXTS = [f"Ann Lee {number} was founded in Greece and speaks Spanish." for number in range(40)]

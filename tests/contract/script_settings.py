@@ -12,7 +12,7 @@ from propmeta_edit.baselines.cake import target_weights
 from propmeta_edit.config import read_yaml
 from propmeta_edit.easyedit.algorithms import make_hparams
 from propmeta_edit.errors import EasyEditError, PropMetaError
-from propmeta_edit.recipes.settings import has_hparams, hparams_file
+from propmeta_edit.settings import has_hparams, hparams_file
 
 METHODS = ("ROME", "MEMIT", "AlphaEdit", "CaKE", "FT-L", "FT-M", "LoRA")
 FILES = [(method, name) for name in tiny.SHAPES for method in METHODS if has_hparams(method, name)]

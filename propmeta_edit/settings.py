@@ -1,0 +1,55 @@
+"""The settings that come with the package, one YAML a method and model, and how those and one's own are named."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from propmeta_edit.errors import ConfigError
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def has_hparams(method: str, model: str) -> bool:
+    """Whether settings for a method and a model come with the package."""
+    return (_hparams_root() / method / f"{model}.yaml").is_file()
+
+
+def _hparams_root() -> Path:
+    """Inside the package where it was installed; beside it in a clone. A folder of that name elsewhere is somebody else's."""
+    inside = Path(str(resources.files("propmeta_edit"))) / "hparams"
+    return inside if inside.is_dir() else inside.parents[1] / "hparams"
+
+
+def hparams_file(method: str, model: str) -> Path:
+    """The settings that come with the package for a method and a model, e.g. ``("MetaTrain", "smollm2-135m")``.
+
+    Raises:
+        ConfigError: there are none; the message lists those there are.
+    """
+    root = _hparams_root()
+    path = root / method / f"{model}.yaml"
+    if not path.is_file():
+        known = sorted(str(p.relative_to(root)) for p in root.glob("*/*.yaml"))
+        raise ConfigError(f"no settings for {method} on {model!r}; there are {', '.join(known)}")
+    return path
+
+
+def find_settings(method: str, name_or_path: str | Path) -> Path:
+    """A settings file: the path that is given, ``.yaml`` added if it has no ending; else the file that comes with the package under
+    that path (``hparams/FT/smollm2-135m.yaml``), or for ``method`` under that name (``smollm2-135m``).
+
+    Raises:
+        ConfigError: none of these; the message lists the names there are.
+    """
+    given = str(name_or_path)
+    own = Path(given if given.endswith(SUFFIXES) else given + ".yaml")
+    root = _hparams_root()
+    shipped = root.joinpath(method, own.name) if own.parent == Path() else root.joinpath(*own.parts[-2:])
+    for path in (own, shipped):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in (root / method).glob("*.yaml"))) or "none"
+    raise ConfigError(
+        f"no such settings file: {own}; give the path of one, or a name of those that come with the package for {method}: {known}"
+    )
