@@ -57,6 +57,7 @@ VERBS = {
     "edit": Verb(f"{_COMMANDS}:edit", ("prompt", "target")),
     "ask": Verb(f"{_COMMANDS}:ask", ("questions",)),
     "meta-train": Verb(f"{_COMMANDS}:meta_train"),
+    "choose-rate": Verb(f"{_COMMANDS}:choose_rate"),
     "choose-layer": Verb(f"{_STUDIES}.layer_choice:choose_layer"),
     "table1": Verb(f"{_STUDIES}.table1:table1"),
     "table2": Verb(f"{_STUDIES}.table2:table2"),

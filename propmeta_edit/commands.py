@@ -9,8 +9,8 @@ from propmeta_edit.errors import ConfigError, DataError, ModelError
 from propmeta_edit.metatrain.checkpoint import expand_compact, export_checkpoint, export_compact
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import ensure_artefact
-from propmeta_edit.options import Files, WholeNumbers
-from propmeta_edit.recipes import NAMES, REAL_NAMES, edit_facts, real
+from propmeta_edit.options import Files, Numbers, WholeNumbers, require_at_least, require_positive
+from propmeta_edit.recipes import NAMES, REAL_NAMES, edit_facts, rate_choice, real
 from propmeta_edit.recipes.bundled import rebuild as rebuild_files
 from propmeta_edit.recipes.data_check import describe_files
 from propmeta_edit.recipes.meta_training import train_to_folder
@@ -25,6 +25,8 @@ from propmeta_edit.recipes.teaching import (
 )
 from propmeta_edit.records import EditRequest
 from propmeta_edit.studies.cost import describe_run
+
+RATES = Numbers((2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3))
 
 
 def prepare(names: Sequence[str] = NAMES[:2]) -> None:
@@ -79,6 +81,8 @@ def edit(
     else:
         for request in made.requests:
             print(f"edit: {request.prompt} -> {request.target_new}")
+        if made.learning is not None:
+            print(made.learning)
         print(edit_facts.format_answers(answers, names), flush=True)
     if save:
         made.save(save)  # after the answers, which would be lost with it otherwise
@@ -148,6 +152,28 @@ def meta_train(config: MetaTrainConfig, output: str | None = None, dry_run: bool
         raise ModelError(f"{folder} exists; choose another --output, or remove it")
     train_to_folder(config, folder)
     print(f"wrote {folder}", flush=True)
+
+
+def choose_rate(config: MetaTrainConfig, rates: Numbers = RATES, num_facts: int = 8) -> int:
+    """Find an inner rate that writes facts into a model, on a handful of them; nothing is trained.
+
+    Settings as for meta-train: the same model, data, layers, modules and number of steps. The lowest rate counts at which every
+    fact is learnt, as far as its loss before the last step tells.
+
+    Args:
+        rates: inner rates to try.
+        num_facts: how many facts each is tried on.
+    """
+    require_at_least(1, num_facts=num_facts)
+    require_positive(rates=min(rates))
+    trials = rate_choice.try_rates(config, rates, num_facts)
+    print(rate_choice.describe_trials(trials), flush=True)
+    chosen = rate_choice.choose(trials)
+    if chosen is None:
+        print("no rate writes every fact: try others (--rates), more steps (--num-inner-steps), or another layer (--layers)")
+        return 1
+    print(f"chosen: {chosen.rate:g}; go on with: propmeta-edit meta-train ... --inner-lr {chosen.rate:g} (lr in a YAML of MetaFT)")
+    return 0
 
 
 def teach(

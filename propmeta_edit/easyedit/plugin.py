@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
-from propmeta_edit.finetune.single_edit import write_facts
+from propmeta_edit.finetune.learning import warn_of_unlearnt
+from propmeta_edit.finetune.single_edit import learn_facts
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import as_requests
 
@@ -23,7 +24,8 @@ def apply_metaft_to_model(
     return_orig_weights: bool = False,
     **_: Any,
 ) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Write facts into a model by the inner loop (Eq. 2), all of them with one optimiser, K passes.
+    """Write facts into a model by the inner loop (Eq. 2), all of them with one optimiser, K passes; facts that were not learnt are
+    warned of.
 
     Args:
         model: edited in place unless ``copy``, once all of the edit is there: one that fails has written nothing.
@@ -43,5 +45,6 @@ def apply_metaft_to_model(
     edits = as_requests(requests)
     if copy:
         model = deepcopy(model)
-    original = write_facts(model, tok, edits, hparams.edit)
+    original, learning = learn_facts(model, tok, edits, hparams.edit)
+    warn_of_unlearnt([edits], learning)
     return model, original if return_orig_weights else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -11,7 +12,8 @@ from propmeta_edit.edits.edit import Edit, find_transposed, take_base
 from propmeta_edit.edits.identity import take_fingerprints
 from propmeta_edit.errors import ConfigError, record_named
 from propmeta_edit.finetune.edit_settings import EditSettings
-from propmeta_edit.finetune.many_edits import many_edits
+from propmeta_edit.finetune.learning import Learning, read_learning, warn_of_unlearnt
+from propmeta_edit.finetune.many_edits import learnt_edits
 from propmeta_edit.finetune.single_edit import compute_facts, require_finite
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.layers import select_parameters
@@ -55,9 +57,11 @@ def compute_edit(
     requests = as_requests(request)
     with owned(model) as plain:
         settings, about = _settle(plain, hparams)
-        weights = compute_facts(plain, tokenizer, requests, settings)
+        weights, learning = compute_facts(plain, tokenizer, requests, settings)
+        warn_of_unlearnt([requests], learning)
         before = {name: plain.get_parameter(name).data for name in weights}
-        return Edit(tuple(requests), weights, before, take_base(plain), *about, transposed=find_transposed(plain, weights))
+        state: dict[str, Any] = {"transposed": find_transposed(plain, weights), "learning": learning[0] if learning else None}
+        return Edit(tuple(requests), weights, before, take_base(plain), *about, **state)
 
 
 def edit_many(
@@ -94,6 +98,7 @@ def edit_many(
         raise ConfigError(f"at_once must be a whole number of edits, 1 or more, or None for as many as fit, got {at_once!r}")
     several = [[request] for request in as_requests(requests)] if requests else []
     edits: list[Edit] = []
+    learning: list[Learning] = []
     with owned(model) as plain:
         settings, about = _settle(plain, hparams)
         before = {name: p.data for name, p in select_parameters(plain, settings.layers, settings.modules).items()}
@@ -104,8 +109,11 @@ def edit_many(
         device = plain.device if keep_on_device else torch.device("cpu")
         for start in range(0, len(several), at_once):
             some = several[start : start + at_once]
-            weights = _write_each(plain, tokenizer, some, settings, device)
-            edits += [Edit(tuple(own), values, before, base, *about, **state) for own, values in zip(some, weights, strict=True)]
+            weights, how = _write_each(plain, tokenizer, some, settings, device)
+            learning += how
+            each = zip(some, weights, how or itertools.repeat(None, len(some)), strict=True)
+            edits += [Edit(tuple(own), values, before, base, *about, **state, learning=went) for own, values, went in each]
+    warn_of_unlearnt(several, learning)
     return edits
 
 
@@ -132,11 +140,13 @@ def _write_each(
     several: Sequence[Sequence[EditRequest]],
     settings: EditSettings,
     device: torch.device,
-) -> list[dict[str, torch.Tensor]]:
-    """What the edited tensors are after each of some independent edits, on ``device``; the copies in the model go on return."""
-    with many_edits(model, tokenizer, several, settings) as adapted:
+) -> tuple[list[dict[str, torch.Tensor]], list[Learning]]:
+    """What the edited tensors are after each of some independent edits, on ``device``, and how these went; the copies in the model
+    go on return."""
+    with learnt_edits(model, tokenizer, several, settings) as (adapted, losses):
         require_finite(adapted.parameters, settings)
-        return [{name: value.to(device) for name, value in adapted.take(number).items()} for number in range(len(several))]
+        weights = [{name: value.to(device) for name, value in adapted.take(number).items()} for number in range(len(several))]
+        return weights, read_learning(losses, settings.num_inner_steps)
 
 
 def choose_at_once(edited: Mapping[str, torch.Tensor], free_bytes: int, copies: int = 5) -> int:

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from propmeta_edit.edits.identity import hash_once, hash_tensors, take_fingerprint, take_fingerprints, take_identity
 from propmeta_edit.edits.lora import write_factors_as_lora, write_lora
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
+from propmeta_edit.finetune.learning import Learning
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.artefacts import build_whole
@@ -63,6 +64,7 @@ class Edit:
         hash_before: given only for a loaded edit.
         transposed: those weights that are [in, out] (GPT-2's projections), as a LoRA of them has to know.
         fingerprints: of ``before`` (``take_fingerprints``); taken here if not given; edits of one state share them.
+        learning: how the inner loop went, where this process ran it; it is not saved.
     """
 
     requests: tuple[EditRequest, ...]
@@ -75,6 +77,7 @@ class Edit:
     hash_before: str | None = None
     transposed: tuple[str, ...] = ()
     fingerprints: Mapping[str, str] | None = field(default=None, repr=False)
+    learning: Learning | None = None
 
     def __post_init__(self) -> None:
         # ``before`` is the model's own storage: what is known of it now tells whether someone writes into it later.

@@ -22,6 +22,7 @@ from propmeta_edit.files import sha256_of_json, write_json_atomically, write_tex
 SETTINGS_FILE = "settings.json"
 ACCURACY = Count("accuracy", "accuracy %", lambda row: [float(row.correct)])
 FEW = 30  # fewer cases than this are flagged
+LOW_EFFICACY = 0.5  # rows that write fewer of their facts are flagged: what they score does not come from the edits
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -147,6 +148,11 @@ def make_markdown(summary: Sequence[dict[str, Any]], notes: Sequence[str] = ()) 
     legend += [f"{entry['method']} on {entry['dataset']}: {note}." for entry in summary for note in entry["notes"]]
     if any(entry["n"] < FEW for entry in summary):
         legend.append(f"†: fewer than {FEW} cases.")
+    if any(_is_barely_written(entry) for entry in summary):
+        legend.append(
+            f"‡: fewer than {100 * LOW_EFFICACY:.0f} % of the facts are answered after they were written, so the other columns "
+            "tell little of the method: raise its rate or its steps (propmeta-edit choose-rate finds a rate for FT and MetaFT)."
+        )
     names = [{"method": entry["method"], "data set": entry["dataset"]} for entry in summary]
     table = _filled_columns([{**name, **_cells_of(entry)} for name, entry in zip(names, summary, strict=True)])
     counted = [{one.title: _count_cell(entry, one.column) for one in _counts_in(entry)} for entry in summary]
@@ -163,14 +169,23 @@ def _filled_columns(rows: Sequence[Mapping[str, str]]) -> str:
 def _cells_of(entry: Mapping[str, Any]) -> dict[str, str]:
     """A line of the table by the titles of its columns; a dash where there is nothing to say."""
     seconds, rate = entry["seconds_per_edit"], entry["cases_per_second"]
+    measured = {m.title: _percent(entry[m.column], entry.get(f"{m.column}_ci95")) for m in MEASURES}
+    if _is_barely_written(entry):
+        measured["efficacy %"] += " ‡"
     return {
         "n": f"{entry['n']}{'†' if entry['n'] < FEW else ''}",
-        **{m.title: _percent(entry[m.column], entry.get(f"{m.column}_ci95")) for m in MEASURES},
+        **measured,
         "s / edit": "–" if seconds is None else f"{seconds:.2f}",
         "cases / s": "–" if rate is None else f"{rate:.2f} ({entry['cases_at_once']} at once)",
         "once before, s": ", ".join(f"{name} {spent:.0f}" for name, spent in entry["precomputation"].items()) or "–",
         "errors": str(entry["errors"]),
     }
+
+
+def _is_barely_written(entry: Mapping[str, Any]) -> bool:
+    """Whether a row that edits, which takes time, leaves most facts unanswered."""
+    share = entry["efficacy"]
+    return share is not None and entry["seconds_per_edit"] is not None and share < LOW_EFFICACY
 
 
 def _counts_in(entry: Mapping[str, Any]) -> list[Count]:

@@ -61,13 +61,26 @@ def many_edits(
 ) -> Iterator[StackedWeights]:
     """Inside, row block n of any batch is answered with ``edits[n]`` written in (Eq. 2), and with no other edit.
 
+    Yields:
+        The edited weights, a copy an edit; the rest is as for ``learnt_edits``.
+    """
+    with learnt_edits(model, tokenizer, edits, settings) as (adapted, _):
+        yield adapted
+
+
+@contextmanager
+def learnt_edits(
+    model: LanguageModel, tokenizer: Tokenizer, edits: Sequence[Sequence[EditRequest]], settings: EditSettings
+) -> Iterator[tuple[StackedWeights, list[torch.Tensor]]]:
+    """``many_edits``, and how they went.
+
     The numbers are those of one edit after another up to rounding. Outside, the model has the weights it had, to the bit.
 
     Args:
         edits: N edits of equally many facts each; batches inside must have a multiple of N rows, those of an edit side by side.
 
     Yields:
-        The edited weights, a copy an edit.
+        The edited weights, a copy an edit, and the edits' losses before each update.
 
     Raises:
         ModelError: a layer outside the model, or tensors to edit that are not fp32 or wider.
@@ -77,5 +90,5 @@ def many_edits(
         require_full_precision(parameters)
         encoder = TextEncoder(tokenizer, model.config)
         target = [batch.to(model.device) for batch in encode_requests(encoder, edits, settings.batch_size)]
-        with adapted_copies(model, parameters, target, settings, len(edits)) as (adapted, _):
-            yield adapted
+        with adapted_copies(model, parameters, target, settings, len(edits)) as (adapted, losses):
+            yield adapted, losses

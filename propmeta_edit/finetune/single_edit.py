@@ -10,6 +10,7 @@ from torch import nn
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
+from propmeta_edit.finetune.learning import Learning, read_learning
 from propmeta_edit.finetune.weights import copies_in_place, only_trainable
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.ownership import owned
@@ -21,13 +22,16 @@ from propmeta_edit.text.encoding import TextEncoder, encode_requests
 
 def compute_facts(
     model: LanguageModel, tokenizer: Tokenizer, requests: Sequence[EditRequest], settings: EditSettings
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], list[Learning]]:
     """What the edited parameters are after the inner loop (Eq. 2) on some facts: all of them with one optimiser, K passes.
 
     The model's own parameters are not written to: copies stand in their places meanwhile.
 
     Args:
         model: without wrappers (``models.ownership.owned``).
+
+    Returns:
+        The parameters by name; and how it went, of the fact that was learnt worst, nothing with fewer than two steps.
 
     Raises:
         RequestError: a fact without a token before its object, or longer than the model has positions.
@@ -39,28 +43,35 @@ def compute_facts(
     target = [batch.to(model.device) for batch in encode_requests(encoder, [requests], settings.batch_size)]
     with copies_in_place(model, parameters) as copies:
         with only_trainable(model, copies):
-            apply_inner_loop(model, copies, target, settings)
+            losses = apply_inner_loop(model, copies, target, settings)
         require_finite(copies, settings)
-    return {name: copy.data for name, copy in copies.items()}
+    return {name: copy.data for name, copy in copies.items()}, read_learning(losses, settings.num_inner_steps)
 
 
 def write_facts(
     model: LanguageModel, tokenizer: Tokenizer, requests: Sequence[EditRequest], settings: EditSettings
 ) -> dict[str, torch.Tensor]:
+    """``learn_facts`` where nobody asks how it went."""
+    return learn_facts(model, tokenizer, requests, settings)[0]
+
+
+def learn_facts(
+    model: LanguageModel, tokenizer: Tokenizer, requests: Sequence[EditRequest], settings: EditSettings
+) -> tuple[dict[str, torch.Tensor], list[Learning]]:
     """Write what ``compute_facts`` gives into the model, which was left alone until it is all there.
 
     Args:
         model: perhaps in wrappers that can be taken off.
 
     Returns:
-        The tensors that stood in the edited parameters before; they were put aside, not copied.
+        The tensors that stood in the edited parameters before, which were put aside, not copied; and how it went.
 
     Raises:
         RequestError, ModelError: as ``compute_facts``, or a model that cannot be edited as it is (``models.ownership.owned``).
     """
     with owned(model) as plain:
-        edited = compute_facts(plain, tokenizer, requests, settings)
-        return put_in_place({name: plain.get_parameter(name) for name in edited}, edited)
+        edited, learning = compute_facts(plain, tokenizer, requests, settings)
+        return put_in_place({name: plain.get_parameter(name) for name in edited}, edited), learning
 
 
 def put_in_place(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -26,20 +26,25 @@ class TaskGradients:
         gradients: Σ_τ ∇_{θ_τ} L_related, one tensor a trained parameter, in their order.
         target_losses: [N], L_target before the last inner update (what the inner loop last saw); None without inner steps.
         related_losses: [N], L_related at each task's own θ_τ.
+        first_losses: [N], L_target of the same facts as in ``target_losses``, when the inner loop saw them first.
     """
 
     gradients: tuple[torch.Tensor, ...]
     target_losses: torch.Tensor | None
     related_losses: torch.Tensor
+    first_losses: torch.Tensor | None = None
 
     def take_in(self, others: TaskGradients) -> TaskGradients:
         """What both contribute. The others' gradients are added to these in place, so that only one sum is ever held."""
         for total, more in zip(self.gradients, others.gradients, strict=True):
             total.add_(more)
-        target_losses = None
-        if self.target_losses is not None and others.target_losses is not None:
-            target_losses = torch.cat([self.target_losses, others.target_losses])
-        return TaskGradients(self.gradients, target_losses, torch.cat([self.related_losses, others.related_losses]))
+        related = torch.cat([self.related_losses, others.related_losses])
+        last, first = _join(self.target_losses, others.target_losses), _join(self.first_losses, others.first_losses)
+        return TaskGradients(self.gradients, last, related, first)
+
+
+def _join(own: torch.Tensor | None, others: torch.Tensor | None) -> torch.Tensor | None:
+    return None if own is None or others is None else torch.cat([own, others])
 
 
 def compute_task_gradients(
@@ -64,7 +69,8 @@ def compute_task_gradients(
     ):
         related_losses = outer_loss(model)
         gradients = torch.autograd.grad(related_losses.sum(), list(adapted.parameters.values()))  # Eq. 4
-    return TaskGradients(adapted.sum_over_edits(gradients), losses[-1] if losses else None, related_losses.detach())
+    last, first = (losses[-1], losses[len(target) - 1]) if losses else (None, None)
+    return TaskGradients(adapted.sum_over_edits(gradients), last, related_losses.detach(), first)
 
 
 def apply_outer_step(

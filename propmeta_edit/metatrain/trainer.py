@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from propmeta_edit.errors import ConfigError, ModelError, PropMetaError
 from propmeta_edit.finetune.compiled import compiled_if
+from propmeta_edit.finetune.learning import REMEDY, Learning, is_learnt, mean_learning
 from propmeta_edit.finetune.single_edit import require_full_precision
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
@@ -32,6 +33,8 @@ from propmeta_edit.text.encoding import TextEncoder
 
 LOG = logging.getLogger(__name__)
 SMOOTHING = 0.98  # of the losses on the progress bar
+FIRST_TASKS = 8  # after which it is told whether the inner loop writes its facts
+LAST_TASKS = 100  # by which the same is told of a whole run
 
 Report = Callable[[int, dict[str, float]], None]  # tasks done, numbers by name
 Validate = Callable[[], dict[str, float]]  # what the model as it stands scores, by name
@@ -82,6 +85,7 @@ def meta_train(
     steps = _encode_steps(TextEncoder(tokenizer, model.config), tasks, done, config, processes)
     compiled = compiled_if(config.compile, model, parameters)
     bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main)
+    first: list[Learning] = []
     tell = report if report and processes.is_main else _tell_nobody
     with only_trainable(model, parameters), bar:
         if done == 0 and config.validate_every:
@@ -91,6 +95,8 @@ def meta_train(
             with compiled():
                 gradients = compute_step_gradients(model, parameters, steps[done], config)
             losses = _read_losses(steps[done], gradients)  # before θ moves: what is not finite must reach no weight and no file
+            if done < FIRST_TASKS:
+                first += read_task_learning(gradients, config.num_inner_steps)
             optimizer.param_groups[0]["lr"] = outer_learning_rate(config, done, len(tasks))
             with _outer_errors_named(tasks[done : done + config.tasks_per_step * processes.count], done):
                 apply_outer_step(optimizer, parameters, gradients, processes)
@@ -99,6 +105,9 @@ def meta_train(
             progress.seconds += time.perf_counter() - started
             before, done = done, len(progress.losses)
             is_last = done == len(tasks)
+            if first and (is_last or done >= FIRST_TASKS):
+                LOG.log(*describe_learning(first, f"of the first {len(first)} tasks"))
+                first = []
             tell(done, _mean_losses(progress.losses[before:]))
             if config.validate_every and (is_last or _has_passed(config.validate_every, before, done)):
                 tell(done, _validate(validate, progress))
@@ -109,7 +118,39 @@ def meta_train(
             bar.update(done - before)
             if is_stopped and not is_last:
                 raise Stopped(done, len(tasks))
+    _warn_if_not_learnt(progress, config)
     return progress
+
+
+def read_task_learning(gradients: TaskGradients | None, num_steps: int) -> list[Learning]:
+    """How the inner loop of each of a step's tasks went; nothing with fewer than two steps."""
+    if gradients is None or gradients.first_losses is None or gradients.target_losses is None:
+        return []
+    pairs = zip(gradients.first_losses.tolist(), gradients.target_losses.tolist(), strict=True)
+    return [Learning(before, last, num_steps) for before, last in pairs if num_steps > 1]
+
+
+def describe_learning(found: Sequence[Learning], what: str) -> tuple[int, str]:
+    """Level and text of what is to be said of the tasks that ``what`` names."""
+    mean = mean_learning(found)
+    if mean.is_learnt:
+        return logging.INFO, f"{what}: {mean}"
+    return (
+        logging.WARNING,
+        f"{what}: {mean}: the inner loop does not write its facts, and nothing can follow from them; {REMEDY}",
+    )
+
+
+def _warn_if_not_learnt(progress: Progress, config: MetaTrainConfig) -> None:
+    """Tell, at the end of a run, that an edit with its settings does not write a fact."""
+    last = [loss.target_loss for loss in progress.losses[-LAST_TASKS:] if loss.target_loss is not None]
+    if config.num_inner_steps > 1 and last and not is_learnt(fmean(last)):
+        LOG.warning(
+            "the target loss is %.2f over the last %d tasks: an edit with these settings does not write its fact; %s",
+            fmean(last),
+            len(last),
+            REMEDY,
+        )
 
 
 def _encode_steps(

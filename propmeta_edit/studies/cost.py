@@ -19,10 +19,11 @@ from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, defau
 from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import DataSet, choose_cases
 from propmeta_edit.finetune.compiled import compiled_if
+from propmeta_edit.finetune.learning import Learning
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.task_texts import encode_step, tasks_side_by_side
-from propmeta_edit.metatrain.trainer import compute_step_gradients
+from propmeta_edit.metatrain.trainer import compute_step_gradients, describe_learning, read_task_learning
 from propmeta_edit.models.artefacts import BUNDLED, find_model_folder
 from propmeta_edit.models.layers import num_parameters, resolve_layers, select_parameters
 from propmeta_edit.models.loading import DTYPES, load_model, read_model_config
@@ -97,7 +98,7 @@ def describe_run(config: MetaTrainConfig, steps: int = 3) -> str:
     """What a run would do and cost, from a few timed steps that change nothing."""
     config = resolve(config)
     tasks, validation = load_tasks(config)
-    seconds = time_tasks(config, tasks, steps)
+    seconds, learning = try_tasks(config, tasks, steps)
     trained = _count(config)[1]
     at_once = tasks_side_by_side(config, min(config.tasks_per_step, len(tasks)))
     names = select_parameters(shape_of(config.model), config.layers, config.modules)
@@ -110,27 +111,32 @@ def describe_run(config: MetaTrainConfig, steps: int = 3) -> str:
         "memory": f"at least {run_bytes(config, len(tasks)) / GIB:.2f} GiB with all optimiser states",
         "time": f"{per_task:.2f} s a task, about {per_task * len(tasks) / 60:.0f} min and validation (from {len(seconds)} steps)",
     }
+    if learning:
+        lines["learning"] = describe_learning(learning, f"of {len(learning)} tasks")[1]
     return "\n".join(f"{name:<11}{value}" for name, value in lines.items())
 
 
-def time_tasks(config: MetaTrainConfig, tasks: Sequence[MetaTask], steps: int = 3) -> list[float]:
-    """Seconds a task of each of a few steps, whose gradients are thrown away; fewer steps where they take long."""
+def try_tasks(config: MetaTrainConfig, tasks: Sequence[MetaTask], steps: int = 3) -> tuple[list[float], list[Learning]]:
+    """Seconds a task of each of a few steps, whose gradients are thrown away, and how the inner loop of each task went; fewer steps
+    where they take long."""
     where: dict[str, Any] = {"layers": config.layers, "modules": config.modules}
     model, tokenizer = load_model(config.model, device=config.device, dtype=config.dtype, **where)
     parameters, encoder = select_parameters(model, **where), TextEncoder(tokenizer, model.config)
     seconds: list[float] = []
+    learning: list[Learning] = []
     begun = time.perf_counter()
     with only_trainable(model, parameters), compiled_if(config.compile, model, parameters)():
         for number in range(steps):
             some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
             started = time.perf_counter()
             gradients = compute_step_gradients(model, parameters, encode_step(encoder, some, config), config)
+            learning += read_task_learning(gradients, config.num_inner_steps)
             if gradients is not None:
                 gradients.related_losses.tolist()  # waits for the device
             seconds.append((time.perf_counter() - started) / len(some))
             if time.perf_counter() - begun > ENOUGH_SECONDS:
                 break
-    return seconds
+    return seconds, learning
 
 
 def _fastest(seconds: Sequence[float]) -> float:
@@ -149,7 +155,7 @@ def measure_runs(runs: Mapping[str, MetaTrainConfig]) -> dict[str, float]:
     seconds = {}
     for key, config in lowest.items():
         config = resolve(config)
-        seconds[key] = _fastest(time_tasks(config, load_tasks(config)[0]))
+        seconds[key] = _fastest(try_tasks(config, load_tasks(config)[0])[0])
     keys = {name: (config.model, config.modules) for name, config in runs.items()}
     return {name: seconds[key] for name, key in keys.items() if key in seconds}
 

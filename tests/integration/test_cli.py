@@ -28,6 +28,7 @@ import propmeta_edit
 from propmeta_edit.cli import VERBS, main, make_parser, read_arguments
 from propmeta_edit.edits.edit import Edit, edit_from_weights
 from propmeta_edit.errors import ConfigError, DataError
+from propmeta_edit.finetune import learning
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import data_sets, edit_facts
@@ -119,6 +120,50 @@ def test_a_dry_run_says_what_it_would_cost_and_writes_nothing(base, tmp_path, ca
     text = capsys.readouterr().out
     assert "6, 2 a step, 2 at once, K = 2" in text and "GiB with all optimiser states" in text and "s a task" in text
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.training").exists()
+
+
+def test_facts_that_are_not_learnt_are_told_before_during_and_after(base, tmp_path, capsys, caplog):
+    assert meta_train(base, tmp_path, "--dry-run", "--inner-lr", "1e-6") == 0
+    said = capsys.readouterr().out
+    assert "learning   of 3 tasks: target loss" in said and "choose-rate finds a rate" in said
+    assert meta_train(base, tmp_path, "--inner-lr", "1e-6") == 0
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(told) == 2 and "of the first 6 tasks: target loss" in told[0] and "over the last 6 tasks" in told[1]
+    assert all("raise the inner rate" in text for text in told)
+    assert "raise the inner rate" in (tmp_path / "out" / "training" / "log.txt").read_text()
+    caplog.clear()
+    assert main(["edit", "Ann Lee lives in", "Peru", "--model", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert "target loss" in capsys.readouterr().out
+    assert "this edit was not learnt (Ann Lee lives in -> Peru: target loss" in caplog.text
+
+
+@pytest.fixture
+def easily_content(monkeypatch):
+    """A random model of 16 dimensions cannot come near to certainty."""
+    monkeypatch.setattr(learning, "NOT_LEARNT", 5.0)
+
+
+def test_a_run_whose_facts_are_learnt_says_so_and_no_more(base, tmp_path, capsys, caplog, easily_content):
+    steps = ["--inner-lr", "0.1", "--num-inner-steps", "10", "--outer-lr", "1e-6"]
+    assert meta_train(base, tmp_path, "--dry-run", *steps) == 0
+    said = capsys.readouterr().out
+    assert "at the last of 10 steps" in said and "choose-rate" not in said
+    assert meta_train(base, tmp_path, *steps) == 0
+    assert "of the first 6 tasks: target loss" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_choose_rate_finds_the_lowest_rate_that_writes_every_fact(base, tmp_path, capsys, easily_content):
+    options = ["--model", str(base), "--data", str(tmp_path / "train.jsonl"), "--layers", "[1]", "--device", "cpu"]
+    assert main(["choose-rate", *options, "--rates", "0.1,1e-6,0.2", "--num-facts", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shares = {tuple(line.split()[:2]) for line in lines[1:4]}
+    assert shares == {("1e-06", "0"), ("0.1", "3"), ("0.2", "3")} and lines[1].startswith("1e-06")
+    assert lines[4].startswith("chosen: 0.1; go on with: propmeta-edit meta-train ... --inner-lr 0.1")
+    assert main(["choose-rate", *options, "--rates", "1e-6", "--num-facts", "3"]) == 1
+    assert "no rate writes every fact" in capsys.readouterr().out
+    assert main(["choose-rate", *options, "--num-inner-steps", "1"]) == 2
+    assert "num_inner_steps of 2 or more, got 1" in capsys.readouterr().err
 
 
 def test_validation_and_checkpoints_on_a_schedule(base, tmp_path):

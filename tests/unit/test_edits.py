@@ -844,7 +844,7 @@ def test_an_identity_looks_at_every_tensor(model):
 def test_a_request_that_cannot_be_written_is_named_by_its_number_before_any_is(model, tokenizer, monkeypatch):
     """Whichever of several groups it is in."""
     requests = [EditRequest(f"Ann {n} is", "Greek") for n in range(4)] + [EditRequest("x" * tiny.POSITIONS, "y")]
-    monkeypatch.setattr("propmeta_edit.edits.compute.many_edits", lambda *arguments: pytest.fail("an edit was written"))
+    monkeypatch.setattr("propmeta_edit.edits.compute.learnt_edits", lambda *arguments: pytest.fail("an edit was written"))
     for at_once in (1, 2, 8):
         with pytest.raises(RequestError, match=rf"^request 4: the text .* but the model has {tiny.POSITIONS} positions"):
             edit_many(model, tokenizer, requests, hparams(), at_once=at_once)

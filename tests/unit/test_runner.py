@@ -73,6 +73,14 @@ def test_verdicts_and_summary_by_hand(tmp_path):
     assert entry["errors"] == 1 and entry["accuracy_ci95"] == list(wilson_interval(3, 5))
 
 
+def test_a_row_that_hardly_writes_its_facts_is_marked(tmp_path):
+    (entry,) = summarise(run(tmp_path / "rows.jsonl", Spoken())[0].rows)
+    assert "‡" not in make_markdown([entry])
+    barely = make_markdown([{**entry, "efficacy": 0.4, "efficacy_ci95": [0.1, 0.8]}])
+    assert "40.0 [10.0, 80.0] ‡" in barely and "‡: fewer than 50 % of the facts" in barely and "choose-rate" in barely
+    assert "‡" not in make_markdown([{**entry, "efficacy": 0.4, "seconds_per_edit": None}]), "nothing was edited"
+
+
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path):
     whole, _ = run(tmp_path / "whole.jsonl", Spoken())
     path = tmp_path / "rows.jsonl"
