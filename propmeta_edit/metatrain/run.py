@@ -13,7 +13,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from propmeta_edit.finetune.saved_state import load_state, read_tensors_with_tex
 from propmeta_edit.store import differences, require_made_from
 
 LOG = logging.getLogger(__name__)
+SETTINGS = "settings.json"
 _KEPT = re.compile(r"tasks-(\d+)\.safetensors")
 
 
@@ -64,10 +67,10 @@ class Progress:
 
 
 class TrainingRun:
-    """A run's folder.
+    """A run's folder. It becomes this run's with ``claim``: a run that cannot begin must not keep the folder from the next one.
 
     Args:
-        folder: created if missing.
+        folder: created when it is claimed.
         settings: everything that decides the run's results, as plain JSON values.
         rounding: settings on which nothing but rounding depends; a run may be continued with others, which is logged then.
         is_writer: False for those processes of a run that only read it.
@@ -81,15 +84,20 @@ class TrainingRun:
     ) -> None:
         self.folder = folder
         self._rounded_otherwise: list[str] = []
+        self._claimed = {**settings, **(rounding or {})} if is_writer else None
+        path = folder / SETTINGS
         if not is_writer:
             return
-        path = folder / "settings.json"
         if path.is_file():
             started_with = json.loads(path.read_text(encoding="utf-8"))
             remedy = "continue it with those, choose another output, or remove that folder"
             require_made_from(settings, started_with, folder, "holds a run", remedy)
             self._rounded_otherwise = differences(started_with, rounding or {})
-        write_json_atomically(path, {**settings, **(rounding or {})})
+
+    def claim(self) -> None:
+        """Say in the folder whose it is, once everything was checked."""
+        if self._claimed is not None:
+            write_json_atomically(self.folder / SETTINGS, self._claimed)
 
     def save(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         """Write the state; until the new one is whole the old one stays.
@@ -120,6 +128,18 @@ class TrainingRun:
     def write_checkpoint(self, parameters: Mapping[str, nn.Parameter], num_tasks: int) -> None:
         """The trained tensors after ``num_tasks`` tasks."""
         write_tensors(kept_state(self.folder, num_tasks), parameters)
+
+
+@contextmanager
+def unclaimed_removed(folder: Path) -> Iterator[None]:
+    """Inside, a run is begun in ``folder``; if it fails before it claims the folder, one that was not there before goes again."""
+    was_there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not was_there and not (folder / SETTINGS).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def kept_state(folder: Path, num_tasks: int) -> Path:

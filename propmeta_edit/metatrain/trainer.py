@@ -83,6 +83,8 @@ def meta_train(
     progress = run.load(parameters, optimizer) if run else Progress()
     done = len(progress.losses)
     steps = _encode_steps(TextEncoder(tokenizer, model.config), tasks, done, config, processes)
+    if run:
+        run.claim()
     compiled = compiled_if(config.compile, model, parameters)
     bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main)
     first: list[Learning] = []

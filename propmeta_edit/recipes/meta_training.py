@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.metatrain.checkpoint import save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
-from propmeta_edit.metatrain.run import TrainingRun
+from propmeta_edit.metatrain.run import TrainingRun, unclaimed_removed
 from propmeta_edit.metatrain.tasks import group_tasks, join_tasks, order_tasks
 from propmeta_edit.metatrain.trainer import (
     Report,
@@ -106,7 +106,11 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     identity = {**config.decisive, **sums, "processes": processes.count}
     run = TrainingRun(training, identity, config.rounding, is_writer=processes.is_main)
     processes.wait()
-    with logged_to(training / "log.txt" if processes.is_main else None), stopped_by_sigterm() as should_stop:
+    with (
+        unclaimed_removed(training) if processes.is_main else nullcontext(),
+        logged_to(training / "log.txt" if processes.is_main else None),
+        stopped_by_sigterm() as should_stop,
+    ):
         report = make_report(config, training) if config.tracker and processes.is_main else None
         model, tokenizer = _load_for_training(config, base_folder, processes)
         encoder = TextEncoder(tokenizer, model.config)

@@ -208,10 +208,10 @@ def teach_into(
         OriginError: ``states`` is of another teaching.
     """
     base_folder = resolve_model_folder(model_name)
-    made_from = describe_origin(base_folder, lesson, settings)
+    made_from, device = describe_origin(base_folder, lesson, settings), resolve_device(device)
     _claim(states, made_from)
     about = {"base_model": model_name, "made_from": made_from, "questions": len(lesson.facts.questions), "files": lesson.sources}
-    _teach(base_folder, lesson, settings, resolve_device(device), states, about, folder)
+    _teach(base_folder, lesson, settings, device, states, about, folder)
     return _read_json(folder / CARD)
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.metatrain.run import TrainingRun, kept_state
+from propmeta_edit.metatrain.run import TrainingRun, kept_state, unclaimed_removed
 from propmeta_edit.metatrain.trainer import Stopped, meta_train
 from propmeta_edit.models.artefacts import find_model_folder, resolve_model_folder
 from propmeta_edit.models.layers import select_parameters
@@ -117,7 +117,12 @@ def train_until(config: MetaTrainConfig, study: Path, num_tasks: int) -> Path:
     if file.is_file():
         return file
     where: dict[str, Any] = {"layers": config.layers, "modules": config.modules}
-    with logged_to(training / "log.txt"), stopped_by_sigterm() as is_asked_to_stop, suppress(Stopped):
+    with (
+        unclaimed_removed(training),
+        logged_to(training / "log.txt"),
+        stopped_by_sigterm() as is_asked_to_stop,
+        suppress(Stopped),
+    ):
         model, tokenizer = load_model(base, device=config.device, dtype=config.dtype, **where)
         meta_train(
             model,

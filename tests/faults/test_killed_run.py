@@ -90,7 +90,7 @@ def test_a_damaged_state_gives_way_to_the_one_before(tokenizer, tmp_path, damage
 
 
 def test_another_run_is_refused(tmp_path):
-    TrainingRun(tmp_path, {"outer_lr": 0.1, "seed": 0})
+    TrainingRun(tmp_path, {"outer_lr": 0.1, "seed": 0}).claim()
     with pytest.raises(OriginError, match=r"outer_lr 0\.1, now 0\.2"):
         TrainingRun(tmp_path, {"outer_lr": 0.2, "seed": 0})
 

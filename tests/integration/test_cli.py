@@ -101,12 +101,15 @@ def test_same_seed_same_bits(base, tmp_path):
         (["--template", "chat"], "template must be one of qa, bare, got 'chat'"),
         (["--inner_lr", "-1"], "must be 0 or more, got -1"),
         (["--device", "abacus"], "got 'abacus'"),
+        (["--tracker", "abacus"], "tracker must be one of"),
+        (["--inner-step", "newton"], "newton"),
     ],
 )
 def test_what_the_user_can_mend_exits_with_2_and_leaves_nothing(base, tmp_path, capsys, arguments, message):
     assert meta_train(base, tmp_path, *arguments) == 2
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("out.partial*"))
+    assert not list(tmp_path.glob("out*"))
+    assert meta_train(base, tmp_path) == 0, "the corrected command"
 
 
 @pytest.mark.parametrize("name", ["tasks_per_step", "tasks_at_once", "save_every", "validate_every", "checkpoint_every"])
