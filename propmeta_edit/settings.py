@@ -10,9 +10,13 @@ from propmeta_edit.errors import ConfigError
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
-def has_hparams(method: str, model: str) -> bool:
-    """Whether settings for a method and a model come with the package."""
-    return (_hparams_root() / method / f"{model}.yaml").is_file()
+def has_hparams(method: str, model: str, own: str | Path | None = None) -> bool:
+    """Whether there are settings for a method and a model in a folder of one's own, or with the package."""
+    return any((root / method / f"{model}.yaml").is_file() for root in _roots(own))
+
+
+def _roots(own: str | Path | None) -> list[Path]:
+    return [*([Path(own)] if own is not None else []), _hparams_root()]
 
 
 def _hparams_root() -> Path:
@@ -21,18 +25,24 @@ def _hparams_root() -> Path:
     return inside if inside.is_dir() else inside.parents[1] / "hparams"
 
 
-def hparams_file(method: str, model: str) -> Path:
-    """The settings that come with the package for a method and a model, e.g. ``("MetaTrain", "smollm2-135m")``.
+def hparams_file(method: str, model: str, own: str | Path | None = None) -> Path:
+    """The settings for a method and a model, e.g. ``("MetaTrain", "smollm2-135m")``, that come with the package.
+
+    Args:
+        own: a folder that is laid out like ``hparams/`` and looked into first.
 
     Raises:
         ConfigError: there are none; the message lists those there are.
     """
-    root = _hparams_root()
-    path = root / method / f"{model}.yaml"
-    if not path.is_file():
-        known = sorted(str(p.relative_to(root)) for p in root.glob("*/*.yaml"))
-        raise ConfigError(f"no settings for {method} on {model!r}; there are {', '.join(known)}")
-    return path
+    paths = [root / method / f"{model}.yaml" for root in _roots(own)]
+    for path in paths:
+        if path.is_file():
+            return path
+    known = sorted({str(p.relative_to(root)) for root in _roots(own) for p in root.glob("*/*.yaml")})
+    raise ConfigError(
+        f"no settings for {method} on {model!r}; there are {', '.join(known)}; one's own are found with --hparams-dir FOLDER, as "
+        f"FOLDER/{method}/{model}.yaml"
+    )
 
 
 def find_settings(method: str, name_or_path: str | Path) -> Path:

@@ -128,8 +128,7 @@ def resolve_model_folder(name_or_path: str) -> str:
     if Path(name_or_path).is_dir():
         _require_plain_numbers(Path(name_or_path), name_or_path)
         return name_or_path
-    is_hub_id = name_or_path.count("/") == 1 and not name_or_path.startswith((".", "/", "~"))
-    if is_hub_id:
+    if is_hub_id(name_or_path):
         folder = _fetch_from_hub(name_or_path)
         _require_plain_numbers(Path(folder), name_or_path)
         return folder
@@ -137,6 +136,11 @@ def resolve_model_folder(name_or_path: str) -> str:
         f"unknown model {name_or_path!r}: it is no folder and no bundled model ({', '.join(BUNDLED)}); "
         "a model of the hub is written owner/name"
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is written as the hub writes those of its models, ``owner/name``."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def holds_factors(folder: str | Path) -> bool:

@@ -13,7 +13,6 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from propmeta_edit.baselines.null_space import ensure_projection
 from propmeta_edit.baselines.second_moments import (
@@ -28,11 +27,12 @@ from propmeta_edit.files import sha256_of_file, sha256_of_json, write_json_atomi
 from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import architecture_from_config, key_module_name, resolve_layers
-from propmeta_edit.models.loading import load_model, model_sha256
+from propmeta_edit.models.loading import load_model, model_sha256, read_model_config
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world, single_hop_questions
 from propmeta_edit.text.encoding import TextEncoder
 
+OWN = "cache"  # as stats_dir: the cache folder, and what is not there is made
 SAMPLED = "sampled"  # the corpus that needs no file: the model's own text, and the sentences of the offline world
 OPENINGS = ("The", "In", "It", "A", "When", "This", "He", "She", "There", "For", "One", "As")
 MAX_NEW_TOKENS, MAX_LENGTH = 48, 256  # of a text the model writes; of a text that is read
@@ -144,24 +144,15 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
         ConfigError: the files are missing from a folder of the user's own.
     """
     base = Path(resolve_model_folder(model_name))
-    is_ours = settings["stats_dir"] == "cache"
+    is_ours = settings["stats_dir"] == OWN
     # By content: the cached files of a model that was rebuilt would be those of another model.
     recipe = sha256_of_json([model_sha256(base), SAMPLED_SHARE, MAX_NEW_TOKENS, MAX_LENGTH, WORLD_VERSION])[:12]
     folder = cache_home() / "statistics" / recipe if is_ours else Path(settings["stats_dir"])
-    config = AutoConfig.from_pretrained(base)
-    layers = resolve_layers(settings["layers"], config.num_hidden_layers)
-    architecture = architecture_from_config(config)
-    modules = [key_module_name(architecture, layer) for layer in layers]
-    named = model_folder_name(model_name)
+    layers, files = _statistics_files(model_name, settings, folder)
     dataset, num_texts = settings["mom2_dataset"], settings["mom2_n_samples"]
-    files = [statistics_file(folder, named, dataset, module, num_texts) for module in modules]
-    missing = [file for file in files if not file.is_file()]
-    if missing and not is_ours:
-        raise ConfigError(
-            f"no second moments at {missing[0]}; make them with: propmeta-edit statistics {model_name} --layers '{layers}' "
-            f"--corpus <the {dataset} texts> --dataset {dataset} --num-texts {num_texts} --output {folder}"
-        )
-    if missing:
+    if not is_ours:
+        require_statistics(model_name, settings)
+    if not all(file.is_file() for file in files):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "making.lock"):  # workers that start together take turns, and the second finds them there
             if not all(file.is_file() for file in files):
@@ -173,6 +164,38 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
     if "nullspace_threshold" in settings:
         seconds["projections"] = sum(ensure_projection(file, settings["nullspace_threshold"]) for file in files)
     return Statistics(str(folder), sha256_of_json(list(hashes.values())), seconds)
+
+
+def require_statistics(model_name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings whose second moments are to be in a folder of the user's and are not; our own are made on first use.
+
+    Args:
+        settings: as for ``ensure_statistics``; the model's ``config.json`` is on this machine.
+
+    Raises:
+        ConfigError: naming the file, and the command that makes it.
+    """
+    if settings["stats_dir"] == OWN:
+        return
+    layers, files = _statistics_files(model_name, settings, Path(settings["stats_dir"]))
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        dataset, num_texts = settings["mom2_dataset"], settings["mom2_n_samples"]
+        raise ConfigError(
+            f"no second moments at {missing[0]}; make them with: propmeta-edit statistics {model_name} --layers '{layers}' "
+            f"--corpus <the {dataset} texts> --dataset {dataset} --num-texts {num_texts} --output {settings['stats_dir']}"
+        )
+
+
+def _statistics_files(model_name: str, settings: Mapping[str, Any], folder: Path) -> tuple[list[int], list[Path]]:
+    """The layers whose second moments settings ask for, and where those of each are in ``folder``."""
+    config = read_model_config(model_name)
+    layers = resolve_layers(settings["layers"], config.num_hidden_layers)
+    architecture, named = architecture_from_config(config), model_folder_name(model_name)
+    modules = [key_module_name(architecture, layer) for layer in layers]
+    return layers, [
+        statistics_file(folder, named, settings["mom2_dataset"], module, settings["mom2_n_samples"]) for module in modules
+    ]
 
 
 def gather_input_moments(folder: str, modules: Sequence[str], device: str = "auto") -> dict[str, torch.Tensor]:

@@ -336,7 +336,8 @@ def _where(variant: Variant, bench: Bench, shape: Any) -> tuple[Any, str]:
     if variant.training is not None:
         return variant.training.layers, variant.training.modules
     folder = variant.hparams or variant.edit
-    own = read_yaml(hparams_file(folder, bench.hparams)) if has_hparams(folder, bench.hparams) else {}
+    where = folder, bench.hparams, bench.hparams_dir
+    own = read_yaml(hparams_file(*where)) if has_hparams(*where) else {}
     settings = {**own, **variant.settings}
     layers = settings.get("layers") or default_layers(variant.edit, shape.config.num_hidden_layers)
     return layers, settings.get("modules", "mlp" if variant.edit in BASELINES else "attention+mlp")

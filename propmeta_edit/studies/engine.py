@@ -36,6 +36,7 @@ from propmeta_edit.recipes.splits import Split
 from propmeta_edit.store import require_made_from
 from propmeta_edit.studies.choice import Choice, choose
 from propmeta_edit.studies.cost import Asked, describe_plan
+from propmeta_edit.studies.readiness import require_ready
 from propmeta_edit.studies.runs import (
     check_trainable,
     folder_of_run,
@@ -72,6 +73,7 @@ class StudyOptions:
         gpus_per_worker: with --ray; a fraction shares one.
         cpus_per_worker: with --ray.
         max_new_tokens: of an answer, greedily; the paper's ten. Another number is another protocol, whose rows stand apart.
+        hparams_dir: a folder of YAMLs of your own, FOLDER/<method>/<name>.yaml as in hparams/, which is looked into first.
     """
 
     output: str | None = None
@@ -89,6 +91,7 @@ class StudyOptions:
     gpus_per_worker: float = 0
     cpus_per_worker: float = 1
     max_new_tokens: int = MAX_NEW_TOKENS
+    hparams_dir: str | None = None
 
     def __post_init__(self) -> None:
         require_at_least(1, limit=self.limit, max_new_tokens=self.max_new_tokens)
@@ -130,6 +133,7 @@ class StudyOptions:
             dtype=resolve_dtype(dtype, self.resolved_device),
             seed=self.case_seed,
             max_new_tokens=self.max_new_tokens,
+            hparams_dir=self.hparams_dir,
             folder=Path(self.output or f"results/{study}"),
             **more,
         )
@@ -272,6 +276,8 @@ def _check(study: Study, variants: Sequence[Variant], options: StudyOptions) -> 
     require_runs_fit(runs, study.bench.folder)
     for config in runs_left(runs, study.bench.folder).values():
         read_tasks(config)
+    for variant in variants:
+        require_ready(variant, study.bench)
     check_texts(variants, study.datasets, study.bench, options.limit, study.limits)
 
 

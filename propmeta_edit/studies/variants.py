@@ -99,6 +99,7 @@ class Bench:
     Args:
         model: the base; of a variant with a ``training`` of its own the one that this names.
         hparams: the name of the YAMLs in ``hparams/<method>/``.
+        hparams_dir: a folder of one's own that is laid out like ``hparams/`` and looked into first.
         checkpoints: meta-trained models by their short names; else ``<model>-<short name>``.
         folder: of the study; its meta-training runs are in ``checkpoints/`` there.
     """
@@ -108,6 +109,7 @@ class Bench:
     device: str
     dtype: str
     seed: int = 0
+    hparams_dir: str | None = None
     max_new_tokens: int = MAX_NEW_TOKENS
     checkpoints: Mapping[str, str] = field(default_factory=dict)
     edits_at_once: int = EDITS_AT_ONCE
@@ -214,18 +216,19 @@ def read_settings(variant: Variant, bench: Bench) -> dict[str, Any]:
     if variant.edit not in ("MetaFT", *BASELINES):
         return {}
     folder = variant.hparams or variant.edit
-    if variant.edit in BASELINES or (folder != "MetaFT" and has_hparams(folder, bench.hparams)):
-        own = read_yaml(hparams_file(folder, bench.hparams))
-    elif folder not in ("MetaFT", "FT") and has_hparams("FT", bench.hparams):
-        own = read_yaml(hparams_file("FT", bench.hparams))
+    if variant.edit in BASELINES or (folder != "MetaFT" and has_hparams(folder, bench.hparams, bench.hparams_dir)):
+        own = read_yaml(hparams_file(folder, bench.hparams, bench.hparams_dir))
+    elif folder not in ("MetaFT", "FT") and has_hparams("FT", bench.hparams, bench.hparams_dir):
+        own = read_yaml(hparams_file("FT", bench.hparams, bench.hparams_dir))
     else:
-        own = _settings_of_metaft(bench.model_of(Variant("MetaFT", checkpoint="metaft")), bench.hparams)
+        own = _settings_of_metaft(bench.model_of(Variant("MetaFT", checkpoint="metaft")), bench)
     return {**own, **variant.settings}
 
 
-def _settings_of_metaft(model: str, name: str) -> dict[str, Any]:
+def _settings_of_metaft(model: str, bench: Bench) -> dict[str, Any]:
     """What the checkpoint's card says, and what a YAML says besides."""
-    own = read_yaml(hparams_file("MetaFT", name)) if has_hparams("MetaFT", name) else {}
+    where = "MetaFT", bench.hparams, bench.hparams_dir
+    own = read_yaml(hparams_file(*where)) if has_hparams(*where) else {}
     folder = find_model_folder(model) if own else resolve_model_folder(model)
     if folder is None:  # a row of the base, where the checkpoint is not at hand
         return own
@@ -233,7 +236,10 @@ def _settings_of_metaft(model: str, name: str) -> dict[str, Any]:
     differing = [f"{key} {value!r}, not {own[key]!r}" for key, value in trained.items() if own.get(key, value) != value]
     if differing:
         LOG.warning(
-            "%s was meta-trained with %s: it is edited so, whatever hparams/MetaFT/%s.yaml says", model, "; ".join(differing), name
+            "%s was meta-trained with %s: it is edited so, whatever hparams/MetaFT/%s.yaml says",
+            model,
+            "; ".join(differing),
+            bench.hparams,
         )
     return {**own, **trained}
 
