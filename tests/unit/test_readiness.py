@@ -57,7 +57,7 @@ def test_a_missing_yaml_is_told_with_where_one_would_be_found(bench):
 
 def test_a_missing_checkpoint_is_told_with_the_command_that_makes_it(bench):
     with pytest.raises(
-        ModelError, match=r"no meta-tuned checkpoint .*base-metaft, which MetaFT needs; .* propmeta-edit meta-train"
+        ModelError, match=r"no meta-tuned checkpoint .*base-metaft, which MetaFT needs; .*propmeta-edit meta-"
     ):
         require_ready(METHODS["MetaFT"], bench)
 
