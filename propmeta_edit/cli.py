@@ -8,6 +8,7 @@ import importlib
 import inspect
 import io
 import logging
+import os
 import pkgutil
 import re
 import sys
@@ -78,6 +79,7 @@ VERBS = {
     "statistics": Verb(f"{_COMMANDS}:statistics", ("model",)),
     "teach": Verb(f"{_COMMANDS}:teach", ("model",)),
     "rebuild": Verb(f"{_COMMANDS}:rebuild", ("name",)),
+    "completion": Verb("propmeta_edit.completion:completion", ("shell",)),
     "export": Verb(f"{_COMMANDS}:export", ("checkpoint",)),
     "expand": Verb(f"{_COMMANDS}:expand", ("compact",)),
 }
@@ -88,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a letter that a terminal does not know is no reason to stop
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _set_loudness(list(sys.argv[1:] if argv is None else argv))
     if not arguments or arguments[0] in ("-h", "--help"):
         print(describe_verbs())
         return 0
@@ -101,16 +102,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(bool(function(**values)))
     except SystemExit as end:  # after help, or the configuration, was printed
         return int(end.code or 0)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from what was saved", file=sys.stderr)
+        return 130
     except (PropMetaError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
     except ModuleNotFoundError as error:
-        print(f'error: {error}; install what this needs with: pip install -e ".[bench]"', file=sys.stderr)
+        print(f'error: {error}; install what this needs with: pip install "propmeta-edit[bench]"', file=sys.stderr)
     return 2
+
+
+def _set_loudness(arguments: list[str]) -> list[str]:
+    """Heed ``--quiet`` (no progress, no log but warnings) and ``--verbose``, wherever they stand; the rest is given back."""
+    is_quiet, is_verbose = "--quiet" in arguments, "--verbose" in arguments
+    handler = logging.StreamHandler()  # its level, since a run lowers that of the package for the run's own log file
+    handler.setLevel(logging.WARNING if is_quiet else logging.NOTSET)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    if is_verbose:
+        logging.getLogger(PACKAGE).setLevel(logging.DEBUG)
+    if is_quiet:
+        os.environ["TQDM_DISABLE"] = "1"
+    if is_quiet or not sys.stderr.isatty():  # of transformers, for every file that it reads or writes
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return [argument for argument in arguments if argument not in ("--quiet", "--verbose")]
 
 
 def describe_verbs() -> str:
     """What ``propmeta-edit --help`` prints: the first sentence of every verb's docstring."""
-    lines = [f"usage: {PROGRAM} VERB ...     ({PROGRAM} VERB --help says what it takes; {PROGRAM} --version)", ""]
+    lines = [
+        f"usage: {PROGRAM} VERB ...     ({PROGRAM} VERB --help says what it takes; {PROGRAM} --version)",
+        "       --quiet anywhere for warnings and results alone, --verbose for more",
+        "",
+    ]
     for name, verb in VERBS.items():
         lines.append(f"  {name:<14}{docstring_parser.parse(verb.read_docstring()).short_description}")
     return "\n".join(lines)

@@ -18,12 +18,12 @@ import numpy
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_json, written_whole
 from propmeta_edit.models.devices import free_memory
 from propmeta_edit.models.layers import get_architecture, key_module_name, key_width, resolve_layers
+from propmeta_edit.progress import progress_bar
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 
 WINDOW = 100  # texts sorted by length together, so that batches are hardly padded; also where a run can be continued
@@ -84,7 +84,7 @@ def collect_second_moments(
     identity = sha256_of_json([list(texts), list(sums), max_length, batch_tokens, model_id, str(model.dtype)])
     is_begun = state_file is not None and state_file.is_file()
     moments = _load_state(state_file, identity, device) if state_file and is_begun else SecondMoments(sums)
-    with tqdm(total=len(texts), initial=moments.num_texts, desc="second moments", unit="text") as bar, torch.no_grad():
+    with progress_bar(total=len(texts), initial=moments.num_texts, desc="second moments", unit="text") as bar, torch.no_grad():
         while moments.num_texts < len(texts):
             window = texts[moments.num_texts : moments.num_texts + WINDOW]
             started = time.perf_counter()

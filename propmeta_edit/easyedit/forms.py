@@ -13,7 +13,7 @@ from propmeta_edit.easyedit.importing import find_easyeditor, install, is_pypi_f
 from propmeta_edit.errors import EasyEditError
 
 HOW_TO_GET_IT = (
-    'install what EasyEdit needs with `pip install -e ".[easyedit]"`, and EasyEdit itself with '
+    'install what EasyEdit needs with `pip install "propmeta-edit[easyedit]"`, and EasyEdit itself with '
     "`pip install --no-deps easyeditor==0.0.1.dev0`, or name a clone of its repository: EASYEDIT_HOME=<clone>"
 )
 OPTIONAL_FEATURES = ("edit_dataset", "edit_requests", "generate_edit", "requests", "sequential_edit")

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from propmeta_edit.errors import ConfigError, ModelError, RequestError, record_named
 from propmeta_edit.evaluation.runner import batches_of
 from propmeta_edit.evaluation.statistics import ratio_interval
 from propmeta_edit.finetune.losses import compute_token_losses, reduce_answer_tokens
+from propmeta_edit.progress import progress_bar
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.text.encoding import EncodedText, TextEncoder, collate
 
@@ -68,7 +68,7 @@ def compute_perplexity(
     encoder = TextEncoder(tokenizer, model.config)
     encoded = [_encode(encoder, text, f"text {number}") for number, text in enumerate(texts)]
     losses: list[float] = []
-    with torch.no_grad(), tqdm(total=len(encoded), desc=doing, unit="text", disable=None) as bar:
+    with torch.no_grad(), progress_bar(total=len(encoded), desc=doing, unit="text") as bar:
         for some in batches_of(encoded, batch_size):
             batch = collate(some).to(model.device)
             token_losses = compute_token_losses(model, batch)
@@ -177,7 +177,7 @@ def _import_harness() -> Any:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"tasks need lm-evaluation-harness, which is not installed here ({error}); install it with: "
-            f'pip install "{HARNESS}[hf]" (or pip install -e ".[{HARNESS}]")'
+            f'pip install "{HARNESS}[hf]" (or pip install "propmeta-edit[{HARNESS}]")'
         ) from error
     return lm_eval
 

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
-from tqdm import tqdm
-
 from propmeta_edit.errors import DataError
 from propmeta_edit.evaluation.measures import CaseOutcome, judge, judge_failed
 from propmeta_edit.evaluation.rows import Row, RowFile, protocol_of, select_rows
 from propmeta_edit.models.devices import is_out_of_memory
+from propmeta_edit.progress import progress_bar
 from propmeta_edit.records import Case
 
 LOG = logging.getLogger(__name__)
@@ -147,7 +146,7 @@ def run_methods(
         method.check()
     lacking_memory = 0
     for method, work in left:
-        bar = tqdm(total=sum(len(item.group) for item in work), desc=method.name, unit="case")
+        bar = progress_bar(total=sum(len(item.group) for item in work), desc=method.name, unit="case")
         try:
             for done in (execute or run_here)(method, work, seed, versions):
                 for row in done:

@@ -49,7 +49,7 @@ class RayWorkers:
         try:
             import ray
         except ModuleNotFoundError as error:
-            raise ConfigError('workers need Ray: pip install -e ".[ray]"') from error
+            raise ConfigError('workers need Ray: pip install "propmeta-edit[ray]"') from error
         self._ray: Any = ray
         self._options = {"num_gpus": num_gpus, "num_cpus": num_cpus}
         if not ray.is_initialized():

@@ -16,12 +16,12 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.saved_state import load_state, save_state
 from propmeta_edit.models.devices import has_native_bf16
+from propmeta_edit.progress import progress_bar
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import Question
 from propmeta_edit.store import require_made_from
@@ -81,7 +81,7 @@ def train_single_hop_adapter(
     batches = [batch for _ in range(settings.num_epochs) for batch in make_batches(texts, settings.batch_size, order)]
     made_from = {**asdict(settings), "texts_sha256": sha256_of_json(texts), "products_in_bf16": use_bf16}
     done = 0 if states is None else _load(states, parameters, optimizer, made_from)
-    with tqdm(total=len(batches), initial=done, desc="single-hop fine-tuning", unit="step") as bar:
+    with progress_bar(total=len(batches), initial=done, desc="single-hop fine-tuning", unit="step") as bar:
         for step in range(done, len(batches)):
             rate = min(1.0, (step + 1) / settings.warmup_steps) * (1 - step / len(batches))
             optimizer.param_groups[0]["lr"] = settings.learning_rate * rate

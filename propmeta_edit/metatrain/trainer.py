@@ -11,7 +11,6 @@ from statistics import fmean
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from propmeta_edit.errors import ConfigError, ModelError, PropMetaError
 from propmeta_edit.finetune.compiled import compiled_if
@@ -27,6 +26,7 @@ from propmeta_edit.metatrain.run import Progress, TaskLosses, TrainingRun
 from propmeta_edit.metatrain.task_texts import EncodedTasks, encode_step
 from propmeta_edit.models.devices import is_out_of_memory
 from propmeta_edit.models.layers import num_parameters, select_parameters
+from propmeta_edit.progress import progress_bar
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import MetaTask
 from propmeta_edit.text.encoding import TextEncoder
@@ -86,7 +86,9 @@ def meta_train(
     if run:
         run.claim()
     compiled = compiled_if(config.compile, model, parameters)
-    bar = tqdm(total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, disable=not processes.is_main)
+    bar = progress_bar(
+        total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, hidden=not processes.is_main
+    )
     first: list[Learning] = []
     tell = report if report and processes.is_main else _tell_nobody
     with only_trainable(model, parameters), bar:

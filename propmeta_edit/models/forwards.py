@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,11 +54,21 @@ def compute_hidden_states(model: LanguageModel, batch: EncodedBatch) -> torch.Te
         inputs_embeds=model.get_input_embeddings()(batch.input_ids),
         attention_mask=batch.attention_mask,
         position_ids=torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)[None],
-        past_key_values=_NoCache(),
         use_cache=False,
         return_dict=True,
+        **{cache_argument(type(model.base_model).forward): _NoCache()},
     ).last_hidden_state
     return hidden
+
+
+@cache
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """What a model calls its cache: ``past_key_values``, or ``cache`` since transformers 5.24, where the other name warns.
+
+    Args:
+        forward: of the class of the model's body.
+    """
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def compute_logits(model: LanguageModel, states: torch.Tensor) -> torch.Tensor:

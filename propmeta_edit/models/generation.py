@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from propmeta_edit.models.forwards import compute_logits, compute_logits_after
+from propmeta_edit.models.forwards import cache_argument, compute_logits, compute_logits_after
 from propmeta_edit.models.layers import ARCHITECTURES
 from propmeta_edit.models.packed import packed_products
 from propmeta_edit.models.shortcuts import agrees
@@ -208,7 +208,7 @@ class _Reader:
             inputs_embeds=self._model.get_input_embeddings()(ids),
             attention_mask=self._masks.between(before, after),
             position_ids=positions.clamp(min=0),
-            past_key_values=self._slots,
+            **{cache_argument(type(self._model.base_model).forward): self._slots},
             use_cache=True,
             return_dict=True,
         ).last_hidden_state

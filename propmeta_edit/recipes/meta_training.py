@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ from propmeta_edit.records import OTHER, Case, MetaTask, Question
 from propmeta_edit.text.encoding import TextEncoder
 from propmeta_edit.text.prompts import format_question
 
+LOG = logging.getLogger(__name__)
 OTHERS_ASKED = 2  # other subjects a validation case, for leak and net
 EDITS_AT_ONCE = 8  # while validating, where they fit; more are no faster on a CPU
 
@@ -90,7 +92,7 @@ def load_tasks(config: MetaTrainConfig) -> tuple[list[MetaTask], dict[str, list[
 def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, processes: Processes = ALONE) -> None:
     """Meta-train as ``config`` says and write the checkpoint into ``folder`` (use ``build_whole`` around it).
 
-    SIGTERM saves the state and ends the run with ``Stopped``.
+    SIGTERM or Ctrl-C saves the state and ends the run with ``Stopped``.
 
     Args:
         folder: written by the first process alone.
@@ -109,7 +111,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     with (
         unclaimed_removed(training) if processes.is_main else nullcontext(),
         logged_to(training / "log.txt" if processes.is_main else None),
-        stopped_by_sigterm() as should_stop,
+        stopped_by_signals() as should_stop,
     ):
         report = make_report(config, training) if config.tracker and processes.is_main else None
         model, tokenizer = _load_for_training(config, base_folder, processes)
@@ -199,17 +201,26 @@ def make_report(config: MetaTrainConfig, folder: Path) -> Report:
 
 
 @contextmanager
-def stopped_by_sigterm() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM (a scheduler's time limit) only sets what the yielded function tells; outside it does what it did."""
+def stopped_by_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM (a scheduler's time limit) and a first Ctrl-C only set what the yielded function tells; a second Ctrl-C, and
+    both outside, do what they did."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     asked: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        LOG.warning("stopping after this step, with everything saved; Ctrl-C once more stops at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def training_folder(output: Path) -> Path:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
 from propmeta_edit.baselines.null_space import ensure_projection
 from propmeta_edit.baselines.second_moments import (
@@ -28,6 +27,7 @@ from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import architecture_from_config, key_module_name, resolve_layers
 from propmeta_edit.models.loading import load_model, model_sha256, read_model_config
+from propmeta_edit.progress import progress_bar
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world, single_hop_questions
 from propmeta_edit.text.encoding import TextEncoder
@@ -245,7 +245,7 @@ def sample_texts(
     texts: list[str] = []
     encoder = TextEncoder(tokenizer, model.config)
     pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    with torch.random.fork_rng(), tqdm(total=num_texts, desc="sampling texts", unit="text") as bar:
+    with torch.random.fork_rng(), progress_bar(total=num_texts, desc="sampling texts", unit="text") as bar:
         torch.manual_seed(seed)
         while len(texts) < num_texts:
             count = min(batch_size, num_texts - len(texts))

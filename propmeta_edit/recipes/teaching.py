@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from propmeta_edit.data.single_hops import Facts, SingleHops, choose_facts, read_cre_single_hops, read_mquake_single_hops
 from propmeta_edit.errors import ConfigError, DataError, ModelError
 from propmeta_edit.evaluation.runner import batches_of
@@ -33,6 +31,7 @@ from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256, save_model
 from propmeta_edit.options import require_at_least, require_positive
+from propmeta_edit.progress import progress_bar
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.bundled import teach_questions
 from propmeta_edit.recipes.data_check import find_format
@@ -290,7 +289,7 @@ def answer(model: LanguageModel, tokenizer: Tokenizer, asked: Sequence[Asked], d
         doing: what the progress bar calls it.
     """
     scores = []
-    with tqdm(total=sum(len(group.questions) for group in asked), desc=doing, unit="question") as bar:
+    with progress_bar(total=sum(len(group.questions) for group in asked), desc=doing, unit="question") as bar:
         for group in asked:
             correct = at_boundary = 0
             for some in batches_of(group.questions, ASK_AT_ONCE):

@@ -16,6 +16,7 @@ import torch
 
 from propmeta_edit.config import read_yaml
 from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, default_layers
+from propmeta_edit.errors import ModelError
 from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import DataSet, choose_cases
 from propmeta_edit.finetune.compiled import compiled_if
@@ -312,7 +313,10 @@ def estimate_memory(variant: Variant, bench: Bench) -> tuple[float | None, float
     if shape is None:
         return None, None
     layers, modules = _where(variant, bench, shape)
-    edited = 4 * num_parameters(select_parameters(shape, layers, modules))
+    try:
+        edited = 4 * num_parameters(select_parameters(shape, layers, modules))
+    except ModelError:  # layers that it does not have, which the plan says
+        return None, None
     weights = sum(p.numel() for p in shape.parameters()) * DTYPES[bench.dtype_of(variant)].itemsize
     disk = 0
     if variant.edit == "MetaFT":  # fp32: the values of before, and of each edit the weights, their gradient and two moments

@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
@@ -31,6 +30,7 @@ from propmeta_edit.models.devices import peak_memory, resolve_device, resolve_dt
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.options import Files, Names, WholeNumbers, require_among, require_at_least
+from propmeta_edit.progress import progress_bar
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.data_sets import load_dataset
 from propmeta_edit.records import Case, EditRequest, Question
@@ -111,7 +111,7 @@ def write_groups(
     Raises:
         RequestError, ModelError: as ``write_facts``; the edits before that one stand.
     """
-    for group in tqdm(groups, desc=doing, unit="call", disable=None):
+    for group in progress_bar(groups, desc=doing, unit="call"):
         write_facts(model, tokenizer, group, settings)
 
 

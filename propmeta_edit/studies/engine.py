@@ -36,7 +36,7 @@ from propmeta_edit.recipes.splits import Split
 from propmeta_edit.store import require_made_from
 from propmeta_edit.studies.choice import Choice, choose
 from propmeta_edit.studies.cost import Asked, describe_plan
-from propmeta_edit.studies.readiness import require_ready
+from propmeta_edit.studies.readiness import describe_missing, require_ready
 from propmeta_edit.studies.runs import (
     check_trainable,
     folder_of_run,
@@ -218,8 +218,9 @@ def run_study(study: Study, options: StudyOptions) -> int:
     variants = _share_of(study, options)
     if options.plan:
         _check(study, variants, options)
-        print(_plan(study, variants, options))
-        return 0
+        missing = dict.fromkeys(message for variant in variants if (message := describe_missing(variant, study.bench)))
+        print("\n".join([_plan(study, variants, options), *(f"cannot run yet: {message}" for message in missing)]))
+        return len(missing)
     versions, execute = collect_versions(variants), find_workers(options)  # before any model is made for them
     _check(study, variants, options)
     rows, failures = _open_rows(study, options), 0
@@ -276,8 +277,9 @@ def _check(study: Study, variants: Sequence[Variant], options: StudyOptions) -> 
     require_runs_fit(runs, study.bench.folder)
     for config in runs_left(runs, study.bench.folder).values():
         read_tasks(config)
-    for variant in variants:
-        require_ready(variant, study.bench)
+    if not options.plan:  # which tells of all that is missing at once
+        for variant in variants:
+            require_ready(variant, study.bench)
     check_texts(variants, study.datasets, study.bench, options.limit, study.limits)
 
 

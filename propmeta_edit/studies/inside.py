@@ -12,7 +12,6 @@ from random import Random
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from propmeta_edit.analysis.case_study import choose_companions, study_edit
 from propmeta_edit.analysis.finished import FinishedPieces
@@ -37,6 +36,7 @@ from propmeta_edit.metatrain.run import find_kept_states
 from propmeta_edit.models.artefacts import CHECKPOINT_CARD
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model, require_trained_from
+from propmeta_edit.progress import progress_bar
 from propmeta_edit.protocols import Tokenizer
 from propmeta_edit.records import Case
 from propmeta_edit.studies.runs import hash_of_model
@@ -118,7 +118,7 @@ def study_states(
         for case, _ in pairs  # the seed decides which of a record's questions is the case's
     }
     left = sum(key not in done.pieces for key in keys.values())
-    with tqdm(total=left, desc=f"states, {dataset.name}", unit="edit", disable=not left) as bar:
+    with progress_bar(total=left, desc=f"states, {dataset.name}", unit="edit", hidden=not left) as bar:
         for start in range(0, len(pairs), AT_ONCE):  # all arms of a few cases before the next, so that a stopped run is paired
             for name, arm in arms.items():
                 todo = [pair for pair in pairs[start : start + AT_ONCE] if keys[name, pair[0].case_id] not in done.pieces]
@@ -184,7 +184,7 @@ def study_weights(stages: Sequence[Stage], dataset: DataSet, path: Path, *, numb
     base = stages[1]
     unedited = snapshot(base.arm.parameters())
     of_base: list[Tensors] = []
-    for stage in tqdm([stage for stage in stages if stage.key not in done.pieces], desc="weights", unit="stage"):
+    for stage in progress_bar([stage for stage in stages if stage.key not in done.pieces], desc="weights", unit="stage"):
         is_comparable = set(stage.arm.parameters()) == set(unedited)
         if is_comparable and not of_base:
             of_base = [edit.change() for edit in base.arm.edit(cases)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, fill_layers
 from propmeta_edit.easyedit.forms import find_form
-from propmeta_edit.errors import ModelError
+from propmeta_edit.errors import ModelError, PropMetaError
 from propmeta_edit.models.artefacts import BUNDLED, find_model_folder, is_hub_id, resolve_model_folder
 from propmeta_edit.models.layers import resolve_layers, select_parameters
 from propmeta_edit.recipes.statistics import require_statistics
@@ -46,12 +46,22 @@ def require_ready(variant: Variant, bench: Bench) -> None:
         require_statistics(model, settings)
 
 
+def describe_missing(variant: Variant, bench: Bench) -> str | None:
+    """What ``require_ready`` says of a row; None where it can run."""
+    try:
+        require_ready(variant, bench)
+    except PropMetaError as error:
+        return str(error)
+    return None
+
+
 def _require_checkpoint(variant: Variant, model: str, bench: Bench) -> None:
     """Refuse a model that is nowhere, with the command that makes a meta-tuned one."""
-    if variant.checkpoint != "metaft":
-        resolve_model_folder(model)
+    if not variant.checkpoint:
+        resolve_model_folder(model)  # says what models there are
+    option = "--metaft-model FOLDER" if variant.checkpoint == "metaft" else f"--checkpoints {variant.checkpoint}=FOLDER"
     raise ModelError(
-        f"there is no meta-tuned checkpoint {model}, which {variant.name} needs; name one with --metaft-model, or make it with: "
+        f"there is no meta-tuned checkpoint {model}, which {variant.name} needs; name one with {option}, or make it with: "
         f"propmeta-edit meta-train --model {bench.model} --data <CRE's training file> --output {model}"
     )
 

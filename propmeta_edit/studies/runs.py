@@ -27,7 +27,7 @@ from propmeta_edit.recipes.meta_training import (
     load_tasks,
     logged_to,
     resolve,
-    stopped_by_sigterm,
+    stopped_by_signals,
     train_to_folder,
     training_folder,
 )
@@ -102,7 +102,7 @@ def train_until(config: MetaTrainConfig, study: Path, num_tasks: int) -> Path:
     Raises:
         OriginError: the folder of the run belongs to one with other settings.
         DataError: fewer tasks than that.
-        Stopped: by SIGTERM, before it was there.
+        Stopped: by SIGTERM or Ctrl-C, before it was there.
     """
     training = training_folder(folder_of_run(config, study))
     tasks, _ = load_tasks(config)
@@ -120,7 +120,7 @@ def train_until(config: MetaTrainConfig, study: Path, num_tasks: int) -> Path:
     with (
         unclaimed_removed(training),
         logged_to(training / "log.txt"),
-        stopped_by_sigterm() as is_asked_to_stop,
+        stopped_by_signals() as is_asked_to_stop,
         suppress(Stopped),
     ):
         model, tokenizer = load_model(base, device=config.device, dtype=config.dtype, **where)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import weakref
@@ -25,10 +26,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import propmeta_edit
+from propmeta_edit import cli
 from propmeta_edit.cli import VERBS, main, make_parser, read_arguments
 from propmeta_edit.edits.edit import Edit, edit_from_weights
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.finetune import learning
+from propmeta_edit.metatrain import trainer
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import data_sets, edit_facts
@@ -383,6 +386,48 @@ def test_unknown_artefact_and_unknown_verb(capsys):
     assert "built here are smollm2-135m, smollm2-135m-metaft" in capsys.readouterr().err
     assert main(["frobnicate"]) == 2
     assert "unknown verb 'frobnicate'; there are prepare, edit, ask" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "is_quiet"), [("--quiet", True), (None, False)])
+def test_quiet_leaves_warnings_and_results(base, tmp_path, option, is_quiet):
+    data = ["--model", str(base), "--data", str(tmp_path / "train.jsonl"), "--output", str(tmp_path / "out"), "--layers", "[1]"]
+    command = [sys.executable, "-m", "propmeta_edit.cli", "meta-train", *data, "--device", "cpu", "--num-tasks", "2"]
+    done = subprocess.run([*command, *([option] if option else [])], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0 and "wrote" in done.stdout and "\r" not in done.stderr
+    assert ("training 7 tensors" in done.stderr) != is_quiet and ("meta-training: 100%" in done.stderr) != is_quiet
+    assert "the inner loop does not write its facts" in done.stderr
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(base, tmp_path, capsys, monkeypatch):
+    step = trainer.apply_outer_step
+
+    def interrupted(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        step(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "apply_outer_step", interrupted)
+    assert meta_train(base, tmp_path) == 2
+    assert "stopped after 1 of 6 tasks; everything is saved, and the same command continues" in capsys.readouterr().err
+    monkeypatch.setattr(trainer, "apply_outer_step", step)
+    assert meta_train(base, tmp_path) == 0
+    assert len(json.loads((tmp_path / "out" / "progress.json").read_text())["losses"]) == 6
+
+
+def test_ctrl_c_elsewhere_is_no_traceback(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "read_arguments", interrupted)
+    assert main(["prepare"]) == 130
+    assert "the same command goes on from what was saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_verbs_and_options(shell, capsys):
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("meta-train", "choose-rate", "--num-inner-steps", "check"))
 
 
 def test_half_a_verb_is_answered_with_the_verbs_that_begin_so(capsys):
@@ -782,7 +827,10 @@ def test_a_plan_says_what_is_left_and_starts_nothing(run_table2, base, tmp_path,
     comparison_plan = main(["table2", *arguments, "--methods", "FT,MetaFT,MEMIT,K0-FT", "--plan"])
     said = capsys.readouterr().out
     lines = {line.split()[0]: line for line in said.splitlines() if line}
-    assert comparison_plan == 0
+    missing = [line for line in said.splitlines() if line.startswith("cannot run yet: ")]
+    assert comparison_plan == 1 and len(missing) == 2, said
+    assert "no settings for MEMIT on 'base'" in missing[0] and "--hparams-dir FOLDER" in missing[0]
+    assert "base-k0, which K0-FT needs; name one with --checkpoints k0=FOLDER, or make it with: propmeta-edit meta-" in missing[1]
     assert "0 of 4" in lines["FT"] and lines["FT"].endswith("none")
     assert "4 of 4" in lines["MetaFT"] and lines["MetaFT"].endswith("0 min (a guess)") and "(to fetch)" in lines["K0-FT"]
     assert "No row was started." in said

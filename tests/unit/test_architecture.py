@@ -31,8 +31,8 @@ ORDER = [
     "speed",
     "command",
 ]
-BASE = {"errors", "records", "files", "config", "options", "protocols", "settings", "store", "__init__"}
-COMMAND = {"cli", "commands"}
+BASE = {"errors", "records", "files", "config", "options", "progress", "protocols", "settings", "store", "__init__"}
+COMMAND = {"cli", "commands", "completion"}
 NAMED = re.compile(r"(propmeta_edit|easyeditor)(\.\w+)+(:\w+)?")
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -97,7 +97,7 @@ def test_a_candidate_that_was_stopped_goes_on_where_it_was(config, tmp_path, ask
         yield lambda: True
 
     with monkeypatch.context() as patch, pytest.raises(Stopped, match="stopped after 2 of 4 tasks"):
-        patch.setattr(runs, "stopped_by_sigterm", stopped)
+        patch.setattr(runs, "stopped_by_signals", stopped)
         choose(config, [1], ["mlp"], 4, tmp_path / "search")
     with caplog.at_level("INFO"):
         choose(config, [1], ["mlp"], 4, tmp_path / "search")

@@ -33,6 +33,14 @@ def test_the_version_is_said_once_and_read_without_importing():
     assert f"\n## {propmeta_edit.__version__} " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+def test_what_pip_shows_of_it_is_whole():
+    project = PYPROJECT["project"]
+    assert project["license"] == "MIT" and "the authors of propmeta-edit" in (ROOT / "LICENSE").read_text(encoding="utf-8")
+    versions = [name.rpartition(" ")[2] for name in project["classifiers"] if re.search(r":: 3\.\d+$", name)]
+    assert project["requires-python"] == f">={versions[0]}" and versions == ["3.11", "3.12", "3.13"]
+    assert (ROOT / "propmeta_edit" / "py.typed").is_file() and "Typing :: Typed" in project["classifiers"]
+
+
 def test_the_api_reference_has_every_public_name():
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     documented = {line.removeprefix("::: ") for line in page.splitlines() if line.startswith("::: ")}

@@ -8,7 +8,7 @@ import tiny
 from propmeta_edit.errors import ConfigError, EasyEditError, ModelError
 from propmeta_edit.studies import readiness
 from propmeta_edit.studies.methods import METHODS
-from propmeta_edit.studies.readiness import require_ready
+from propmeta_edit.studies.readiness import describe_missing, require_ready
 from propmeta_edit.studies.runs import shape_of
 from propmeta_edit.studies.variants import Bench
 
@@ -35,6 +35,7 @@ def test_a_layer_outside_the_model_is_told_with_the_file_that_names_it(tmp_path,
     path = write(tmp_path, "FT", "model_name: base\nlayers: [7]\n")
     with pytest.raises(ModelError, match=rf"FT, by {path}: layer 7 is outside the model: it has layers 0 to 2"):
         require_ready(METHODS["FT"], bench)
+    assert str(path) in describe_missing(METHODS["FT"], bench)
     write(tmp_path, "FT", "model_name: base\nlayers: [2]\n")
     require_ready(METHODS["FT"], bench)
 
@@ -56,9 +57,7 @@ def test_a_missing_yaml_is_told_with_where_one_would_be_found(bench):
 
 
 def test_a_missing_checkpoint_is_told_with_the_command_that_makes_it(bench):
-    with pytest.raises(
-        ModelError, match=r"no meta-tuned checkpoint .*base-metaft, which MetaFT needs; .*propmeta-edit meta-"
-    ):
+    with pytest.raises(ModelError, match=r"no meta-tuned checkpoint .*base-metaft, which MetaFT needs; .*propmeta-edit meta-"):
         require_ready(METHODS["MetaFT"], bench)
 
 
