@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,9 +24,11 @@ from propmeta_edit.recipes.teaching import (
     read_lesson,
     teach_to_folder,
 )
+from propmeta_edit.recipes.worlds import WORLD
 from propmeta_edit.records import EditRequest
 from propmeta_edit.studies.cost import describe_run
 
+LOG = logging.getLogger(__name__)
 RATES = Numbers((2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3))
 
 
@@ -144,6 +147,7 @@ def meta_train(config: MetaTrainConfig, output: str | None = None, dry_run: bool
         output: new folder for the checkpoint (default: checkpoints/<model>-metaft).
         dry_run: time a few tasks, say what the run would take in memory and time, and stop.
     """
+    _announce_data(config)
     if dry_run:
         print(describe_run(config), flush=True)
         return
@@ -152,6 +156,12 @@ def meta_train(config: MetaTrainConfig, output: str | None = None, dry_run: bool
         raise ModelError(f"{folder} exists; choose another --output, or remove it")
     train_to_folder(config, folder)
     print(f"wrote {folder}", flush=True)
+
+
+def _announce_data(config: MetaTrainConfig) -> None:
+    """Say so where the facts are those that come with the package, since nothing else would."""
+    if config.data == WORLD:
+        LOG.info("data: the offline world that comes with the package; --data FILE takes a training file in CRE's format")
 
 
 def choose_rate(config: MetaTrainConfig, rates: Numbers = RATES, num_facts: int = 8) -> int:
@@ -166,6 +176,7 @@ def choose_rate(config: MetaTrainConfig, rates: Numbers = RATES, num_facts: int 
     """
     require_at_least(1, num_facts=num_facts)
     require_positive(rates=min(rates))
+    _announce_data(config)
     trials = rate_choice.try_rates(config, rates, num_facts)
     print(rate_choice.describe_trials(trials), flush=True)
     chosen = rate_choice.choose(trials)
@@ -257,8 +268,8 @@ def statistics(
     Args:
         model: a folder, a bundled name, or a hub id.
         layers: 0-based, e.g. 4,5,6,7,8.
-        corpus: FILE.txt, FILE.jsonl, hub:owner/name[:configuration], or sampled for text that the model writes itself and the
-            offline world's sentences.
+        corpus: FILE.txt (one text a line, or blank lines between them), FILE.jsonl, hub:owner/name[:configuration], or sampled for
+            text that the model writes itself and the offline world's sentences.
         dataset: what the corpus is called in the files' path.
         num_texts: how many texts.
         max_length: tokens of a text that are read.

@@ -22,8 +22,8 @@ def read_texts(source: str, num_texts: int | None = None, seed: int = 0) -> list
     """Texts drawn with ``seed``, in an order drawn with it too. In memory are those alone that are returned, but for a JSON list.
 
     Args:
-        source: a file of texts separated by blank lines, or of JSON objects with a ``text`` each (JSON Lines, or one JSON list),
-            which is told by its first letter; or ``hub:owner/name``, ``hub:owner/name:configuration`` for the train split of a
+        source: a file of texts, one a line or with blank lines between them, or of JSON objects with a ``text`` each (JSON Lines, or
+            one JSON list), which is told by its first letter; or ``hub:owner/name``, ``hub:owner/name:configuration`` for the train split of a
             data set of the hub. A file is read twice, the hub once: its files in drawn order, and texts out of ``SHUFFLE_BUFFER``
             of them at a time.
         num_texts: how many; None for all.
@@ -56,7 +56,8 @@ def read_held_out() -> list[str]:
 
 def _require(source: str, count: int, num_texts: int | None) -> None:
     if count < (num_texts or 1):
-        raise DataError(f"{source} holds {count} texts, but {num_texts or 'at least 1'} are needed; lower --num-texts")
+        layout = "" if source.startswith("hub:") else "; plain texts stand one a line, or with blank lines between them"
+        raise DataError(f"{source} holds {count} texts, but {num_texts or 'at least 1'} are needed; lower --num-texts{layout}")
 
 
 def _find_reader(path: Path) -> Callable[[Path], Iterator[str]]:
@@ -65,14 +66,32 @@ def _find_reader(path: Path) -> Callable[[Path], Iterator[str]]:
         start = "".join(next((line for line in opened if line.strip()), "").split())
         if start == "[":
             start += "".join(next((line for line in opened if line.strip()), "").split())
-    return _read_json_lines if start.startswith("{") else _read_json_list if start.startswith("[{") else _read_paragraphs
+    if start.startswith("{"):
+        return _read_json_lines
+    return _read_json_list if start.startswith("[{") else _read_paragraphs if _has_blank_lines(path) else _read_lines
+
+
+def _has_blank_lines(path: Path) -> bool:
+    """Whether texts are parted by blank lines; those before the first and after the last part nothing."""
+    seen = blank = False
+    with opened_text(path) as opened:
+        for line in opened:
+            if line.strip() and blank:
+                return True
+            seen, blank = seen or bool(line.strip()), seen and not line.strip()
+    return False
+
+
+def _read_lines(path: Path) -> Iterator[str]:
+    with opened_text(path) as opened:
+        yield from filter(None, map(str.strip, opened))
 
 
 def _read_paragraphs(path: Path) -> Iterator[str]:
     lines: list[str] = []
     with opened_text(path) as opened:
         for line in chain(opened, ["\n"]):
-            if line != "\n":
+            if line.strip():
                 lines.append(line)
                 continue
             paragraph = "".join(lines).strip()

@@ -67,8 +67,9 @@ def make_statistics(
     base = resolve_model_folder(model_name)
     sha256 = model_sha256(base)
     device = resolve_device(device)
+    own = None if corpus == SAMPLED else read_texts(corpus, num_texts, seed)  # before a model is loaded for nothing
     model, tokenizer = load_model(base, device=device, dtype=resolve_dtype(dtype, device))
-    texts = sample_corpus(model, tokenizer, num_texts, seed) if corpus == SAMPLED else read_texts(corpus, num_texts, seed)
+    texts = sample_corpus(model, tokenizer, num_texts, seed) if own is None else own
     name = model_folder_name(model_name)
     state = folder / name / "unfinished.safetensors"
     state.parent.mkdir(parents=True, exist_ok=True)

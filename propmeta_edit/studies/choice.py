@@ -18,11 +18,13 @@ class Choice:
         ranking: their names, the best first (of equal ones the first given); empty where nothing can be said.
         scores: by name the accuracy that decided, the mean over the data sets.
         note: what a reader must know of it; "" where that is nothing.
+        num_cases: by which they were ranked.
     """
 
     ranking: tuple[str, ...]
     scores: dict[str, float]
     note: str
+    num_cases: int = 0
 
     @property
     def best(self) -> str | None:
@@ -54,7 +56,7 @@ def choose(names: Sequence[str], datasets: Sequence[str], rows: Sequence[Row]) -
     number = sum(len(cases) for cases in shared.values())
     is_partly = any(len(some) > len(shared[data]) for (_, data), some in own.items())
     note = f"chosen by the n = {number} cases that all were asked" if is_partly else ""
-    return Choice(tuple(sorted(names, key=lambda name: -scores[name])), scores, note)
+    return Choice(tuple(sorted(names, key=lambda name: -scores[name])), scores, note, number)
 
 
 def _describe_failures(own: Mapping[tuple[str, str], Sequence[Row]]) -> str:

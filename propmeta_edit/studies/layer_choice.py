@@ -15,7 +15,7 @@ from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.layers import MODULE_CHOICES
 from propmeta_edit.options import Files, Names, WholeNumbers, require_among
 from propmeta_edit.recipes.splits import hold_out, load_splits
-from propmeta_edit.studies.choice import choose
+from propmeta_edit.studies.choice import Choice, choose
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.pictures import require_styles, write_figure
 from propmeta_edit.studies.runs import read_tasks
@@ -67,14 +67,21 @@ def choose_layer(
         left = [_after(variant, num_tasks) for variant in left]
         asked += left
         run_study(Study("layers", asked, splits, bench, _write), options)
-        left = _rank(left, [split.data.name for split in splits], bench.folder)[: max(1, len(left) // 2)]
+        choice = _choose(left, [split.data.name for split in splits], bench.folder)
+        if not any(choice.scores.values()):
+            print(
+                f"undecided: every candidate answers none of its n = {choice.num_cases} validation cases after {num_tasks} tasks. "
+                "Give them more tasks (--first-tasks), and see whether the inner rate writes facts (propmeta-edit choose-rate)"
+            )
+            return 1
+        left = sorted(left, key=lambda variant: choice.ranking.index(variant.name))[: max(1, len(left) // 2)]
     where = left[0].coordinates
     print(f"chosen: layers: [{where['layer']}], modules: {where['modules']}; picture: {bench.folder / 'layers.png'}")
     return 0
 
 
-def _rank(variants: Sequence[Variant], datasets: Sequence[str], folder: Path) -> list[Variant]:
-    """The candidates of a round, the best first.
+def _choose(variants: Sequence[Variant], datasets: Sequence[str], folder: Path) -> Choice:
+    """What validation says of the candidates of a round.
 
     Raises:
         ConfigError: nothing can be said of them.
@@ -82,7 +89,7 @@ def _rank(variants: Sequence[Variant], datasets: Sequence[str], folder: Path) ->
     choice = choose([variant.name for variant in variants], datasets, read_rows(folder / "rows.jsonl"))
     if choice.best is None:
         raise ConfigError(f"nothing can be chosen: {choice.note or 'no case was asked of all of them'}")
-    return sorted(variants, key=lambda variant: choice.ranking.index(variant.name))
+    return choice
 
 
 def _make_variant(config: MetaTrainConfig, layer: int, modules: str, num_tasks: int) -> Variant:

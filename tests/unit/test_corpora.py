@@ -74,3 +74,19 @@ def test_a_data_set_of_the_hub_is_drawn_from_as_a_stream(tmp_path, monkeypatch):
     datasets.Dataset.from_list([{"content": "a"}]).to_parquet(tmp_path / "other" / "train.parquet")
     with pytest.raises(DataError, match="has no column text; it has content"):
         read_texts(f"hub:{tmp_path / 'other'}")
+
+
+@pytest.mark.parametrize(
+    ("text", "texts"),
+    [
+        ("One.\nTwo.\nThree.\n", ["One.", "Three.", "Two."]),
+        ("\nOne.\nTwo.\n\n\n", ["One.", "Two."]),
+        ("One,\ngoing on.\n \nTwo.\n", ["One,\ngoing on.", "Two."]),
+    ],
+)
+def test_one_text_a_line_where_no_blank_line_parts_them(tmp_path, text, texts):
+    path = tmp_path / "texts.txt"
+    path.write_text(text)
+    assert sorted(read_texts(str(path))) == texts
+    with pytest.raises(DataError, match=r"holds \d texts, but 9 are needed; .*one a line, or with blank lines"):
+        read_texts(str(path), 9)

@@ -89,6 +89,18 @@ def states_of(folder):
     return [load_file(path) for path in sorted(folder.rglob("state.safetensors"))]
 
 
+def test_where_no_candidate_answers_anything_nothing_is_decided(config, tmp_path, asked, monkeypatch, capsys):
+    config = replace(config, validation_cases=3)
+    monkeypatch.setitem(SHARES, 0, 0)
+    monkeypatch.setitem(SHARES, 1, 0)
+    given = WholeNumbers([0, 1]), str(tmp_path / "search"), Names(["mlp"]), 2
+    assert choose_layer(config, *given, Names(["valid-id", "valid-ood"])) == 1
+    said = capsys.readouterr().out
+    number = len({row["case_id"] + row["dataset"] for row in rows_of(tmp_path / "search")})
+    assert f"undecided: every candidate answers none of its n = {number} validation cases after 2 tasks" in said
+    assert "chosen" not in said
+
+
 def test_a_candidate_that_was_stopped_goes_on_where_it_was(config, tmp_path, asked, monkeypatch, caplog):
     """As a scheduler's SIGTERM stops it, after the first of its two outer steps."""
 
@@ -188,9 +200,9 @@ def test_failed_cases_decide_nothing(config, tmp_path, monkeypatch):
 def test_the_command(config, tmp_path, capsys):
     options = ["--model", config.model, "--data", config.data, "--device", "cpu", "--validation_cases", "4"]
     options += ["--inner_lr", "0.01", "--num_inner_steps", "1"]
-    assert main(["choose-layer", *options, "--candidates", "[0,1]", "--first-tasks", "2", "--output", str(tmp_path / "s")]) == 0
+    assert main(["choose-layer", *options, "--candidates", "[0,1]", "--first-tasks", "2", "--output", str(tmp_path / "s")]) == 1
     printed = capsys.readouterr().out
-    assert "chosen: layers: [" in printed and len(names_of(tmp_path / "s")) == 3
+    assert "undecided: every candidate answers none of its n = 8" in printed and len(names_of(tmp_path / "s")) == 2
 
 
 def test_bad_searches(config, tmp_path):
