@@ -81,6 +81,7 @@ VERBS = {
     "rebuild": Verb(f"{_COMMANDS}:rebuild", ("name",)),
     "completion": Verb("propmeta_edit.completion:completion", ("shell",)),
     "export": Verb(f"{_COMMANDS}:export", ("checkpoint",)),
+    "push": Verb(f"{_COMMANDS}:push", ("folder", "name")),
     "expand": Verb(f"{_COMMANDS}:expand", ("compact",)),
 }
 

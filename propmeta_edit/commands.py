@@ -15,6 +15,7 @@ from propmeta_edit.recipes import NAMES, REAL_NAMES, edit_facts, rate_choice, re
 from propmeta_edit.recipes.bundled import rebuild as rebuild_files
 from propmeta_edit.recipes.data_check import describe_files
 from propmeta_edit.recipes.meta_training import train_to_folder
+from propmeta_edit.recipes.publishing import push_to_hub
 from propmeta_edit.recipes.statistics import SAMPLED, make_statistics
 from propmeta_edit.recipes.teaching import (
     TeachingSettings,
@@ -315,6 +316,17 @@ def export(checkpoint: str, output: str, dtype: str = "bfloat16", compact: bool 
         f"wrote {output} in {dtype}: trained tensors are off by at most {cost['max_abs_error']:.2e} "
         f"({100 * cost['relative_error']:.3f} % of their norm); for further edits use the fp32 checkpoint"
     )
+
+
+def push(folder: str, name: str, public: bool = False) -> None:
+    """Upload a checkpoint or a saved edit to the hub, with its card.
+
+    Args:
+        folder: a checkpoint, whole or compact (export --compact), or what edit --save wrote.
+        name: of the repository, owner/name; it is made if need be.
+        public: let everybody see it, if it is new.
+    """
+    print(f"pushed {folder} to {push_to_hub(folder, name, private=not public)}", flush=True)
 
 
 def expand(compact: str, output: str, base: str | None = None) -> None:

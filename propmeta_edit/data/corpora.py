@@ -22,10 +22,10 @@ def read_texts(source: str, num_texts: int | None = None, seed: int = 0) -> list
     """Texts drawn with ``seed``, in an order drawn with it too. In memory are those alone that are returned, but for a JSON list.
 
     Args:
-        source: a file of texts, one a line or with blank lines between them, or of JSON objects with a ``text`` each (JSON Lines, or
-            one JSON list), which is told by its first letter; or ``hub:owner/name``, ``hub:owner/name:configuration`` for the train split of a
-            data set of the hub. A file is read twice, the hub once: its files in drawn order, and texts out of ``SHUFFLE_BUFFER``
-            of them at a time.
+        source: a file of texts, one a line or with blank lines between them, or of JSON objects with a ``text`` each (JSON Lines,
+            or one JSON list), which is told by its first letter; or ``hub:owner/name``, ``hub:owner/name:configuration`` for the
+            train split of a data set of the hub. A file is read twice, the hub once: its files in drawn order, and texts out of
+            ``SHUFFLE_BUFFER`` of them at a time.
         num_texts: how many; None for all.
 
     Raises:

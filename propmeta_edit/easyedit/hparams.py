@@ -10,8 +10,9 @@ from typing import Any, Self
 from propmeta_edit.config import build_config, derive_settings, read_yaml
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.finetune.edit_settings import EditSettings
-from propmeta_edit.models.devices import resolve_device
-from propmeta_edit.models.loading import load_model
+from propmeta_edit.models.artefacts import resolve_model_folder
+from propmeta_edit.models.devices import resolve_device, resolve_dtype
+from propmeta_edit.models.loading import load_model, read_checkpoint_card
 from propmeta_edit.settings import find_settings
 
 EASYEDIT_NAMES = {"inner_lr": "lr", "num_inner_steps": "num_steps"}  # for what ``EditSettings`` calls otherwise
@@ -138,6 +139,21 @@ class MetaFTHyperParams(FromYaml):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as EasyEdit's hyper-parameters give them."""
         return {**asdict(self), "model_name": str(self.model_name)}
+
+    @classmethod
+    def from_checkpoint(cls, folder: str | Path, **changed: Any) -> MetaFTHyperParams:
+        """The settings that a checkpoint was meta-trained with, for an edit of it.
+
+        Args:
+            folder: a meta-tuned folder or bundled name.
+            changed: settings that are to be others.
+
+        Raises:
+            ModelError: no meta-tuned checkpoint.
+        """
+        trained = read_checkpoint_card(resolve_model_folder(str(folder)))["settings"]
+        values = {**edit_settings_of(trained), "dtype": resolve_dtype(trained["dtype"], resolve_device("auto"))}
+        return build_config(cls, {**values, "model_name": str(folder), **changed}, str(folder))
 
     @property
     def edit(self) -> EditSettings:

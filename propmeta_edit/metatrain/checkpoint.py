@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from propmeta_edit.errors import ModelError
+from propmeta_edit.metatrain.model_card import make_model_card
 from propmeta_edit.metatrain.run import Progress
 from propmeta_edit.models.artefacts import CHECKPOINT_CARD, build_whole, resolve_model_folder
 from propmeta_edit.models.factors import write_factors
@@ -53,30 +53,7 @@ def save_checkpoint(folder: Path, model: LanguageModel, tokenizer: Tokenizer, ca
     full_card = {**card, "model_sha256": model_sha256(folder)}
     (folder / CHECKPOINT_CARD).write_text(json.dumps(full_card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / PROGRESS).write_text(progress.to_json() + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(make_model_card(full_card), encoding="utf-8")
-
-
-def make_model_card(card: Mapping[str, Any]) -> str:
-    """The README of a checkpoint: what it is, from what, how it was made, how to use it."""
-    settings = "\n".join(f"- `{key}`: {value}" for key, value in card["settings"].items())
-    return f"""---
-base_model: {card["base_model"]}
-library_name: transformers
-tags: [knowledge-editing, meta-learning, propmeta-edit]
----
-# {card["base_model"]}, meta-tuned for knowledge editing
-
-Meta-tuned with propmeta-edit by first-order MAML over pairs of a new fact and a two-hop question that follows from it. On this
-checkpoint, plain fine-tuning of the layers below on a new fact also moves the answers that follow from the fact.
-
-- trained tensors: {len(card["trained_tensors"])} ({card["trained_tensors"][0]} ...), fp32; every other tensor is the base model's
-- tasks: {card.get("num_tasks", "unknown")}, each once
-- base weights: sha256 `{card.get("base_sha256", "unknown")}`
-
-Edit with the same layers, modules, inner rate and number of steps:
-
-{settings}
-"""
+    (folder / "README.md").write_text(make_model_card(full_card, progress.validation), encoding="utf-8")
 
 
 def export_checkpoint(source: str, destination: Path, dtype: str) -> dict[str, float]:
@@ -124,8 +101,9 @@ def export_compact(source: str, destination: Path) -> int:
     def build(partial: Path) -> None:
         save_file(trained, partial / TRAINED)
         (partial / CHECKPOINT_CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for name in (PROGRESS, "README.md"):
-            shutil.copy(folder / name, partial / name)
+        progress = Progress.from_json((folder / PROGRESS).read_text(encoding="utf-8"))
+        (partial / PROGRESS).write_text(progress.to_json() + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(make_model_card(card, progress.validation, is_compact=True), encoding="utf-8")
 
     build_whole(destination, build)
     return sum(value.numel() * value.element_size() for value in trained.values())
