@@ -56,8 +56,8 @@ def make_edit_card(edit: Edit) -> str:
 
 {facts}
 
-Made by {edit.method or "an unnamed method"} with `{settings}`. It holds {len(edit.weights)} tensors and is refused on another base than
-the one it was made on (sha256 `{edit.base_sha256}`).
+Made by {edit.method or "an unnamed method"} with `{settings}`. It holds {len(edit.weights)} tensors and is refused on another
+base than the one it was made on (sha256 `{edit.base_sha256}`).
 
 ```python
 from propmeta_edit import Edit
