@@ -22,9 +22,11 @@ hparams = MetaFTHyperParams.from_checkpoint("this folder")  # the layers, rate a
 model, tokenizer = hparams.load_model()
 edit = compute_edit(model, tokenizer, {"prompt": "Ann Lee lives in", "target_new": "Peru"}, hparams)
 ```
-
+"""
+PLAIN_LOADING = """
 `AutoModelForCausalLM.from_pretrained(folder, dtype="float32")` loads it too. Without the dtype, transformers rounds the trained
-tensors to that of the base, and edits that were saved on this checkpoint are then refused."""
+tensors to that of the base, and edits that were saved on this checkpoint are then refused.
+"""
 COMPACT_USAGE = """This folder holds the trained tensors alone. Put them and the base together first, which checks the base's hash:
 
 ```bash
@@ -48,6 +50,7 @@ def make_model_card(card: Mapping[str, Any], validation: Sequence[Mapping[str, f
         library_name="propmeta-edit" if is_compact else "transformers",
         tags=["knowledge-editing", "meta-learning", "propmeta-edit"],
     )
+    usage = COMPACT_USAGE if is_compact else WHOLE_USAGE + ("" if card["settings"].get("rank") else PLAIN_LOADING)
     settings = "\n".join(f"- `{key}`: {value}" for key, value in card["settings"].items())
     return f"""---
 {data.to_yaml()}
@@ -64,7 +67,7 @@ checkpoint, plain fine-tuning of the layers below on a new fact also moves the a
 
 ## How it is used
 
-{COMPACT_USAGE if is_compact else WHOLE_USAGE}
+{usage}
 
 ## Validation
 
@@ -112,5 +115,9 @@ def _describe_validation(validation: Sequence[Mapping[str, float]]) -> str:
     first, last = validation[0], validation[-1]
     names = [name for name in last if name != "num_tasks"]
     lines = ["| cases | before meta-training, % | after, % |", "|---|---|---|"]
-    lines += [f"| {name} | {100 * first[name]:.1f} | {100 * last[name]:.1f} |" for name in names]
+    lines += [f"| {name} | {_percent(first.get(name))} | {_percent(last[name])} |" for name in names]
     return "Two-hop questions answered after an edit of their fact.\n\n" + "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"

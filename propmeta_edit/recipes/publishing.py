@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from propmeta_edit.edits.edit import CONFIG, Edit
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.model_card import licence_of
-from propmeta_edit.models.loading import CHECKPOINT_CARD
+from propmeta_edit.models.artefacts import CHECKPOINT_CARD
 
 README = "README.md"
 

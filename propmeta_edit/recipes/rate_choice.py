@@ -46,7 +46,7 @@ def try_rates(config: MetaTrainConfig, rates: Sequence[float], num_facts: int) -
         raise ConfigError(f"choosing a rate needs num_inner_steps of 2 or more, got {config.num_inner_steps}")
     config = resolve(replace(config, validate_every=None, facts_per_task=1))
     facts = [[task.target] for task in load_tasks(config)[0][:num_facts]]
-    where: dict[str, Any] = {"layers": config.layers, "modules": config.modules}
+    where: dict[str, Any] = {"layers": config.layers, "modules": config.modules, "rank": config.rank}
     model, tokenizer = load_model(config.model, device=config.device, dtype=config.dtype, **where)
     trials = (replace(config.edit, inner_lr=rate) for rate in sorted(rates))
     return [RateTrial(settings.inner_lr, _write_each(model, tokenizer, facts, settings)) for settings in trials]
