@@ -278,7 +278,7 @@ class Edit:
             return {name: value.to(current[name].device, copy=True) for name, value in self.weights.items()}
         below = {name: originals.get(name, value).to(value.device) for name, value in current.items()}
         if not self._is_base(below):
-            raise self._foreign("with the edits standing that stood then" if standing else "")
+            raise self._foreign(current, "with the edits standing that stood then" if standing else "")
         own = {name: value.to(current[name].device, copy=True) for name, value in self.weights.items() if name not in originals}
         # Where others stand, changes are added: W = W₀ + Σ (Wᵢ - W₀), in the order of application.
         shared = {name: now + (self.weights[name].to(now.device) - below[name]) for name, now in current.items() if name not in own}
@@ -323,8 +323,9 @@ class Edit:
             ModelError: another model; it lacks the edit's tensors, or has them in other shapes.
         """
         with owned(model) as plain:
-            if not self._is_base({name: p.data for name, p in self._parameters_of(plain).items()}):
-                raise self._foreign()
+            current = {name: p.data for name, p in self._parameters_of(plain).items()}
+            if not self._is_base(current):
+                raise self._foreign(current)
             self._check_rest(take_base(plain) if base is None else base)
 
     def _check_rest(self, found: Mapping[str, str]) -> None:
@@ -338,11 +339,19 @@ class Edit:
                 "take out what was written into this one since, or pin the edit to it (Edit.pin_to, propmeta-edit ask --any-base)"
             )
 
-    def _foreign(self, how: str = "") -> ModelError:
+    def _foreign(self, current: Mapping[str, torch.Tensor], how: str = "") -> ModelError:
+        rounded = [name for name, value in self.weights.items() if current[name].dtype.itemsize < value.dtype.itemsize]
+        why = ""
+        if rounded:
+            name = rounded[0]
+            why = (
+                f". {name} is {current[name].dtype} here and {self.weights[name].dtype} in the edit, and so was rounded while "
+                'loading: read the model with propmeta_edit.load_model, or from_pretrained(..., dtype="float32")'
+            )
         return ModelError(
             f"this edit was made on other weights ({self.base_model or 'an unnamed model'}, sha256 {self.base_sha256[:12]}... of "
             f"{len(self.weights)} tensors) than this model has now; apply it to the model it was made on"
-            f"{how and ', ' + how}, or pin it to this one (Edit.pin_to, propmeta-edit ask --any-base)"
+            f"{how and ', ' + how}, or pin it to this one (Edit.pin_to, propmeta-edit ask --any-base){why}"
         )
 
     def _parameters_of(self, model: LanguageModel, names: Mapping[str, Any] | None = None) -> dict[str, nn.Parameter]:

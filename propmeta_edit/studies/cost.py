@@ -121,7 +121,7 @@ def try_tasks(config: MetaTrainConfig, tasks: Sequence[MetaTask], steps: int = 3
     """Seconds a task of each of a few steps, whose gradients are thrown away, and how the inner loop of each task went; fewer steps
     where they take long."""
     where: dict[str, Any] = {"layers": config.layers, "modules": config.modules}
-    model, tokenizer = load_model(config.model, device=config.device, dtype=config.dtype, **where)
+    model, tokenizer = load_model(config.model, device=config.device, dtype=config.dtype, rank=config.rank, **where)
     parameters, encoder = select_parameters(model, **where), TextEncoder(tokenizer, model.config)
     seconds: list[float] = []
     learning: list[Learning] = []

@@ -68,7 +68,7 @@ def test_meta_train_writes_an_ordinary_model_folder(base, tmp_path):
     assert (out / "training" / "learning_curve.png").read_bytes()[:4] == b"\x89PNG"
     assert "training 7 tensors" in (out / "training" / "log.txt").read_text()
     assert not (tmp_path / "out.training").exists() and not list(out.rglob("state*"))
-    assert "base_model" in (out / "README.md").read_text()
+    assert f"# {base}, meta-tuned" in (out / "README.md").read_text()
     before, after = (load_model(str(folder))[0] for folder in (base, out))
     trained = set(select_parameters(before, [1]))
     assert set(card["trained_tensors"]) == trained
