@@ -172,6 +172,25 @@ def test_choose_rate_finds_the_lowest_rate_that_writes_every_fact(base, tmp_path
     assert "num_inner_steps of 2 or more, got 1" in capsys.readouterr().err
 
 
+def test_ones_own_model_from_its_data_to_a_report(base, tmp_path, capsys, monkeypatch):
+    """The commands of the README's path, each of which says enough for the next."""
+    monkeypatch.chdir(tmp_path)
+    training = ["--model", "./base", "--data", "train.jsonl", "--layers", "[1]", "--inner-lr", "0.01", "--dtype", "bfloat16"]
+    where = ["--device", "cpu", "--output"]
+    assert main(["data", "check", "train.jsonl"]) == 0
+    assert main(["meta-train", *training, *where, "tuned", "--dry-run"]) == 0 and not (tmp_path / "tuned").exists()
+    assert main(["meta-train", *training, *where, "tuned"]) == 0
+    assert main(["edit", "Ann Lee lives in", "Peru", "--model", "./tuned", "--device", "cpu", "--save", "my-edit"]) == 0
+    table = ["table2", "--model", "./base", "--metaft-model", "./tuned", "--methods", "unedited,FT,MetaFT", "--limit", "2"]
+    table += ["--datasets", "cre-id=train.jsonl", *where, "results"]
+    assert main([*table, "--plan"]) == 0 and not (tmp_path / "results" / "rows.jsonl").exists()
+    assert main(table) == 0
+    assert main(["report", "results", "--output", "report"]) == 0
+    assert "target loss" in capsys.readouterr().out
+    assert "‡" in (tmp_path / "results" / "table.md").read_text(encoding="utf-8"), "a random model writes none of its facts"
+    assert list((tmp_path / "report").glob("*.html"))
+
+
 def test_validation_and_checkpoints_on_a_schedule(base, tmp_path):
     tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 300))
     schedule = ["--num_tasks", "6", "--validate_every", "2", "--validation_cases", "4", "--checkpoint_every", "3"]

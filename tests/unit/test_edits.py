@@ -853,5 +853,5 @@ def test_a_request_that_cannot_be_written_is_named_by_its_number_before_any_is(m
 def test_a_base_that_was_rounded_while_loading_is_refused_with_the_reason(model, tokenizer, tmp_path):
     compute_edit(model, tokenizer, REQUESTS[0], hparams()).save(tmp_path / "edit")
     edit = Edit.load(tmp_path / "edit")
-    with pytest.raises(ModelError, match=r"is torch\.bfloat16 here and torch\.float32 in the edit, and so was rounded"):
+    with pytest.raises(ModelError, match=r"is torch\.bfloat16 here and torch\.float64 in the edit, and so was rounded"):
         edit.apply(model.to(torch.bfloat16))
