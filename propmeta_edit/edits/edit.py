@@ -28,7 +28,7 @@ from propmeta_edit.models.artefacts import build_whole
 from propmeta_edit.models.factors import base_below, matrix_of, rank_of
 from propmeta_edit.models.layers import FACTORS
 from propmeta_edit.models.ownership import locked, owned
-from propmeta_edit.models.states import to_the_end
+from propmeta_edit.models.states import put_back_after, to_the_end
 from propmeta_edit.models.wrappers import unwrap
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.records import EditRequest, as_requests
@@ -139,15 +139,12 @@ class Edit:
         """Inside, the model is edited, and other threads that want it (a view, say) wait; outside it is what it was."""
         with locked(unwrap(model)):
             stood = self in standing_edits(model)
-            try:
+            with put_back_after(lambda: self._undo_unless(stood, model)):
                 self.apply(model)
                 yield model
-            finally:
-                if not stood:
-                    to_the_end(lambda: self._undo_if_it_stands(model))
 
-    def _undo_if_it_stands(self, model: LanguageModel) -> None:
-        if self in standing_edits(model):
+    def _undo_unless(self, stood: bool, model: LanguageModel) -> None:
+        if not stood and self in standing_edits(model):
             self.undo(model)
 
     def change(self, model: LanguageModel | None = None) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 from propmeta_edit.models.forwards import compute_logits_after, run_to_the_head
 from propmeta_edit.models.layers import get_block_list, layers_of
 from propmeta_edit.models.shortcuts import agrees
-from propmeta_edit.models.states import to_the_end
+from propmeta_edit.models.states import put_back_after, to_the_end
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -65,11 +65,9 @@ class FrozenPrefix:
     @contextmanager
     def _replaced(self, stand_ins: Sequence[_StandIn], start: int = 0) -> Iterator[None]:
         """Inside, the blocks from ``start`` on give place to ``stand_ins``."""
-        try:
+        with put_back_after(lambda: self._put([stand_in.block for stand_in in stand_ins], start)):
             self._put(stand_ins, start)
             yield
-        finally:
-            to_the_end(lambda: self._put([stand_in.block for stand_in in stand_ins], start))
 
     def _put(self, blocks: Sequence[nn.Module], start: int) -> None:
         for number, block in enumerate(blocks, start):

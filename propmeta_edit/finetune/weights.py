@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from propmeta_edit.models.ownership import locked
-from propmeta_edit.models.states import plain_torch, to_the_end
+from propmeta_edit.models.states import plain_torch, put_back_after
 from propmeta_edit.protocols import LanguageModel
 
 
@@ -45,11 +45,9 @@ def copies_in_place(model: LanguageModel, parameters: Mapping[str, nn.Parameter]
         The copies, by name.
     """
     copies = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in parameters.items()}
-    try:
+    with put_back_after(lambda: _set_parameters(model, parameters)):
         _set_parameters(model, copies)
         yield copies
-    finally:
-        to_the_end(lambda: _set_parameters(model, parameters))
 
 
 def _set_parameters(model: LanguageModel, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -67,15 +65,13 @@ def only_trainable(model: LanguageModel, parameters: Mapping[str, nn.Parameter])
     with locked(model), plain_torch(model):
         flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
         modes = {module: module.training for module in model.modules()}
-        try:
+        with put_back_after(lambda: _set_flags(flags, modes)):
             model.eval()
             model.requires_grad_(False)
             for parameter in parameters.values():
                 parameter.requires_grad_(True)
             with torch.enable_grad():
                 yield
-        finally:
-            to_the_end(lambda: _set_flags(flags, modes))
 
 
 def _set_flags(flags: Mapping[nn.Parameter, bool], modes: Mapping[nn.Module, bool]) -> None:

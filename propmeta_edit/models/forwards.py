@@ -13,7 +13,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from propmeta_edit.models.shortcuts import agrees, compute_plainly
-from propmeta_edit.models.states import to_the_end
+from propmeta_edit.models.states import put_back_after
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -98,11 +98,9 @@ class _NoCache(DynamicCache):  # type: ignore[misc]
 def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Inside, each module computes what its function says; outside it is as it was, another library's hook included."""
     before = {module: module.__dict__.get("forward") for module in forwards}
-    try:
+    with put_back_after(lambda: _set_forwards(before)):
         _set_forwards(forwards)
         yield
-    finally:
-        to_the_end(lambda: _set_forwards(before))
 
 
 def _set_forwards(forwards: Mapping[nn.Module, Any]) -> None:

@@ -21,6 +21,25 @@ def to_the_end(put_back: Callable[[], object]) -> None:
 
 
 @contextmanager
+def put_back_after(put_back: Callable[[], object]) -> Iterator[None]:
+    """Whatever happens inside, put something back at the end, even if that is interrupted (Ctrl-C) on the way there or meanwhile.
+
+    Args:
+        put_back: may be called twice.
+    """
+    is_done = False
+    try:
+        try:
+            yield
+        finally:
+            put_back()
+            is_done = True
+    finally:
+        if not is_done:
+            put_back()
+
+
+@contextmanager
 def plain_torch(model: LanguageModel) -> Iterator[None]:
     """Inside, torch computes with a model as it does by itself, whatever the caller has switched on; outside it is as it was.
 
@@ -47,11 +66,9 @@ def plain_torch(model: LanguageModel) -> Iterator[None]:
 def evaluating(model: LanguageModel) -> Iterator[None]:
     """Inside, no dropout; outside each module has the mode that it had."""
     training = [module for module in model.modules() if module.training]
-    try:
+    with put_back_after(lambda: _set_modes(training, True)):
         _set_modes(training, False)
         yield
-    finally:
-        to_the_end(lambda: _set_modes(training, True))
 
 
 def _set_modes(modules: Iterable[nn.Module], is_training: bool) -> None:
