@@ -6,13 +6,14 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from propmeta_edit.errors import ConfigError, DataError, ModelError
+from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.metatrain.checkpoint import expand_compact, export_checkpoint, export_compact
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import ensure_artefact
 from propmeta_edit.options import Files, Numbers, WholeNumbers, require_at_least, require_positive
 from propmeta_edit.recipes import NAMES, REAL_NAMES, edit_facts, rate_choice, real
 from propmeta_edit.recipes.bundled import rebuild as rebuild_files
+from propmeta_edit.recipes.bundled import require_new
 from propmeta_edit.recipes.data_check import describe_files
 from propmeta_edit.recipes.meta_training import train_to_folder
 from propmeta_edit.recipes.publishing import push_to_hub
@@ -153,8 +154,7 @@ def meta_train(config: MetaTrainConfig, output: str | None = None, dry_run: bool
         print(describe_run(config), flush=True)
         return
     folder = Path(output or f"checkpoints/{Path(config.model).name}-metaft")
-    if folder.exists():
-        raise ModelError(f"{folder} exists; choose another --output, or remove it")
+    require_new(folder)
     train_to_folder(config, folder)
     print(f"wrote {folder}", flush=True)
 

@@ -36,8 +36,7 @@ def write_lora(
     """
     if not isinstance(rank, int) or rank < 1:
         raise ConfigError(f"the rank of a LoRA must be a whole number, 1 or more, got {rank!r}")
-    if folder.exists():
-        raise ModelError(f"{folder} exists; choose another folder for the LoRA")
+    _require_new(folder)
     matrices = _choose_matrices(changes, transposed)
     tensors, lost = {}, sum(float(change.double().square().sum()) for name, change in changes.items() if name not in matrices)
     whole = lost
@@ -63,11 +62,15 @@ def write_factors_as_lora(factors: Mapping[str, torch.Tensor], folder: Path, *, 
     Raises:
         ModelError: the folder exists.
     """
-    if folder.exists():
-        raise ModelError(f"{folder} exists; choose another folder for the LoRA")
+    _require_new(folder)
     modules = sorted({matrix_of(name) for name in factors})
     config = lora_config(modules, rank_of(factors), base_model, is_transposed)
     build_whole(folder, lambda partial: write_adapter(partial, as_adapter(factors), config))
+
+
+def _require_new(folder: Path) -> None:
+    if folder.exists():
+        raise ModelError(f"{folder} exists; choose another folder for the LoRA")
 
 
 def _choose_matrices(changes: Mapping[str, torch.Tensor], transposed: Collection[str]) -> dict[str, torch.Tensor]:

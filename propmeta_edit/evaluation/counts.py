@@ -6,7 +6,7 @@ where they are from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,14 +71,26 @@ def _all_questions(row: Row) -> list[float]:
 
 
 def _pairs(row: Row) -> list[tuple[float, float]]:
+    return find_pairs(row.correct, row.before, row.answers, _compared(row, OTHER))
+
+
+def find_pairs(
+    is_right: bool, before: str | None, answers: Sequence[str], others: Iterable[Mapping[str, Any]]
+) -> list[tuple[float, float]]:
     """(own, leak) of each pair of the edited subject and another one, where neither had the edited consequence before.
 
     ``own``: the question about the edited subject now has it; ``leak``: the same question about the other subject does.
+
+    Args:
+        is_right: ``own``.
+        before: what was said about the edited subject before the edit; None if nobody asked.
+        answers: the edited consequence.
+        others: the other subjects' probes, as rows keep them.
     """
-    if row.before is None or contains_answer(row.before, row.answers):
+    if before is None or contains_answer(before, answers):
         return []
-    others = [probe for probe in _compared(row, OTHER) if not contains_answer(probe["before"], probe["against"])]
-    return [(float(row.correct), float(contains_answer(probe["after"], probe["against"]))) for probe in others]
+    news = [probe for probe in others if not contains_answer(probe["before"], probe["against"])]
+    return [(float(is_right), float(contains_answer(probe["after"], probe["against"]))) for probe in news]
 
 
 def _target_elsewhere(row: Row) -> list[float]:

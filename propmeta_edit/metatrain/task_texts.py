@@ -73,8 +73,7 @@ def _encode(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainCo
 
 
 def _encode_targets(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
-    facts = [[fact.target for fact in task.facts] for task in tasks]
-    return encode_requests(encoder, facts, config.batch_size, _names(tasks))
+    return _encode_facts(encoder, tasks, config.batch_size)
 
 
 def _encode_related(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
@@ -100,8 +99,11 @@ def _encode_in_context(encoder: TextEncoder, tasks: Sequence[MetaTask], config: 
 
 
 def _encode_all_targets(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
-    facts = [[fact.target for fact in task.facts] for task in tasks]
-    return encode_requests(encoder, facts, len(facts[0]), _names(tasks))
+    return _encode_facts(encoder, tasks, len(tasks[0].facts))
+
+
+def _encode_facts(encoder: TextEncoder, tasks: Sequence[MetaTask], batch_size: int) -> Batches:
+    return encode_requests(encoder, [[fact.target for fact in task.facts] for task in tasks], batch_size, _names(tasks))
 
 
 def _encode_single(name: str) -> _Encode:

@@ -66,7 +66,9 @@ def group_tasks(
     used: set[str] = set()
     groups: list[MetaTask] = []
     for first in shuffled:
-        if first.task_id in used or len(groups) == num_tasks:
+        if len(groups) == num_tasks:
+            break
+        if first.task_id in used:
             continue
         size = order.choice(sizes)
         smaller = sorted({other for other in sizes if other < size}, reverse=True)

@@ -37,7 +37,8 @@ class Builder:
 
 
 CHECKPOINT_CARD = "metaft.json"  # in a folder that meta-training made
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
+PEFT_PREFIX = "base_model.model."  # before the names of tensors in them
 QUANTISATION_CONFIGS = ("quantize_config.json", "quant_config.json")  # of GPTQ and AWQ from before config.json had a place for them
 BUNDLED: dict[str, Builder] = {}  # by name; those that make them put them here
 

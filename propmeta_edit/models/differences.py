@@ -16,19 +16,19 @@ from safetensors.torch import load_file, save_file
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import write_text_atomically, written_whole
+from propmeta_edit.models.artefacts import ADAPTER, ADAPTER_CONFIG, PEFT_PREFIX
 from propmeta_edit.protocols import LanguageModel
 
-ADAPTER, CONFIG, DIFFERENCE = "adapter_model.safetensors", "adapter_config.json", "difference.safetensors"
-_PEFT_PREFIX = "base_model.model."
+DIFFERENCE = "difference.safetensors"
 
 
 def save_adapter(peft_model: Any, folder: Path) -> None:
     """A LoRA in PEFT's own format, rounded to bf16."""
     peft_model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = None  # PEFT writes where the base lay on this machine
-    write_text_atomically(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_text_atomically(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     tensors = {name: value.to(torch.bfloat16) for name, value in load_file(folder / ADAPTER).items()}
     with written_whole(folder / ADAPTER) as file:
         save_file(tensors, file, metadata={"format": "pt"})
@@ -45,13 +45,13 @@ def merge_adapter(model: LanguageModel, folder: Path) -> None:
         ModelError: factors without a matching parameter.
     """
     tensors = load_file(folder / ADAPTER)
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     scale = config["lora_alpha"] / config["r"]
     parameters = dict(model.named_parameters())
     for key, factor_a in tensors.items():
         if ".lora_A." not in key:
             continue
-        name = key.removeprefix(_PEFT_PREFIX).replace(".lora_A.", ".")
+        name = key.removeprefix(PEFT_PREFIX).replace(".lora_A.", ".")
         if name not in parameters:
             raise ModelError(f"{folder / ADAPTER} holds factors for {name}, which the model does not have")
         update = scale * (tensors[key.replace(".lora_A.", ".lora_B.")].double() @ factor_a.double())

@@ -16,22 +16,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.models.artefacts import ADAPTER, ADAPTER_CONFIG, PEFT_PREFIX
 from propmeta_edit.models.layers import FACTORS, factored_modules, select_parameters
 from propmeta_edit.protocols import LanguageModel
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
-_PREFIX, _SUFFIX = "base_model.model.", f".{FACTORS}.weight"
+_SUFFIX = f".{FACTORS}.weight"
 
 
-def attach_factors(
-    model: LanguageModel, layers: Sequence[int] | str | None, modules: str, rank: int, seed: int = 0
-) -> dict[str, torch.Tensor]:
+def attach_factors(model: LanguageModel, layers: Sequence[int] | str | None, modules: str, rank: int, seed: int = 0) -> None:
     """Give every chosen projection factors, in fp32: A [rank, in] drawn by ``seed`` as PEFT does, B [out, rank] of zeros.
 
     The model says what it said before. From then on ``select_parameters`` gives the factors and not the matrices.
-
-    Returns:
-        The factors by parameter name, A and B of one projection side by side.
 
     Raises:
         ConfigError: a rank below 1.
@@ -45,7 +40,6 @@ def attach_factors(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _inject(model, names, rank)
-    return {name: p.detach() for name, p in select_parameters(model, layers, modules).items()}
 
 
 def _inject(model: Any, names: Sequence[str], rank: int) -> None:
@@ -84,7 +78,7 @@ def matrix_of(parameter: str) -> str:
 def base_below(checkpoint: str) -> str:
     """What the adapter of a checkpoint of factors says it belongs on; empty where the checkpoint is not here."""
     try:
-        return str(json.loads((Path(checkpoint) / CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+        return str(json.loads((Path(checkpoint) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
     except (OSError, ValueError, KeyError):
         return ""
 
@@ -96,7 +90,9 @@ def rank_of(factors: Mapping[str, torch.Tensor]) -> int:
 
 def as_adapter(factors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Factors by the names that they have in PEFT's files."""
-    return {f"{_PREFIX}{name.removesuffix(_SUFFIX)}.weight": value.detach().cpu().contiguous() for name, value in factors.items()}
+    return {
+        f"{PEFT_PREFIX}{name.removesuffix(_SUFFIX)}.weight": value.detach().cpu().contiguous() for name, value in factors.items()
+    }
 
 
 def lora_config(modules: Sequence[str], rank: int, base_model: str, is_transposed: bool) -> dict[str, Any]:
@@ -121,8 +117,8 @@ def lora_config(modules: Sequence[str], rank: int, base_model: str, is_transpose
 
 def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
     """A LoRA's two files, as PEFT loads them, in a folder that is there."""
-    save_file(dict(tensors), folder / WEIGHTS, {"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    save_file(dict(tensors), folder / ADAPTER, {"format": "pt"})
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def read_factors(model: LanguageModel, folder: Path) -> None:
@@ -132,15 +128,15 @@ def read_factors(model: LanguageModel, folder: Path) -> None:
         ModelError: they are not there, or do not fit the model.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        stored = load_file(folder / WEIGHTS)
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        stored = load_file(folder / ADAPTER)
         _inject(model, config["target_modules"], config["r"])
-        put_factors(model, {f"{name.removeprefix(_PREFIX).removesuffix('.weight')}{_SUFFIX}": v for name, v in stored.items()})
+        _put_factors(model, {f"{name.removeprefix(PEFT_PREFIX).removesuffix('.weight')}{_SUFFIX}": v for name, v in stored.items()})
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise ModelError(f"the factors in {folder} cannot be put into this model: {error}") from error
 
 
-def put_factors(model: LanguageModel, values: Mapping[str, torch.Tensor]) -> None:
+def _put_factors(model: LanguageModel, values: Mapping[str, torch.Tensor]) -> None:
     """Let the factors have these numbers.
 
     Raises:

@@ -26,10 +26,10 @@ from propmeta_edit.finetune.single_hop import SingleHopSettings, train_single_ho
 from propmeta_edit.metatrain.checkpoint import PROGRESS, save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.run import Progress
-from propmeta_edit.models.artefacts import artefact_folder, build_whole, resolve_model_folder
+from propmeta_edit.models.artefacts import ADAPTER, artefact_folder, build_whole, resolve_model_folder
 from propmeta_edit.models.bundled import GEMMA_GGUF_NAME, GGUF_NAME, load_gemma3_from_gguf, load_smollm2_from_gguf
 from propmeta_edit.models.devices import resolve_device
-from propmeta_edit.models.differences import ADAPTER, DIFFERENCE, apply_difference, merge_adapter, save_adapter, save_difference
+from propmeta_edit.models.differences import DIFFERENCE, apply_difference, merge_adapter, save_adapter, save_difference
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import (
     load_model,
@@ -242,12 +242,15 @@ def teach_questions(
 
 def _train_metaft(states: Path, folder: Path) -> None:
     """The difference that meta-training with the shipped settings makes."""
-    trained = folder / "checkpoint"
-    trained.mkdir()
     path = hparams_file("MetaTrain", BASE)
-    run_meta_training(build_config(MetaTrainConfig, read_yaml(path), str(path)), trained, states)
-    write_difference(trained, folder)
-    shutil.rmtree(trained)
+    train_difference(build_config(MetaTrainConfig, read_yaml(path), str(path)), states, folder)
+
+
+def train_difference(config: MetaTrainConfig, states: Path, folder: Path) -> None:
+    """Meta-train, and write what that changed into ``folder``; ``states`` keeps what a stopped run goes on from."""
+    with tempfile.TemporaryDirectory(dir=folder) as trained:
+        run_meta_training(config, Path(trained), states)
+        write_difference(Path(trained), folder)
     shutil.rmtree(states, ignore_errors=True)
 
 

@@ -23,6 +23,8 @@ from propmeta_edit.edits.compute import choose_at_once
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.asking import check_case
 from propmeta_edit.evaluation.companions import with_probes
+from propmeta_edit.evaluation.counts import find_pairs
+from propmeta_edit.evaluation.measures import as_record
 from propmeta_edit.evaluation.runner import batches_of, choose_cases
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
@@ -48,7 +50,7 @@ from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoi
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.sources import find_training_files
 from propmeta_edit.recipes.worlds import WORLD, ensure_world
-from propmeta_edit.records import OTHER, Case, MetaTask, Question
+from propmeta_edit.records import OTHER, Case, MetaTask, Probe
 from propmeta_edit.text.encoding import TextEncoder
 from propmeta_edit.text.prompts import format_question
 
@@ -251,11 +253,13 @@ def compute_validation(
     at_once = min(EDITS_AT_ONCE, *processes.join([fitting]))
     scores = {}
     for name, cases in validation.items():
-        own: list[bool] = []
-        pairs: list[tuple[bool, bool]] = []
+        right: list[bool] = []
+        pairs: list[tuple[float, float]] = []
         for some in batches_of(cases, at_once):
             prompts = _questions_of(some)
-            before = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts)) if len(prompts) > len(some) else None
+            each = len(prompts) // len(some)
+            is_compared = each > 1
+            before = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts)) if is_compared else [None] * len(prompts)
             with (
                 memory_errors_named(
                     f"in validation, with {len(some)} edits at once, the first of them that of case {some[0].case_id}; edit fewer "
@@ -264,27 +268,24 @@ def compute_validation(
                 many_edits(model, tokenizer, [case.edits for case in some], settings),
             ):
                 after = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts))
-            for case, *texts in zip(
-                some, *(batches_of(t, len(prompts) // len(some)) for t in (after, before or after)), strict=True
-            ):
-                has_now, had_before = ([contains_answer(text, case.question.answers) for text in said] for said in texts)
-                others = range(1, 1 + len(_others_of(case)))
-                own.append(has_now[0])
-                pairs += [(has_now[0], has_now[n]) for n in others if not had_before[0] and not had_before[n]]
-        scores[name] = sum(own) / len(own)
+            for case, was, said in zip(some, batches_of(before, each), batches_of(after, each), strict=True):
+                right.append(contains_answer(said[0], case.question.answers))
+                others = [as_record(*probe) for probe in zip(_others_of(case), was[1:], said[1:], strict=False)]
+                pairs += find_pairs(right[-1], was[0], case.question.answers, others)
+        scores[name] = sum(right) / len(right)
         if pairs:
-            scores[f"{name} leak"] = sum(leaks for _, leaks in pairs) / len(pairs)
-            scores[f"{name} net"] = sum(has - leaks for has, leaks in pairs) / len(pairs)
+            scores[f"{name} leak"] = sum(leak for _, leak in pairs) / len(pairs)
+            scores[f"{name} net"] = sum(own - leak for own, leak in pairs) / len(pairs)
     return scores
 
 
-def _others_of(case: Case) -> list[Question]:
-    return [probe.question for probe in case.probes if probe.kind == OTHER][:OTHERS_ASKED]
+def _others_of(case: Case) -> list[Probe]:
+    return [probe for probe in case.probes if probe.kind == OTHER][:OTHERS_ASKED]
 
 
 def _questions_of(cases: Sequence[Case]) -> list[str]:
     """Each case's question and those about other subjects, as many a case: its own again where it has fewer."""
-    asked = [[case.question, *_others_of(case)] for case in cases]
+    asked = [[case.question, *(probe.question for probe in _others_of(case))] for case in cases]
     most = max(map(len, asked))
     return [format_question(q.text) for own in asked for q in (*own, *[own[0]] * (most - len(own)))]
 

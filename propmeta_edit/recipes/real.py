@@ -19,10 +19,10 @@ from typing import Any
 from propmeta_edit.config import build_config, read_yaml
 from propmeta_edit.files import sha256_of_file, write_json_atomically
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.models.artefacts import artefact_folder, build_whole, resolve_model_folder
-from propmeta_edit.models.differences import ADAPTER, DIFFERENCE, merge_adapter
+from propmeta_edit.models.artefacts import ADAPTER, artefact_folder, build_whole, resolve_model_folder
+from propmeta_edit.models.differences import DIFFERENCE, merge_adapter
 from propmeta_edit.models.loading import load_model, model_sha256, save_model
-from propmeta_edit.recipes.bundled import CARD, RAW, add_difference, read_card, require_new, shipped_folder, write_difference
+from propmeta_edit.recipes.bundled import CARD, RAW, add_difference, read_card, require_new, shipped_folder, train_difference
 from propmeta_edit.recipes.bundled import origin_of as origin_of_bundled
 from propmeta_edit.recipes.meta_training import hash_of_tasks, load_tasks, run_meta_training, training_folder
 from propmeta_edit.recipes.released import DATA_VARIABLE, find_released
@@ -129,16 +129,15 @@ def rebuild(name: str, output: Path) -> None:
 
 
 def _rebuild(name: str, states: Path, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent) as whole:
-        if name == REAL:
-            lesson, settings = _read_lesson()
-            card = teach_into(RAW, lesson, settings, Path(whole), states)
-            shutil.copytree(Path(whole) / LORA, folder, dirs_exist_ok=True)
-            write_json_atomically(folder / CARD, {"name": REAL, **card, "sha256": sha256_of_file(folder / ADAPTER)})
-        else:
-            run_meta_training(_read_config(), Path(whole), states)
-            write_difference(Path(whole), folder)
-            card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            card["settings"]["data"] = f"{TRAINING} in {DATA_VARIABLE}"  # and not where it lay here
-            write_json_atomically(folder / CARD, card)
+    if name == REAL_METAFT:
+        train_difference(_read_config(), states, folder)
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        card["settings"]["data"] = f"{TRAINING} in {DATA_VARIABLE}"  # and not where it lay here
+        write_json_atomically(folder / CARD, card)
+        return
+    lesson, settings = _read_lesson()
+    with tempfile.TemporaryDirectory(dir=folder) as whole:
+        card = teach_into(RAW, lesson, settings, Path(whole), states)
+        shutil.copytree(Path(whole) / LORA, folder, dirs_exist_ok=True)
+    write_json_atomically(folder / CARD, {"name": REAL, **card, "sha256": sha256_of_file(folder / ADAPTER)})
     shutil.rmtree(states, ignore_errors=True)

@@ -28,9 +28,9 @@ from propmeta_edit.errors import ModelError
 from propmeta_edit.evaluation.scoring import contains_answer
 from propmeta_edit.files import sha256_of_json
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.models.artefacts import ensure_artefact
+from propmeta_edit.models.artefacts import ADAPTER, ensure_artefact
 from propmeta_edit.models.bundled import load_smollm2_from_gguf
-from propmeta_edit.models.differences import ADAPTER, DIFFERENCE
+from propmeta_edit.models.differences import DIFFERENCE
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256
 from propmeta_edit.recipes.bundled import BASE, build_smollm2, build_smollm2_metaft, compute_single_hop_accuracy, shipped_folder

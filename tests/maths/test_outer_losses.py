@@ -94,14 +94,16 @@ def test_several_questions_are_averaged_and_fewer_are_asked_again(model, tokeniz
 
 
 @torch.no_grad()
-def test_locality_is_the_divergence_from_theta_on_another_subject(model, tokenizer):
-    outer_loss = made(model, tokenizer, TASKS, config(outer_terms={"locality": 1.0}))
+@pytest.mark.parametrize(("term", "question"), [("locality", "unrelated"), ("bystander", "bystander")])
+def test_locality_is_the_divergence_from_theta_on_another_subject(model, tokenizer, term, question):
+    outer_loss = made(model, tokenizer, TASKS, config(outer_terms={term: 1.0}))
     torch.testing.assert_close(outer_loss(model), torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
     before, after = tiny.make_model("llama"), moved(model)
-    prompts = [f"Question: {task.unrelated.text}\nAnswer: The answer is" for task in TASKS]
+    asked = [getattr(task, question) for task in TASKS]
+    prompts = [f"Question: {one.text}\nAnswer: The answer is" for one in asked]
     expected = [
-        divergence_by_hand(before, after, tokenizer, prompt, prompt, task.unrelated.answers[0])
-        for prompt, task in zip(prompts, TASKS, strict=True)
+        divergence_by_hand(before, after, tokenizer, prompt, prompt, one.answers[0])
+        for prompt, one in zip(prompts, asked, strict=True)
     ]
     assert outer_loss(after).tolist() == pytest.approx(expected, rel=1e-5)
     assert min(expected) > 0.01
@@ -116,17 +118,6 @@ def test_in_context_term_compares_with_theta_given_the_fact(model, tokenizer):
         prompt = f"Question: {task.related.text}\nAnswer: The answer is"
         fact = f"{task.target.prompt} {task.target.target_new}.\n"
         expected.append(divergence_by_hand(before, after, tokenizer, fact + prompt, prompt, task.related.answers[0]))
-    assert outer_loss(after).tolist() == pytest.approx(expected, rel=1e-5)
-
-
-@torch.no_grad()
-def test_bystander_term_compares_with_theta_on_another_subject(model, tokenizer):
-    outer_loss = made(model, tokenizer, TASKS, config(outer_terms={"bystander": 1.0}))
-    before, after = tiny.make_model("llama"), moved(model)
-    expected = []
-    for task in TASKS:
-        prompt = f"Question: {task.bystander.text}\nAnswer: The answer is"
-        expected.append(divergence_by_hand(before, after, tokenizer, prompt, prompt, task.bystander.answers[0]))
     assert outer_loss(after).tolist() == pytest.approx(expected, rel=1e-5)
 
 

@@ -15,7 +15,8 @@ from propmeta_edit.errors import ModelError, OriginError
 from propmeta_edit.finetune import single_hop
 from propmeta_edit.finetune.saved_state import save_state
 from propmeta_edit.finetune.single_hop import SingleHopSettings, make_batches, train_single_hop_adapter
-from propmeta_edit.models.differences import ADAPTER, apply_difference, merge_adapter, save_adapter, save_difference
+from propmeta_edit.models.artefacts import ADAPTER
+from propmeta_edit.models.differences import apply_difference, merge_adapter, save_adapter, save_difference
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import Question
