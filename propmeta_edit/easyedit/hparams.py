@@ -183,9 +183,9 @@ def edit_settings_of(trained: Mapping[str, Any]) -> dict[str, Any]:
         KeyError: one that ``trained`` lacks.
     """
     known = {field.name for field in fields(MetaFTHyperParams)}
-    names = {own: EASYEDIT_NAMES.get(own, own) for own in EditSettings().to_dict()}
-    own_step = {name: trained[name] for name in ("inner_step", "damping") if trained.get("inner_step", "adamw") != "adamw"}
-    return {"alg_name": "MetaFT", **{name: trained[own] for own, name in names.items() if name in known}, **own_step}
+    step = EditSettings().inner_step  # of checkpoints from before there was a choice
+    names = {own: EASYEDIT_NAMES.get(own, own) for own in EditSettings(inner_step=trained.get("inner_step", step)).to_dict()}
+    return {"alg_name": "MetaFT", **{name: trained[own] for own, name in names.items() if name in known}}
 
 
 def _number_from_text(value: Any) -> Any:
