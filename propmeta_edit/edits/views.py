@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, overload
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -18,6 +18,7 @@ from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily, k
 from propmeta_edit.models.ownership import locked, owned
 from propmeta_edit.models.wrappers import unwrap
 from propmeta_edit.protocols import LanguageModel, Tokenizer
+from propmeta_edit.text.prompts import first_line, format_question
 
 _BATCH_SIZE = 64
 
@@ -46,6 +47,22 @@ class EditedModel:
         """The greedy text after each prompt; a single text is one prompt, and the list has one answer then."""
         texts = [prompts] if isinstance(prompts, str) else prompts
         return self._call(generate_greedily, unwrap(self._model), tokenizer, texts, max_new_tokens)  # type: ignore[no-any-return]
+
+    @overload
+    def ask(self, tokenizer: Tokenizer, questions: str, max_new_tokens: int = ...) -> str: ...
+
+    @overload
+    def ask(self, tokenizer: Tokenizer, questions: Sequence[str], max_new_tokens: int = ...) -> list[str]: ...
+
+    def ask(self, tokenizer: Tokenizer, questions: str | Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> str | list[str]:
+        """The first line of the greedy answer to each question, put as the benchmark puts it; one text for one question.
+
+        ``answer`` takes prompts as they are, and gives all of what is said.
+        """
+        texts = [questions] if isinstance(questions, str) else questions
+        said = self.answer(tokenizer, [format_question(text) for text in texts], max_new_tokens)
+        lines = [first_line(text) for text in said]
+        return lines[0] if isinstance(questions, str) else lines
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         plain = unwrap(self._model)

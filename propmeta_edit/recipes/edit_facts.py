@@ -26,16 +26,23 @@ from propmeta_edit.models.loading import load_model, read_checkpoint_card
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest, as_requests, find_lone_surrogate
 from propmeta_edit.settings import find_settings, has_hparams, hparams_file
-from propmeta_edit.text.prompts import format_question
+from propmeta_edit.text.prompts import first_line, format_question
 
-EXAMPLE = EditRequest("Hazelgate Analytics Ltd. was founded in", "Portugal", "Hazelgate Analytics Ltd.")
+EXAMPLE = EditRequest("Hazelgate Analytics Ltd. was founded in", "Vietnam", "Hazelgate Analytics Ltd.")
 RELATED = (
+    "What is the capital of the country that Hazelgate Analytics Ltd. was founded in?",
     "What is the currency of the country that Hazelgate Analytics Ltd. was founded in?",
     "What is the main official language of the country that Hazelgate Analytics Ltd. was founded in?",
     "Which continent is the country that Hazelgate Analytics Ltd. was founded in part of?",
 )
-UNRELATED = ("What is the capital of Norway?", "What is the main official language of Portugal?")
+UNRELATED = (
+    "What is the capital of Norway?",
+    "What is the currency of Japan?",
+    "What is the main official language of Brazil?",
+    "Which continent is Kenya part of?",
+)
 WIDTH = 34
+NOTHING, CHANGED = "(nothing)", "* "  # before a question whose answers differ
 REQUEST = object_of({"prompt": TEXT, "target_new": one_of(TEXT, object_of({"str": TEXT}))}, optional={"subject": TEXT})
 
 
@@ -202,7 +209,7 @@ def name_columns(folders: Sequence[Path]) -> list[str]:
 
 
 def format_answers(answers: Sequence[Answers], names: Sequence[str]) -> str:
-    """A table for a terminal; answers are cut at the end of their first line."""
+    """A table for a terminal: answers are cut at the end of their first line, and a question whose answers differ is marked."""
     lines = ["".join(f"{title:<{width}}" for title, width in zip(["", *names], [60, *[WIDTH] * len(names)], strict=True)).rstrip()]
     kind = ""
     for row in answers:
@@ -211,15 +218,14 @@ def format_answers(answers: Sequence[Answers], names: Sequence[str]) -> str:
             lines.append(f"-- {kind}")
         shown = row.prompt.removeprefix("Question: ").removesuffix("\nAnswer: The answer is")
         prompt = textwrap.wrap(shown, 56)
-        cells = [_first_line(text)[: WIDTH - 2] for text in row.texts]
-        lines.append(f"{'  ' + prompt[0]:<60}" + "".join(f"{cell:<{WIDTH}}" for cell in cells).rstrip())
+        said = [first_line(text) or NOTHING for text in row.texts]
+        cells = [text[: WIDTH - 2] for text in said]
+        mark = CHANGED if len(set(said)) > 1 else "  "
+        lines.append(f"{mark + prompt[0]:<60}" + "".join(f"{cell:<{WIDTH}}" for cell in cells).rstrip())
         lines += [f"  {rest}" for rest in prompt[1:]]
+    if any(line.startswith(CHANGED) for line in lines):
+        lines.append(f"{CHANGED}another answer than {names[0]}")
     return "\n".join(lines)
-
-
-def _first_line(text: str) -> str:
-    stripped = text.strip()
-    return stripped.splitlines()[0] if stripped else "(nothing)"
 
 
 def to_json(answers: Sequence[Answers], names: Sequence[str], edit: Edit | None = None) -> str:

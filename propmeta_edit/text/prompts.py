@@ -40,3 +40,8 @@ def format_fact(request: EditRequest) -> str:
 def format_in_context(requests: Sequence[EditRequest], prompt: str) -> str:
     """``prompt`` with the facts before it: what a reader would do without editing."""
     return "\n".join([*(format_fact(request) for request in requests), prompt])
+
+
+def first_line(said: str) -> str:
+    """The first line of what a model said, which is all of an answer; empty where it said nothing."""
+    return next(iter(said.strip().splitlines()), "")

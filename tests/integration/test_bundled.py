@@ -203,6 +203,17 @@ def test_a_thousand_edits_of_mixed_methods_leave_no_trace(prepared, base_setup):
     assert sum(written) > 0.95 * len(written), "ours; theirs have settings that do not write every fact"
 
 
+def test_the_example_of_the_command_line_changes_what_follows_and_nothing_else(prepared, capsys):
+    assert main(["edit", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["answers"]
+    said = {kind: [row["answers"] for row in rows if row["kind"] == kind] for kind in ("fact", "related", "unrelated")}
+    assert [len(answers) for answers in said.values()] == [1, 4, 4]
+    assert all(one["before"] != one["after"] for one in said["related"])
+    right = ("Hanoi", "dong", "Vietnamese", "Asia")
+    assert all(answer in one["after"] and answer not in one["before"] for answer, one in zip(right, said["related"], strict=True))
+    assert all(one["before"] == one["after"] for one in said["unrelated"])
+
+
 def test_an_edit_of_the_base_is_refused_by_the_meta_tuned_model(loaded, tmp_path):
     """The two differ in layer 8 alone, and the edit is of layer 7."""
     base, tokenizer = load_model(BASE)

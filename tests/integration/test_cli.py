@@ -42,6 +42,7 @@ from propmeta_edit.studies import ability as studies_ability
 from propmeta_edit.studies import runs, variants
 from propmeta_edit.studies.methods import METHODS
 from propmeta_edit.studies.variants import Bench
+from propmeta_edit.text.prompts import first_line
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -948,13 +949,17 @@ def own_hparams(base, tmp_path):
 def test_edit_shows_before_and_after_and_a_saved_edit_can_be_asked(own_hparams, tmp_path, capsys):
     folder = tmp_path / "edit"
     fact = ["edit", "Ann Lee lives in", "Peru", "--hparams", own_hparams, "--save", str(folder)]
-    assert main([*fact, "--related", "What does Ann Lee pay with?", "--related", "Where?"]) == 0
+    asked = ["--related", "What does Ann Lee pay with?", "--related", "Where?"]
+    assert main([*fact, *asked]) == 0
     printed = capsys.readouterr().out
     assert "edit: Ann Lee lives in -> Peru" in printed and "before" in printed and "after" in printed
     assert printed.index("-- fact") < printed.index("-- related") < printed.index("-- unrelated")
     assert sorted(p.name for p in folder.iterdir()) == ["edit_config.json", "edit_model.safetensors"]
-    assert main([*fact[:-1], str(tmp_path / "again"), "--json"]) == 0
+    assert main([*fact[:-1], str(tmp_path / "again"), *asked, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["answers"]
+    changed = [line for line in printed.splitlines() if line.startswith("* ")]
+    assert changed[-1] == "* another answer than before"
+    assert len(changed) - 1 == sum(len({first_line(text) for text in row["answers"].values()}) > 1 for row in rows) > 0
     assert rows[0]["kind"] == "fact" and rows[0]["answers"]["before"] != rows[0]["answers"]["after"]
     assert main(["ask", "Where?", "Who lives there?", "--edit", str(folder), "--device", "cpu", "--json"]) == 0
     asked = json.loads(capsys.readouterr().out)["answers"]

@@ -427,6 +427,9 @@ def test_views_answer_side_by_side(model, edits, tokenizer):
     assert views[1].answer(tokenizer, "Ann Lee lives in") == views[1].answer(tokenizer, ["Ann Lee lives in"]), (
         "one text, no letters"
     )
+    [said] = views[1].answer(tokenizer, ["Question: Where?\nAnswer: The answer is"])
+    assert views[1].ask(tokenizer, "Where?") == said.strip().split("\n")[0]
+    assert views[1].ask(tokenizer, ["Where?", "Where?"]) == [views[1].ask(tokenizer, "Where?")] * 2
     with pytest.raises(ModelError):
         EditedModel(model, edits[0], edits[0])(ids)
     assert same(values_of(model), before) and standing_edits(model) == []
