@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from propmeta_edit.errors import ConfigError, DataError
-from propmeta_edit.metatrain.checkpoint import expand_compact, export_checkpoint, export_compact
+from propmeta_edit.metatrain.checkpoint import export_checkpoint, export_compact
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import ensure_artefact
 from propmeta_edit.options import Files, Numbers, WholeNumbers, require_at_least, require_positive
@@ -26,6 +26,7 @@ from propmeta_edit.recipes.teaching import (
     read_lesson,
     teach_to_folder,
 )
+from propmeta_edit.recipes.whole import expand_folder
 from propmeta_edit.recipes.worlds import WORLD
 from propmeta_edit.records import EditRequest
 from propmeta_edit.studies.cost import describe_run
@@ -330,12 +331,14 @@ def push(folder: str, name: str, public: bool = False) -> None:
 
 
 def expand(compact: str, output: str, base: str | None = None) -> None:
-    """Put a compact checkpoint and its base together again, as an ordinary model folder.
+    """Put a compact checkpoint, or an edit, and its base together, as an ordinary model folder.
+
+    Named as a model, either does this by itself, in the cache folder.
 
     Args:
-        compact: a folder that export --compact wrote.
-        output: folder for the checkpoint; must not exist yet.
+        compact: a folder that export --compact or edit --save wrote.
+        output: folder for the model; must not exist yet.
         base: the base model, if not where the card says.
     """
-    expand_compact(Path(compact), Path(output), base)
+    expand_folder(Path(compact), Path(output), base)
     print(f"wrote {output}", flush=True)

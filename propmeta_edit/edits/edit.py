@@ -24,7 +24,7 @@ from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.learning import Learning
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.models.artefacts import build_whole
+from propmeta_edit.models.artefacts import EDIT_CARD, build_whole
 from propmeta_edit.models.factors import base_below, matrix_of, rank_of
 from propmeta_edit.models.layers import FACTORS
 from propmeta_edit.models.ownership import locked, owned
@@ -34,7 +34,7 @@ from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.records import EditRequest, as_requests
 
 LOG = logging.getLogger(__name__)
-WEIGHTS, CONFIG = "edit_model.safetensors", "edit_config.json"
+WEIGHTS, CONFIG = "edit_model.safetensors", EDIT_CARD
 
 
 @dataclass(frozen=True)
