@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -157,7 +158,7 @@ def meta_train(config: MetaTrainConfig, output: str | None = None, dry_run: bool
     folder = Path(output or f"checkpoints/{Path(config.model).name}-metaft")
     require_new(folder)
     train_to_folder(config, folder)
-    print(f"wrote {folder}", flush=True)
+    print(f'wrote {folder}; edit it: propmeta-edit edit "Ann Lee lives in" "Peru" --model {shlex.quote(str(folder))}', flush=True)
 
 
 def _announce_data(config: MetaTrainConfig) -> None:
@@ -183,7 +184,11 @@ def choose_rate(config: MetaTrainConfig, rates: Numbers = RATES, num_facts: int 
     print(rate_choice.describe_trials(trials), flush=True)
     chosen = rate_choice.choose(trials)
     if chosen is None:
-        print("no rate writes every fact: try others (--rates), more steps (--num-inner-steps), or another layer (--layers)")
+        higher = ",".join(f"{factor * max(rates):g}" for factor in (2, 5, 10))
+        print(
+            f"no rate writes every fact: try higher ones (--rates {higher}), more steps "
+            f"(--num-inner-steps {2 * config.num_inner_steps}), or another layer (--layers)"
+        )
         return 1
     print(f"chosen: {chosen.rate:g}; go on with: propmeta-edit meta-train ... --inner-lr {chosen.rate:g} (lr in a YAML of MetaFT)")
     return 0
