@@ -125,6 +125,7 @@ def _set_loudness(arguments: list[str]) -> list[str]:
         os.environ["TQDM_DISABLE"] = "1"
     if is_quiet or not sys.stderr.isatty():  # of transformers, for every file that it reads or writes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TQDM_MININTERVAL", "60")  # of all other bars than ours, which do so by themselves
     return [argument for argument in arguments if argument not in ("--quiet", "--verbose")]
 
 

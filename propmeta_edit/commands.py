@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from propmeta_edit.errors import ConfigError, DataError
-from propmeta_edit.metatrain.checkpoint import expand_compact, export_checkpoint, export_compact
+from propmeta_edit.metatrain.checkpoint import export_checkpoint, export_compact
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import ensure_artefact
 from propmeta_edit.options import Files, Numbers, WholeNumbers, require_at_least, require_positive
@@ -26,6 +27,7 @@ from propmeta_edit.recipes.teaching import (
     read_lesson,
     teach_to_folder,
 )
+from propmeta_edit.recipes.whole import expand_folder
 from propmeta_edit.recipes.worlds import WORLD
 from propmeta_edit.records import EditRequest
 from propmeta_edit.studies.cost import describe_run
@@ -156,7 +158,7 @@ def meta_train(config: MetaTrainConfig, output: str | None = None, dry_run: bool
     folder = Path(output or f"checkpoints/{Path(config.model).name}-metaft")
     require_new(folder)
     train_to_folder(config, folder)
-    print(f"wrote {folder}", flush=True)
+    print(f'wrote {folder}; edit it: propmeta-edit edit "Ann Lee lives in" "Peru" --model {shlex.quote(str(folder))}', flush=True)
 
 
 def _announce_data(config: MetaTrainConfig) -> None:
@@ -182,7 +184,11 @@ def choose_rate(config: MetaTrainConfig, rates: Numbers = RATES, num_facts: int 
     print(rate_choice.describe_trials(trials), flush=True)
     chosen = rate_choice.choose(trials)
     if chosen is None:
-        print("no rate writes every fact: try others (--rates), more steps (--num-inner-steps), or another layer (--layers)")
+        higher = ",".join(f"{factor * max(rates):g}" for factor in (2, 5, 10))
+        print(
+            f"no rate writes every fact: try higher ones (--rates {higher}), more steps "
+            f"(--num-inner-steps {2 * config.num_inner_steps}), or another layer (--layers)"
+        )
         return 1
     print(f"chosen: {chosen.rate:g}; go on with: propmeta-edit meta-train ... --inner-lr {chosen.rate:g} (lr in a YAML of MetaFT)")
     return 0
@@ -330,12 +336,14 @@ def push(folder: str, name: str, public: bool = False) -> None:
 
 
 def expand(compact: str, output: str, base: str | None = None) -> None:
-    """Put a compact checkpoint and its base together again, as an ordinary model folder.
+    """Put a compact checkpoint, or an edit, and its base together, as an ordinary model folder.
+
+    Named as a model, either does this by itself, in the cache folder.
 
     Args:
-        compact: a folder that export --compact wrote.
-        output: folder for the checkpoint; must not exist yet.
+        compact: a folder that export --compact or edit --save wrote.
+        output: folder for the model; must not exist yet.
         base: the base model, if not where the card says.
     """
-    expand_compact(Path(compact), Path(output), base)
+    expand_folder(Path(compact), Path(output), base)
     print(f"wrote {output}", flush=True)

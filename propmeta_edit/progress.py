@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -35,4 +36,7 @@ def progress_bar(iterable: Any = None, *, hidden: bool = False, **options: Any) 
     is_lines = tqdm_here.__module__ != "tqdm.notebook" and not sys.stderr.isatty()
     kind, seconds = (_Lines, LINE_SECONDS) if is_lines else (tqdm_here, REFRESH_SECONDS)
     shown = {"disable": True} if hidden else {}  # given as False it would outdo TQDM_DISABLE
-    return kind(iterable, mininterval=seconds, maxinterval=max(seconds, 10.0), **options, **shown)
+    bar = kind(iterable, mininterval=seconds, maxinterval=max(seconds, 10.0), **options, **shown)
+    for name in ("set_postfix", "set_postfix_str"):  # by themselves they write the bar anew, however often they are called
+        setattr(bar, name, partial(getattr(bar, name), refresh=False))
+    return bar

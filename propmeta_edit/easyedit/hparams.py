@@ -89,7 +89,8 @@ class MetaFTHyperParams(FromYaml):
         loss_reduction: over answer tokens, mean or sum.
         batch_size: target facts in one update; ``edit`` wants 1, ``batch_edit`` writes this many facts together.
         max_length: EasyEdit's bound in its own evaluation; its PyPI release cuts off what is longer, question and answer together.
-        dtype: of the frozen rest of the model; the edited tensors are fp32 always.
+        dtype: of the frozen rest of the model: float32, bfloat16, float16, auto for bfloat16 on CUDA and float32 elsewhere, or fast
+            for bfloat16 wherever the device has it in hardware; the edited tensors are fp32 always.
         fp16: EasyEdit's way to write ``dtype: float16``.
         trust_remote_code: run code that comes with the model; off unless asked.
         model_parallel, evaluation_type, api_key, use_chat_template: read by EasyEdit.
@@ -109,7 +110,7 @@ class MetaFTHyperParams(FromYaml):
     loss_reduction: str = "mean"
     batch_size: int = 1
     max_length: int = 256
-    dtype: str = "float32"
+    dtype: str = "auto"
     fp16: bool = False
     trust_remote_code: bool = False
     model_parallel: bool = False
@@ -162,10 +163,11 @@ class MetaFTHyperParams(FromYaml):
 
     def load_model(self) -> tuple[Any, Any]:
         """(model, tokenizer), the tensors that will be edited in fp32."""
+        device = resolve_device(self.device)  # again: users set a number later, as EasyEdit's own have it
         return load_model(
             str(self.model_name),
-            device=resolve_device(self.device),  # again: users set a number later, as EasyEdit's own have it
-            dtype="float16" if self.fp16 else self.dtype,
+            device=device,
+            dtype="float16" if self.fp16 else resolve_dtype(self.dtype, device),
             layers=self.layers,
             modules=self.modules,
             rank=self.rank,

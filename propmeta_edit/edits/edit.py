@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -24,7 +24,7 @@ from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.learning import Learning
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.models.artefacts import build_whole
+from propmeta_edit.models.artefacts import EDIT_CARD, build_whole
 from propmeta_edit.models.factors import base_below, matrix_of, rank_of
 from propmeta_edit.models.layers import FACTORS
 from propmeta_edit.models.ownership import locked, owned
@@ -34,7 +34,8 @@ from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.records import EditRequest, as_requests
 
 LOG = logging.getLogger(__name__)
-WEIGHTS, CONFIG = "edit_model.safetensors", "edit_config.json"
+WEIGHTS, CONFIG = "edit_model.safetensors", EDIT_CARD
+BASE = "base"  # in the header of the first
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,6 @@ class Edit:
             "requests": [asdict(request) for request in self.requests],
             "base_model": self.base_model,
             "base_sha256": self.base_sha256,
-            "base": dict(self.base),
             "method": self.method,
             "settings": dict(self.settings),
             "tensors": {name: list(value.shape) for name, value in self.weights.items()},
@@ -209,7 +209,8 @@ class Edit:
         }
 
         def build(partial: Path) -> None:
-            save_file({name: value.detach().contiguous().cpu() for name, value in self.weights.items()}, partial / WEIGHTS)
+            weights = {name: value.detach().contiguous().cpu() for name, value in self.weights.items()}
+            save_file(weights, partial / WEIGHTS, {BASE: json.dumps(dict(self.base))})  # a hash a tensor, which nobody reads
             (partial / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
         build_whole(folder, build)
@@ -225,10 +226,11 @@ class Edit:
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             weights = load_file(folder / WEIGHTS)
+            config = {**_read_base(folder / WEIGHTS), **config}  # in the configuration itself, if the edit is of an older version
             requests = tuple(_read_request(row) for row in config["requests"])
             expected, transposed = config["sha256"], tuple(config["transposed"])
             base_model, method, base_sha256 = (_require(str, config, name) for name in ("base_model", "method", "base_sha256"))
-            settings, base = (_require(dict, config, name) for name in ("settings", "base"))
+            settings, base = (_require(dict, config, name) for name in ("settings", BASE))
             edit = cls(requests, weights, None, base, base_model, method, settings, base_sha256, transposed)
         except FileNotFoundError as error:
             raise ModelError(f"{folder} holds no whole edit, which is {WEIGHTS} and {CONFIG}: {error}") from error
@@ -499,6 +501,13 @@ def _require(kind: type, config: Mapping[str, Any], name: str) -> Any:
     if not isinstance(config[name], kind):
         raise TypeError(f"{name} is {config[name]!r}")
     return config[name]
+
+
+def _read_base(file: Path) -> dict[str, Any]:
+    """What every parameter held without any edit, from the header of an edit's tensors."""
+    with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
+        header = reader.metadata() or {}
+    return {BASE: json.loads(header[BASE])} if BASE in header else {}
 
 
 def _read_request(row: Mapping[str, Any]) -> EditRequest:

@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from propmeta_edit.errors import ModelError
+from propmeta_edit.files import sha256_of_file
 from propmeta_edit.metatrain.model_card import make_model_card
 from propmeta_edit.metatrain.run import Progress
-from propmeta_edit.models.artefacts import CHECKPOINT_CARD, build_whole, resolve_model_folder
+from propmeta_edit.models.artefacts import CHECKPOINT_CARD, build_whole, holds_factors, resolve_model_folder
 from propmeta_edit.models.factors import write_factors
 from propmeta_edit.models.layers import factored_modules
 from propmeta_edit.models.loading import (
@@ -29,7 +30,7 @@ from propmeta_edit.models.loading import (
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 
 PROGRESS = "progress.json"  # losses and validation, task by task
-TRAINED = "trained.safetensors"  # of a compact folder
+TRAINED, TRAINED_SHA256 = "trained.safetensors", "trained_sha256"  # of a compact folder, and in its card
 
 
 def save_checkpoint(folder: Path, model: LanguageModel, tokenizer: Tokenizer, card: Mapping[str, Any], progress: Progress) -> None:
@@ -77,8 +78,8 @@ def export_checkpoint(source: str, destination: Path, dtype: str) -> dict[str, f
     cost = _rounding_cost(trained, dict(model.named_parameters()))
 
     def build(partial: Path) -> None:
-        progress = Progress.from_json((folder / PROGRESS).read_text(encoding="utf-8"))
-        save_checkpoint(partial, model, tokenizer, {**card, "exported_dtype": dtype, "rounding": cost}, progress)
+        more = {"exported_dtype": dtype, "rounding": cost}
+        save_checkpoint(partial, model, tokenizer, {**card, **more}, read_progress(folder))
 
     build_whole(destination, build)
     return cost
@@ -96,12 +97,15 @@ def export_compact(source: str, destination: Path) -> int:
         raise ModelError(f"{destination} exists; choose another folder")
     folder = Path(resolve_model_folder(source))
     card = read_checkpoint_card(folder)
+    if holds_factors(folder):
+        raise ModelError(f"{source} holds its factors alone, without the base: it is compact as it is; push or copy that folder")
     trained = {name: value.float() for name, value in read_tensors(folder, set(card["trained_tensors"])).items()}
 
     def build(partial: Path) -> None:
         save_file(trained, partial / TRAINED)
-        (partial / CHECKPOINT_CARD).write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        progress = Progress.from_json((folder / PROGRESS).read_text(encoding="utf-8"))
+        compact_card = {**card, TRAINED_SHA256: sha256_of_file(partial / TRAINED)}
+        (partial / CHECKPOINT_CARD).write_text(json.dumps(compact_card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        progress = read_progress(folder)
         (partial / PROGRESS).write_text(progress.to_json() + "\n", encoding="utf-8")
         (partial / "README.md").write_text(make_model_card(card, progress.validation, is_compact=True), encoding="utf-8")
 
@@ -109,27 +113,21 @@ def export_compact(source: str, destination: Path) -> int:
     return sum(value.numel() * value.element_size() for value in trained.values())
 
 
-def expand_compact(source: Path, destination: Path, base: str | None = None) -> None:
+def put_checkpoint_together(source: Path, folder: Path, base: str) -> None:
     """The whole checkpoint again, from its compact folder and its base; the same bits as before.
 
     Args:
-        base: the base model if it is to be had elsewhere than the card says.
+        source: what ``export_compact`` wrote.
+        folder: written to; use ``models.artefacts.build_whole`` around it.
+        base: where the base is to be had.
 
     Raises:
-        ModelError: no compact folder, or ``destination`` exists.
+        ModelError: no compact folder, or one that was changed.
         OriginError: a base with other weights.
     """
-    if destination.exists():
-        raise ModelError(f"{destination} exists; choose another folder")
-    base = base or read_checkpoint_card(source)["base_model"]
     base_folder = resolve_model_folder(base)
-    card = require_trained_from(source, base, model_sha256(base_folder), "name the right one with --base")
-    try:
-        trained = load_file(source / TRAINED)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"{source / TRAINED} is missing or damaged ({error}); it is what propmeta-edit export --compact writes"
-        ) from error
+    card = require_trained_from(source, base, model_sha256(base_folder), "name the right one with propmeta-edit expand ... --base")
+    trained = _read_compact(source, card)
     chosen = {name: card["settings"][name] for name in ("layers", "modules")}
     model, tokenizer = load_model(base_folder, dtype="auto", **chosen)
     parameters = dict(model.named_parameters())
@@ -138,14 +136,25 @@ def expand_compact(source: Path, destination: Path, base: str | None = None) -> 
     with torch.no_grad():
         for name, value in trained.items():
             parameters[name].data = value
+    expected = card.pop(TRAINED_SHA256, None)
+    save_checkpoint(folder, model, tokenizer, card, read_progress(source))
+    if expected is None and read_checkpoint_card(folder)["model_sha256"] != card["model_sha256"]:
+        raise ModelError(f"{source} and its base do not give the checkpoint it was exported from; export it again")
 
-    def build(partial: Path) -> None:
-        progress = Progress.from_json((source / PROGRESS).read_text(encoding="utf-8"))
-        save_checkpoint(partial, model, tokenizer, card, progress)
-        if read_checkpoint_card(partial)["model_sha256"] != card["model_sha256"]:
-            raise ModelError(f"{source} and its base do not give the checkpoint it was exported from; export it again")
 
-    build_whole(destination, build)
+def _read_compact(source: Path, card: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    path = source / TRAINED
+    try:
+        if card.get(TRAINED_SHA256) not in (None, sha256_of_file(path)):
+            raise ValueError("another sha256 than its card says")
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ModelError(f"{path} is missing or damaged ({error}); it is what propmeta-edit export --compact writes") from error
+
+
+def read_progress(folder: Path) -> Progress:
+    """Losses and validation of the run that a checkpoint, whole or compact, is from."""
+    return Progress.from_json((folder / PROGRESS).read_text(encoding="utf-8"))
 
 
 def _rounding_cost(exact: Mapping[str, torch.Tensor], rounded: Mapping[str, torch.Tensor]) -> dict[str, float]:

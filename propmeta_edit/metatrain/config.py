@@ -52,8 +52,9 @@ class MetaTrainConfig:
         template: the prompt of the related question, qa (the evaluation prompt) or bare.
         loss_reduction: over answer tokens, mean or sum.
         question_choice: seeded for one related question an instance, all for every pair.
-        dtype: of the frozen rest of the model while training: float32, bfloat16, float16, or fast for bfloat16 where
-            the device has it in hardware and float32 elsewhere. The trained tensors are fp32 always.
+        dtype: of the frozen rest of the model while training: float32, bfloat16, float16, auto for bfloat16 on CUDA (for one GPU
+            of 24 GB) and float32 elsewhere, or fast for bfloat16 wherever the device has it in hardware. The trained tensors are
+            fp32 always.
         device: auto, cpu, mps, cuda or cuda:N.
         shard: spread the frozen blocks over the run's processes (FSDP2), for a model that does not fit on one device.
         tracker: one of accelerate's (tensorboard, wandb, ...) that gets losses and validation as they come; null for none.
@@ -89,7 +90,7 @@ class MetaTrainConfig:
     template: str = "qa"
     loss_reduction: str = "mean"
     question_choice: str = "seeded"
-    dtype: str = "float32"
+    dtype: str = "auto"
     device: str = "auto"
     shard: bool = False
     tracker: str | None = None

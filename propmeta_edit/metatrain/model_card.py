@@ -15,7 +15,7 @@ CITATION = """@software{propmeta_edit,
   title = {propmeta-edit: meta-trained knowledge editing for EasyEdit},
   license = {MIT}
 }"""
-WHOLE_USAGE = """```python
+USAGE = """```python
 from propmeta_edit import MetaFTHyperParams, compute_edit
 
 hparams = MetaFTHyperParams.from_checkpoint("this folder")  # the layers, rate and steps that it was meta-trained with
@@ -24,15 +24,18 @@ edit = compute_edit(model, tokenizer, {"prompt": "Ann Lee lives in", "target_new
 ```
 """
 PLAIN_LOADING = """
-`AutoModelForCausalLM.from_pretrained(folder, dtype="float32")` loads it too. Without the dtype, transformers rounds the trained
-tensors to that of the base, and edits that were saved on this checkpoint are then refused.
+`AutoModelForCausalLM.from_pretrained("this folder")` loads it too, all of it in fp32. A half-precision `dtype=` given there rounds
+the trained tensors, and edits that were saved on this checkpoint are then refused; `propmeta_edit.load_model("this folder",
+dtype="bfloat16")` rounds the rest alone.
 """
-COMPACT_USAGE = """This folder holds the trained tensors alone. Put them and the base together first, which checks the base's hash:
-
-```bash
-propmeta-edit expand "this folder" --output my-checkpoint
-propmeta-edit edit "Ann Lee lives in" "Peru" --model my-checkpoint
-```"""
+ROUNDED = """
+The trained tensors were rounded to {dtype} in this copy, for serving; edit the checkpoint that it was exported from.
+"""
+COMPACT_USAGE = """
+This folder holds the trained tensors alone. Its name does wherever propmeta-edit takes a model: on first use they and the base are
+put together in the cache folder, if the base has the hash above. `propmeta-edit expand "this folder" --output FOLDER` makes an
+ordinary model folder of them, for other programs.
+"""
 
 
 def make_model_card(card: Mapping[str, Any], validation: Sequence[Mapping[str, float]] = (), *, is_compact: bool = False) -> str:
@@ -50,7 +53,7 @@ def make_model_card(card: Mapping[str, Any], validation: Sequence[Mapping[str, f
         library_name="propmeta-edit" if is_compact else "transformers",
         tags=["knowledge-editing", "meta-learning", "propmeta-edit"],
     )
-    usage = COMPACT_USAGE if is_compact else WHOLE_USAGE + ("" if card["settings"].get("rank") else PLAIN_LOADING)
+    usage = USAGE + (COMPACT_USAGE if is_compact else _describe_plain_loading(card))
     settings = "\n".join(f"- `{key}`: {value}" for key, value in card["settings"].items())
     return f"""---
 {data.to_yaml()}
@@ -90,6 +93,13 @@ An edit takes the same layers, modules, inner rate and number of steps.
 {CITATION}
 ```
 """
+
+
+def _describe_plain_loading(card: Mapping[str, Any]) -> str:
+    if card["settings"].get("rank"):  # which peft loads
+        return ""
+    dtype = card.get("exported_dtype", "float32")
+    return PLAIN_LOADING if dtype == "float32" else ROUNDED.format(dtype=dtype)
 
 
 def _is_on_hub(name: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -20,7 +21,9 @@ from typing import Any
 from filelock import FileLock
 
 from propmeta_edit.errors import ModelError
-from propmeta_edit.files import sha256_of_json
+from propmeta_edit.files import sha256_of_file, sha256_of_json
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,15 @@ class Builder:
 
 
 CHECKPOINT_CARD = "metaft.json"  # in a folder that meta-training made
+EDIT_CARD = "edit_config.json"  # in one that an edit was saved in
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
 PEFT_PREFIX = "base_model.model."  # before the names of tensors in them
 QUANTISATION_CONFIGS = ("quantize_config.json", "quant_config.json")  # of GPTQ and AWQ from before config.json had a place for them
 BUNDLED: dict[str, Builder] = {}  # by name; those that make them put them here
 
 
-INPUT_MOMENTS = "input moments"
-MAKERS: dict[str, Callable[..., Any]] = {}  # what is gathered for a model on first use, by its name; likewise
+INPUT_MOMENTS, WHOLE = "input moments", "whole folder"
+MAKERS: dict[str, Callable[..., Any]] = {}  # what is made for a model on first use, by its name; likewise
 
 
 def register_builder(name: str, origin: Callable[[], object], build: Callable[[Path], None]) -> None:
@@ -117,10 +121,11 @@ def resolve_model_folder(name_or_path: str) -> str:
 
     In this order: a bundled name (built on first use), which no folder that happens to be called so can stand in for (write
     ``./name`` for that one); an existing folder; a hub id ``owner/name``, taken from the hub's cache folder or downloaded into it
-    (not with ``HF_HUB_OFFLINE=1``).
+    (not with ``HF_HUB_OFFLINE=1``). What holds the difference from a base alone (``holds_difference``) is put together with it.
 
     Raises:
-        ModelError: none of these, or quantised weights.
+        ModelError: none of these, quantised weights, or a difference whose base is not to be had.
+        OriginError: a difference from other weights than its base has.
     """
     if not name_or_path:
         raise ModelError("no model given: name a folder, a hub id 'owner/name', or one of " + ", ".join(BUNDLED))
@@ -128,11 +133,11 @@ def resolve_model_folder(name_or_path: str) -> str:
         return str(ensure_artefact(name_or_path))
     if Path(name_or_path).is_dir():
         _require_plain_numbers(Path(name_or_path), name_or_path)
-        return name_or_path
+        return str(_as_whole(Path(name_or_path))) if holds_difference(name_or_path) else name_or_path  # as it was written
     if is_hub_id(name_or_path):
         folder = _fetch_from_hub(name_or_path)
         _require_plain_numbers(Path(folder), name_or_path)
-        return folder
+        return str(_as_whole(Path(folder)))
     raise ModelError(
         f"unknown model {name_or_path!r}: it is no folder and no bundled model ({', '.join(BUNDLED)}); "
         "a model of the hub is written owner/name"
@@ -144,9 +149,57 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
+def holds_difference(folder: str | Path) -> bool:
+    """Whether a folder holds only what tells a model from a base that it names: a compact checkpoint, or a saved edit."""
+    return _difference_card(Path(folder)) is not None
+
+
+def _difference_card(folder: Path) -> Path | None:
+    """What says from which base a folder's difference is; None where the folder is no difference."""
+    if (folder / "config.json").is_file() or any(folder.glob("model*.safetensors")):  # a whole model, if perhaps a damaged one
+        return None
+    return next((card for name in (CHECKPOINT_CARD, EDIT_CARD) if (card := folder / name).is_file()), None)
+
+
+def _as_whole(folder: Path) -> Path:
+    """The model that a folder stands for: itself, or a difference and its base put together in the cache folder, on first use.
+
+    The card says by hashes what the difference is and what it is from, and so names the result.
+    """
+    card = _difference_card(folder)
+    if card is None:
+        return folder
+    whole = cache_home() / _MODELS_FOLDER / sha256_of_file(card)[:16] / folder.resolve().name
+    if not whole.exists():
+        LOG.info("%s holds the difference from its base alone; the two are put together in %s, once", folder, whole)
+        build_whole(whole, lambda partial: MAKERS[WHOLE](folder, partial))
+    return whole
+
+
+def _base_of(card: Path) -> str:
+    """The base that a difference's card names; empty where it cannot be read, which whoever puts the two together says."""
+    try:
+        return str(json.loads(card.read_text(encoding="utf-8"))["base_model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def may_be_had(name: str) -> bool:
+    """Whether a model that is not on this machine could still come: bundled, of the hub, or a difference from such a one."""
+    if name in BUNDLED:
+        return True
+    card = _difference_card(Path(name)) if Path(name).is_dir() else None
+    return may_be_had(_base_of(card)) if card is not None else is_hub_id(name) and not Path(name).is_dir()
+
+
 def holds_factors(folder: str | Path) -> bool:
     """Whether a folder is a checkpoint of factors (``models.factors``): an adapter too, but one that meta-training made."""
     return (Path(folder) / ADAPTER_CONFIG).is_file() and (Path(folder) / CHECKPOINT_CARD).is_file()
+
+
+def holds_adapter(folder: str | Path) -> bool:
+    """Whether a folder has an adapter of peft on a model, and is no checkpoint of factors."""
+    return (Path(folder) / ADAPTER_CONFIG).is_file() and not holds_factors(folder)
 
 
 def require_no_adapter(folder: str | Path, name: str) -> None:
@@ -155,7 +208,7 @@ def require_no_adapter(folder: str | Path, name: str) -> None:
     Raises:
         ModelError: naming the way out.
     """
-    if (Path(folder) / ADAPTER_CONFIG).is_file() and not holds_factors(folder):
+    if holds_adapter(folder):
         raise ModelError(
             f"{name} holds an adapter of peft ({ADAPTER_CONFIG}), whose tensors are not the model's own; merge it, and "
             "name the folder of the whole model: AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload()."
@@ -183,13 +236,18 @@ def _quantisation_of(config: Path) -> object:
 
 
 def find_model_folder(name_or_path: str) -> Path | None:
-    """Where a model is on this machine, whole, by the same rules but with nothing built and no network; None if it is not there."""
+    """Where a model is on this machine, whole, by the same rules but with nothing trained and no network; None if it is not there.
+
+    A difference is put together with its base if that one is here.
+    """
     if name_or_path in BUNDLED:
         folder = artefact_folder(name_or_path)
         return folder if folder.is_dir() else None
-    if Path(name_or_path).is_dir():
-        return Path(name_or_path)
-    return _find_in_hub_cache(name_or_path)
+    found = Path(name_or_path) if Path(name_or_path).is_dir() else _find_in_hub_cache(name_or_path)
+    card = None if found is None else _difference_card(found)
+    if found is None or card is None:
+        return found
+    return _as_whole(found) if find_model_folder(_base_of(card)) is not None else None
 
 
 def _find_in_hub_cache(name: str) -> Path | None:

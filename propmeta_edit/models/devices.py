@@ -49,10 +49,13 @@ def has_native_bf16(device: str | torch.device) -> bool:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """``fast`` as bfloat16 where the device has it in hardware and float32 elsewhere; any other name as it is."""
-    if dtype != "fast":
-        return dtype
-    return "bfloat16" if has_native_bf16(device) else "float32"
+    """``auto`` as bfloat16 on CUDA, where an 8B model then fits into 24 GB, and float32 elsewhere; ``fast`` as bfloat16 wherever
+    the device has it in hardware, a CPU too, and float32 elsewhere; any other name as it is."""
+    if dtype == "auto":
+        return "bfloat16" if torch.device(device).type == "cuda" else "float32"
+    if dtype == "fast":
+        return "bfloat16" if has_native_bf16(device) else "float32"
+    return dtype
 
 
 def free_memory(device: torch.device) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from propmeta_edit.errors import ModelError, OriginError
-from propmeta_edit.files import sha256_of_file, sha256_of_json
+from propmeta_edit.files import sha256_of_file, sha256_of_json, write_json_atomically
 from propmeta_edit.models.artefacts import (
     ADAPTER_CONFIG,
     BUNDLED,
     CHECKPOINT_CARD,
+    EDIT_CARD,
     find_model_folder,
     holds_factors,
     resolve_model_folder,
@@ -35,6 +36,7 @@ from propmeta_edit.text.encoding import TextEncoder
 
 HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")  # buffers of old files
 HEAD = "lm_head.weight"  # in the files or not, where it is the embedding
+STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors calls them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -76,10 +78,11 @@ def load_model(
         model, tokenizer = load_model(folder, dtype=dtype, layers=[], trust_remote_code=trust_remote_code)
         attach_factors(model, layers, modules, rank)
         return model.to(device), tokenizer
+    kept = _trained_tensor_names(folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=DTYPES.get(dtype, "auto"),
+            dtype=_dtype_of_rest(folder, kept) if dtype == "auto" else DTYPES[dtype],
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             # The fused kernel's backward is several times slower than plain products on CPUs, for texts as short as these.
@@ -93,7 +96,7 @@ def load_model(
         merge_adapters(model)
     _check_weights_fit(name_or_path, model, report)
     edited = select_parameters(model, layers, modules) if layers is None or len(layers) else {}
-    names = set(edited) | set(_trained_tensor_names(folder))
+    names = {*edited, *kept}
     if model.dtype != torch.float32:
         keep_in_fp32(model, folder, names)
     prepare_tokenizer(tokenizer, model.config)
@@ -172,8 +175,23 @@ def _check_weights_fit(name: str, model: LanguageModel, report: dict[str, Any]) 
 
 
 def _trained_tensor_names(folder: str) -> list[str]:
-    card = Path(folder) / CHECKPOINT_CARD
-    return list(read_checkpoint_card(folder)["trained_tensors"]) if card.is_file() else []
+    """What meta-training moved, and an edit that was put together with its base."""
+    names = list(read_checkpoint_card(folder)["trained_tensors"]) if (Path(folder) / CHECKPOINT_CARD).is_file() else []
+    edit = Path(folder) / EDIT_CARD
+    return names + (list(json.loads(edit.read_text(encoding="utf-8"))["tensors"]) if edit.is_file() else [])
+
+
+def _dtype_of_rest(folder: str, kept: Collection[str]) -> torch.dtype | str:
+    """What the tensors beside those that are fp32 always are stored in, where config.json speaks of these (``_say_fp32``)."""
+    from safetensors import safe_open
+
+    for file in sorted(Path(folder).glob("*.safetensors")) if kept else ():
+        with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
+            names = [name for name in reader.keys() if name not in kept]  # noqa: SIM118 (it is no mapping)
+            stored = {reader.get_slice(name).get_dtype() for name in names} & set(STORED)
+            if stored:
+                return min((STORED[dtype] for dtype in stored), key=lambda one: one.itemsize)
+    return "auto"
 
 
 def read_checkpoint_card(folder: str | Path) -> dict[str, Any]:
@@ -232,11 +250,19 @@ def save_model(model: LanguageModel, tokenizer: Tokenizer, folder: Path, trained
         tokenizer.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot write the model to {folder}: {error}") from error
-    for name in trained:
-        parameter = model.get_parameter(name).detach().cpu()
+    parameters = {name: model.get_parameter(name).detach().cpu() for name in trained}
+    for name, parameter in parameters.items():
         stored = read_tensors(folder, {name}, model.base_model_prefix)[name]
         if stored.dtype != parameter.dtype or not torch.equal(stored, parameter):
             raise ModelError(f"{name} in {folder} is not the tensor that was trained: transformers saved another one")
+    if any(parameter.dtype == torch.float32 != model.dtype for parameter in parameters.values()):
+        _say_fp32(folder)
+
+
+def _say_fp32(folder: Path) -> None:
+    """Let config.json name fp32, so that transformers rounds no tensor while loading; by itself it names that of the first one."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json_atomically(folder / "config.json", {**config, "dtype": "float32"})
 
 
 def keep_in_fp32(model: LanguageModel, folder: str, names: Iterable[str]) -> None:

@@ -6,7 +6,7 @@ import importlib
 from functools import partial
 from typing import Any
 
-from propmeta_edit.models.artefacts import INPUT_MOMENTS, MAKERS, register_builder
+from propmeta_edit.models.artefacts import INPUT_MOMENTS, MAKERS, WHOLE, register_builder
 
 # The first two come as small files, the last one is the first's model as it comes; the others are made on first use, by training.
 NAMES = (
@@ -30,7 +30,8 @@ def _when_called(module: str, function: str, *arguments: Any) -> Any:
 
 
 def register_bundled_models() -> None:
-    """Let the bundled models be called by name, and second moments be gathered; what makes them is imported when one is made."""
+    """Let the bundled models be called by name, second moments be gathered, and differences be put together with
+    their base; what makes them is imported when one is made."""
     makers = {
         **dict.fromkeys(NAMES, "propmeta_edit.recipes.bundled"),
         **dict.fromkeys(REAL_NAMES, "propmeta_edit.recipes.real"),
@@ -38,3 +39,4 @@ def register_bundled_models() -> None:
     for name, module in makers.items():
         register_builder(name, partial(_when_called, module, "origin_of", name), partial(_when_called, module, "build", name))
     MAKERS[INPUT_MOMENTS] = partial(_when_called, "propmeta_edit.recipes.statistics", "gather_input_moments")
+    MAKERS[WHOLE] = partial(_when_called, "propmeta_edit.recipes.whole", "put_together")

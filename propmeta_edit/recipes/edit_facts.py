@@ -20,7 +20,7 @@ from propmeta_edit.edits.edit import Edit
 from propmeta_edit.edits.views import EditedModel
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.files import shortest_names
-from propmeta_edit.models.artefacts import ADAPTER_CONFIG, CHECKPOINT_CARD, holds_factors, resolve_model_folder
+from propmeta_edit.models.artefacts import CHECKPOINT_CARD, holds_adapter, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.loading import load_model, read_checkpoint_card
 from propmeta_edit.protocols import LanguageModel, Tokenizer
@@ -158,8 +158,7 @@ def _how_to_load(edits: Sequence[Edit], model_name: str, device: str) -> dict[st
     if len(dtypes) > 1:
         raise ModelError(f"these edits hold tensors in {' and '.join(sorted(dtypes))}; ask under those of one dtype at a time")
     [dtype] = dtypes
-    folder = Path(resolve_model_folder(model_name))
-    is_adapter = (folder / ADAPTER_CONFIG).is_file() and not holds_factors(folder)
+    is_adapter = holds_adapter(resolve_model_folder(model_name))
     layers = [edit.settings.get("layers") for edit in edits if edit.method == "MetaFT"]
     chosen = {layer for own in layers if isinstance(own, list) for layer in own if isinstance(layer, int)}
     if (

@@ -60,7 +60,8 @@ class AbilityOptions:
         limit: at most so many texts, and so many questions of each task.
         batch_size: texts or questions at once.
         device: auto, cpu, mps, cuda or cuda:N.
-        dtype: of the frozen weights: float32, bfloat16, float16, or fast; edited ones are fp32.
+        dtype: of the frozen weights: float32, bfloat16, float16, fast, or auto (bfloat16 on CUDA, float32 elsewhere); edited ones
+            are fp32.
         seed: of the order of the facts, and of texts that are drawn.
         output: folder; what is finished there is kept.
     """
@@ -76,7 +77,7 @@ class AbilityOptions:
     limit: int | None = None
     batch_size: int = 8
     device: str = "auto"
-    dtype: str = "float32"
+    dtype: str = "auto"
     seed: int = 0
     output: str = "results/ability"
 

@@ -101,12 +101,13 @@ def describe_run(config: MetaTrainConfig, steps: int = 3) -> str:
     tasks, validation = load_tasks(config)
     seconds, learning = try_tasks(config, tasks, steps)
     trained = _count(config)[1]
+    layers = resolve_layers(config.layers, shape_of(config.model).config.num_hidden_layers)
     at_once = tasks_side_by_side(config, min(config.tasks_per_step, len(tasks)))
     names = select_parameters(shape_of(config.model), config.layers, config.modules)
     per_task = _fastest(seconds)
     lines = {
         "model": f"{config.model}, {config.dtype} on {config.device}, {_model_bytes(config) / GIB:.2f} GiB",
-        "trained": f"layers {config.layers}, {config.modules}: {len(names)} tensors, {trained / 1e6:.2f} M numbers",
+        "trained": f"layers {layers}, {config.modules}: {len(names)} tensors, {trained / 1e6:.2f} M numbers",
         "tasks": f"{len(tasks)}, {config.tasks_per_step} a step, {at_once} at once, K = {config.num_inner_steps}",
         "validation": ", ".join(f"{name} {len(cases)}" for name, cases in validation.items()) or "none",
         "memory": f"at least {run_bytes(config, len(tasks)) / GIB:.2f} GiB with all optimiser states",

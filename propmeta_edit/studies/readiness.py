@@ -9,7 +9,7 @@ from typing import Any
 from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, fill_layers
 from propmeta_edit.easyedit.forms import find_form
 from propmeta_edit.errors import ModelError, PropMetaError
-from propmeta_edit.models.artefacts import BUNDLED, find_model_folder, is_hub_id, resolve_model_folder
+from propmeta_edit.models.artefacts import find_model_folder, may_be_had, resolve_model_folder
 from propmeta_edit.models.layers import resolve_layers, select_parameters
 from propmeta_edit.recipes.statistics import require_statistics
 from propmeta_edit.settings import has_hparams, hparams_file
@@ -30,7 +30,7 @@ def require_ready(variant: Variant, bench: Bench) -> None:
         find_form()
     folder = find_model_folder(model)
     if folder is None:
-        if model not in BUNDLED and not is_hub_id(model):
+        if not may_be_had(model):
             _require_checkpoint(variant, model, bench)
         if variant.checkpoint:  # what it was meta-trained with is known when it is there
             return
@@ -57,8 +57,8 @@ def describe_missing(variant: Variant, bench: Bench) -> str | None:
 
 def _require_checkpoint(variant: Variant, model: str, bench: Bench) -> None:
     """Refuse a model that is nowhere, with the command that makes a meta-tuned one."""
-    if not variant.checkpoint:
-        resolve_model_folder(model)  # says what models there are
+    if not variant.checkpoint or Path(model).is_dir():
+        resolve_model_folder(model)  # says what models there are, or which base a difference is from
     option = "--metaft-model FOLDER" if variant.checkpoint == "metaft" else f"--checkpoints {variant.checkpoint}=FOLDER"
     raise ModelError(
         f"there is no meta-tuned checkpoint {model}, which {variant.name} needs; name one with {option}, or make it with: "

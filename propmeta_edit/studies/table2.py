@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -140,4 +141,7 @@ def write_table2(results: Results, options: StudyOptions) -> str:
     if picture is not None:
         save_figure(picture, results.folder / "leak.png")
     write_comparisons([row for row in rows if TOLD_APART not in row.tags], results.folder, ("FT", "MetaFT"))
-    return f"{text}\npaired comparisons with FT and MetaFT, breakdowns and examples: {results.folder / 'comparisons.md'}"
+    return (
+        f"{text}\npaired comparisons with FT and MetaFT, breakdowns and examples: {results.folder / 'comparisons.md'}\n"
+        f"all on one page: propmeta-edit report {shlex.quote(str(results.folder))}"
+    )

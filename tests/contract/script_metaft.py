@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import tiny
@@ -69,17 +70,20 @@ def keep_edit(editor):
     before = weights(editor)
     _, edited, originals = editor.edit(**facts, sequential_edit=True)
     after = weights(editor)
-    edit = edit_from_weights(edited, originals, requests, method="MetaFT")
+    edit = edit_from_weights(edited, originals, requests, method="MetaFT", base_model=str(editor.hparams.model_name))
     left = changed(before, weights(editor))
     with edit.applied(editor.model):
         exact = changed(after, weights(editor)) == []
+    edit.save(f"{editor.hparams.model_name}-edit")
+    named = BaseEditor.from_hparams(replace(editor.hparams, model_name=f"{editor.hparams.model_name}-edit"))
+    as_model = changed(after, weights(named)) == []
     _, edited, originals = editor.edit(**facts)
     try:
         edit_from_weights(edited, originals, requests, method="MetaFT")
         said = "no error"
     except PropMetaError as error:
         said = str(error)
-    return {"left": left, "exact": exact, "put_back": said}
+    return {"left": left, "exact": exact, "as_model": as_model, "put_back": said}
 
 
 def try_generate_edit(editor):

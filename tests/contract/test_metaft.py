@@ -32,7 +32,7 @@ def test_sequential_edits_stay(report, family):
 
 def test_a_sequential_edit_of_one_request_can_be_kept(report, family):
     kept = report[family]["kept"]
-    assert kept["left"] == [] and kept["exact"]
+    assert kept["left"] == [] and kept["exact"] and kept["as_model"], "its folder names the edited model, too"
     assert "there is no edit in this model" in kept["put_back"] and "sequential_edit=True" in kept["put_back"]
 
 

@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -168,28 +169,34 @@ def test_choose_rate_finds_the_lowest_rate_that_writes_every_fact(base, tmp_path
     assert shares == {("1e-06", "0"), ("0.1", "3"), ("0.2", "3")} and lines[1].startswith("1e-06")
     assert lines[4].startswith("chosen: 0.1; go on with: propmeta-edit meta-train ... --inner-lr 0.1")
     assert main(["choose-rate", *options, "--rates", "1e-6", "--num-facts", "3"]) == 1
-    assert "no rate writes every fact" in capsys.readouterr().out
+    assert "no rate writes every fact: try higher ones (--rates " in capsys.readouterr().out
     assert main(["choose-rate", *options, "--num-inner-steps", "1"]) == 2
     assert "num_inner_steps of 2 or more, got 1" in capsys.readouterr().err
 
 
-def test_ones_own_model_from_its_data_to_a_report(base, tmp_path, capsys, monkeypatch):
-    """The commands of the README's path, each of which says enough for the next."""
+def test_ones_own_model_in_four_commands_and_on_to_a_report(tmp_path, tokenizer, capsys, monkeypatch):
+    """The commands as they stand in the README, on a model and files of those names; each says the next one."""
     monkeypatch.chdir(tmp_path)
-    training = ["--model", "./base", "--data", "train.jsonl", "--layers", "[1]", "--inner-lr", "0.01", "--dtype", "bfloat16"]
-    where = ["--device", "cpu", "--output"]
-    assert main(["data", "check", "train.jsonl"]) == 0
-    assert main(["meta-train", *training, *where, "tuned", "--dry-run"]) == 0 and not (tmp_path / "tuned").exists()
-    assert main(["meta-train", *training, *where, "tuned"]) == 0
-    assert main(["edit", "Ann Lee lives in", "Peru", "--model", "./tuned", "--device", "cpu", "--save", "my-edit"]) == 0
-    table = ["table2", "--model", "./base", "--metaft-model", "./tuned", "--methods", "unedited,FT,MetaFT", "--limit", "2"]
-    table += ["--datasets", "cre-id=train.jsonl", *where, "results"]
-    assert main([*table, "--plan"]) == 0 and not (tmp_path / "results" / "rows.jsonl").exists()
+    tiny.save_model_folder(tmp_path / "my" / "llama", tokenizer)
+    tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 6))
+    tiny.write_records(tmp_path / "test.jsonl", tiny.world_records("test_data_ood", 6))
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Your model in four commands")[2]
+    lines = [line for block in section.split("```bash")[1:3] for line in block.split("```")[0].strip().splitlines()]
+    check, dry_run, run, edit, plan, table, report = (shlex.split(line, comments=True)[1:] for line in lines)
+    assert main(check) == 0 and "CRE, 6 records" in capsys.readouterr().out
+    assert main([*dry_run, "--dtype", "bfloat16"]) == 0 and not (tmp_path / "llama-metaft").exists()
+    said = capsys.readouterr().out
+    assert "bfloat16" in said and "layers [0]" in said and "target loss" in said
+    assert main([*run, "--dtype", "bfloat16"]) == 0
+    assert 'propmeta-edit edit "Ann Lee lives in" "Peru" --model llama-metaft' in capsys.readouterr().out
+    assert main(edit) == 0
+    assert 'propmeta-edit ask "..." --edit ann-lee' in capsys.readouterr().out
+    assert main(plan) == 0 and not (tmp_path / "results" / "table2" / "rows.jsonl").exists()
     assert main(table) == 0
-    assert main(["report", "results", "--output", "report"]) == 0
-    assert "target loss" in capsys.readouterr().out
-    assert "‡" in (tmp_path / "results" / "table.md").read_text(encoding="utf-8"), "a random model writes none of its facts"
-    assert list((tmp_path / "report").glob("*.html"))
+    assert "propmeta-edit report results/table2" in capsys.readouterr().out
+    assert main(report) == 0
+    assert "‡" in (tmp_path / "results" / "table2" / "table.md").read_text(encoding="utf-8"), "a random model writes no fact"
+    assert list((tmp_path / "results").rglob("*.html"))
 
 
 def test_validation_and_checkpoints_on_a_schedule(base, tmp_path):

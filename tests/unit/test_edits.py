@@ -13,10 +13,12 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from propmeta_edit.edits import identity
 from propmeta_edit.edits.compute import choose_at_once, compute_edit, edit_many
-from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, merge_edits, standing_edits
+from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, merge_edits, standing_edits, take_base
 from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
@@ -175,6 +177,8 @@ def test_a_saved_edit_gives_the_same_logits_in_a_fresh_process(tokenizer, tmp_pa
         torch.save(logits(model), tmp_path / "logits.pt")
     code = f"""
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from propmeta_edit import Edit
 model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "base")!r}).eval()
@@ -858,3 +862,17 @@ def test_a_base_that_was_rounded_while_loading_is_refused_with_the_reason(model,
     edit = Edit.load(tmp_path / "edit")
     with pytest.raises(ModelError, match=r"is torch\.bfloat16 here and torch\.float64 in the edit, and so was rounded"):
         edit.apply(model.to(torch.bfloat16))
+
+
+def test_the_configuration_of_an_edit_is_for_people_and_older_ones_are_read(model, tokenizer, tmp_path):
+    compute_edit(model, tokenizer, REQUESTS[0], hparams()).save(tmp_path / "edit")
+    config = json.loads((tmp_path / "edit" / "edit_config.json").read_text())
+    with safe_open(str(tmp_path / "edit" / "edit_model.safetensors"), "pt") as reader:
+        base = json.loads(reader.metadata()["base"])
+    assert "base" not in config and base == take_base(model)
+    save_file(load_file(tmp_path / "edit" / "edit_model.safetensors"), tmp_path / "edit" / "edit_model.safetensors")
+    with pytest.raises(ModelError, match=r"is damaged \('base'\)"):
+        Edit.load(tmp_path / "edit")
+    (tmp_path / "edit" / "edit_config.json").write_text(json.dumps({**config, "base": base}))  # as it was written before
+    with Edit.load(tmp_path / "edit").applied(model):
+        pass

@@ -9,13 +9,17 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
+from propmeta_edit.edits.compute import compute_edit
+from propmeta_edit.edits.edit import Edit
 from propmeta_edit.errors import ModelError
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.metatrain import checkpoint as checkpoint_module
 from propmeta_edit.metatrain.checkpoint import TRAINED, export_checkpoint, export_compact, save_checkpoint
 from propmeta_edit.metatrain.run import Progress, TaskLosses
 from propmeta_edit.models.layers import select_parameters
-from propmeta_edit.models.loading import DTYPES, load_model, read_checkpoint_card, read_tensors
+from propmeta_edit.models.loading import DTYPES, load_model, model_sha256, read_checkpoint_card, read_tensors
 
 
 @pytest.fixture
@@ -193,3 +197,47 @@ def test_layer_outside_and_dtype(checkpoint):
     with pytest.raises(ModelError, match="float32, bfloat16, float16, auto, got 'int8'"):
         load_model(str(folder), dtype="int8")
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def half_checkpoint(tmp_path, tokenizer):
+    """Of a base that is stored in bf16, with trained tensors that bf16 would round."""
+    base = tiny.make_model("llama", dtype=torch.bfloat16)
+    base.save_pretrained(tmp_path / "half-base")
+    tokenizer.save_pretrained(tmp_path / "half-base")
+    model, _ = load_model(str(tmp_path / "half-base"), dtype="auto", layers=[1])
+    trained = select_parameters(model, [1])
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter += 1e-5 * torch.randn_like(parameter)
+    sums = {"base_model": str(tmp_path / "half-base"), "base_sha256": model_sha256(tmp_path / "half-base")}
+    card = {**sums, "trained_tensors": list(trained), "settings": {"layers": [1], "modules": "attention+mlp"}}
+    save_checkpoint(tmp_path / "half", model, tokenizer, card, Progress())
+    return tmp_path / "half", model
+
+
+def test_transformers_alone_rounds_no_trained_tensor_of_a_half_precision_base(half_checkpoint):
+    folder, original = half_checkpoint
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    assert all(torch.equal(plain.get_parameter(name), p.float()) for name, p in original.named_parameters())
+
+
+def test_an_edit_of_such_a_checkpoint_stands_in_what_transformers_loads(half_checkpoint, tokenizer, tmp_path):
+    folder, _ = half_checkpoint
+    model, _ = load_model(str(folder), dtype="bfloat16")
+    settings = EditSettings(layers=[1], inner_lr=0.01, num_inner_steps=2)
+    compute_edit(model, tokenizer, {"prompt": "Ann Lee lives in", "target_new": "Peru"}, settings).save(tmp_path / "edit")
+    edit, plain = Edit.load(tmp_path / "edit"), AutoModelForCausalLM.from_pretrained(folder)
+    with edit.applied(plain):
+        assert all(torch.equal(plain.get_parameter(name), value) for name, value in edit.weights.items())
+    rounded = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
+    with pytest.raises(ModelError, match=r"bfloat16 here and torch\.float32 in the edit, .* dtype=\"float32\""):
+        edit.apply(rounded)
+
+
+def test_a_mixed_folder_is_loaded_as_it_is_stored_where_auto_is_asked(half_checkpoint):
+    folder, original = half_checkpoint
+    again, _ = load_model(str(folder), dtype="auto", layers=[])
+    for name, parameter in original.named_parameters():
+        found = again.get_parameter(name)
+        assert found.dtype == parameter.dtype and torch.equal(found, parameter), name

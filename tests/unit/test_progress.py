@@ -19,10 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_in_a_file_there_is_a_line_at_the_start_and_one_at_the_end(capsys):
     with progress_bar(total=500, desc="counting", unit="step") as bar:
-        for _ in range(500):
+        for number in range(500):
             bar.update(1)
+            bar.set_postfix(loss=number)
+            bar.set_postfix_str(f"loss {number}")
     lines = [line for line in capsys.readouterr().err.splitlines() if line]
     assert len(lines) == 2 and "0/500" in lines[0] and "500/500" in lines[1] and all("\r" not in line for line in lines)
+    assert "loss 499" in lines[1]
 
 
 @pytest.mark.parametrize("options", ["hidden=True", ""])

@@ -65,7 +65,10 @@ def test_a_card_says_what_is_needed_and_is_read_back_by_the_hubs_library():
     ):
         assert told in card.text
     compact = make_model_card(CARD, is_compact=True)
-    assert "propmeta-edit expand" in compact and "None was asked for" in compact and "from_checkpoint" not in compact
+    assert "propmeta-edit expand" in compact and "None was asked for" in compact and "from_checkpoint" in compact
+    assert "AutoModelForCausalLM" in card.text and "AutoModelForCausalLM" not in compact
+    half = make_model_card({**CARD, "exported_dtype": "bfloat16"})
+    assert "rounded to bfloat16 in this copy" in half and "all of it in fp32" not in half
 
 
 def test_the_base_of_a_card_is_a_hub_id_or_left_out_and_its_licence_the_bases(tmp_path, tokenizer):
