@@ -32,10 +32,22 @@ class AlphaEditHyperParams(FromYaml):
 
     Args:
         layers: edited from the first to the last; the values belong to the last.
+        model_name: the model to edit: a folder, a bundled name, or a hub id.
+        alg_name: always ``AlphaEdit``.
+        v_loss_layer: the layer after which the value's loss is taken.
+        rewrite_module_tmp, layer_module_tmp, mlp_module_tmp, attn_module_tmp: where a layer's parts are, ``{}`` for its number.
+        ln_f_module, lm_head_module: where the last norm and the head are.
+        fact_token: whose state is the key: ``subject_last``.
+        v_num_grad_steps, v_lr, v_weight_decay, kl_factor, clamp_norm_factor: of the search for the value: steps, rate, decay,
+            weight of staying near what the model said, and the longest step in norms of the state.
         nullspace_threshold: eigenvalues of ``E[k kᵀ]`` below it span what may be written to.
         L2: the weight of the update's own size.
         stats_dir, mom2_dataset, mom2_n_samples: where the second moments are (``propmeta-edit statistics`` writes them).
-        P_loc: of no account here: projections are kept beside the second moments they belong to.
+        mom2_dtype: the second moments' own.
+        mom2_adjustment, mom2_update_weight, layer_selection, P_loc: EasyEdit's, of no account here; projections are kept beside the
+            second moments they belong to.
+        device: cpu, cuda, or the number of a CUDA device.
+        max_length, batch_size, model_parallel: read by EasyEdit.
     """
 
     layers: list[int]

@@ -32,10 +32,17 @@ class CaKEHyperParams(FromYaml):
     """CaKE's settings under EasyEdit's names where it has one.
 
     Args:
+        model_name: the model to edit: a folder, a bundled name, or a hub id.
+        alg_name: always ``CaKE``.
+        device: auto, cpu, mps, cuda or cuda:N.
+        rank, lora_alpha, lora_dropout: of the LoRA, by PEFT's names.
         lr: of the LoRA.
         num_steps: passes over the texts of a case.
         train_batch_size: texts in one update; ``batch_size``, which EasyEdit's ``edit`` wants to be 1, counts requests.
+        max_length: tokens of a text.
         learn_prompts: put the loss on prompts and padding as well, as the published code does.
+        seed: of the LoRA's first values and the order of the texts.
+        batch_size, model_parallel: read by EasyEdit.
     """
 
     model_name: str

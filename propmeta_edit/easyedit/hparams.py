@@ -84,7 +84,8 @@ class MetaFTHyperParams(FromYaml):
             null for the matrices, or for the factors of a checkpoint that has some.
         lr: α of Eq. 2, EasyEdit's name for it.
         num_steps: K of Eq. 2, EasyEdit's name for it.
-        inner_step: adamw, the paper's, or whitened, with its ``damping`` (``finetune.inner_steps``).
+        inner_step: adamw, the paper's, or whitened (``finetune.inner_steps``).
+        damping: λ of the whitened step.
         weight_decay: AdamW's.
         loss_reduction: over answer tokens, mean or sum.
         batch_size: target facts in one update; ``edit`` wants 1, ``batch_edit`` writes this many facts together.

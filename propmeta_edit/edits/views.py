@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, overload
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -48,21 +48,13 @@ class EditedModel:
         texts = [prompts] if isinstance(prompts, str) else prompts
         return self._call(generate_greedily, unwrap(self._model), tokenizer, texts, max_new_tokens)  # type: ignore[no-any-return]
 
-    @overload
-    def ask(self, tokenizer: Tokenizer, questions: str, max_new_tokens: int = ...) -> str: ...
+    def ask(self, tokenizer: Tokenizer, question: str, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+        """The first line of the greedy answer to a question, put as the benchmark puts it.
 
-    @overload
-    def ask(self, tokenizer: Tokenizer, questions: Sequence[str], max_new_tokens: int = ...) -> list[str]: ...
-
-    def ask(self, tokenizer: Tokenizer, questions: str | Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> str | list[str]:
-        """The first line of the greedy answer to each question, put as the benchmark puts it; one text for one question.
-
-        ``answer`` takes prompts as they are, and gives all of what is said.
+        ``answer`` takes prompts as they are, many at once, and gives all that is said.
         """
-        texts = [questions] if isinstance(questions, str) else questions
-        said = self.answer(tokenizer, [format_question(text) for text in texts], max_new_tokens)
-        lines = [first_line(text) for text in said]
-        return lines[0] if isinstance(questions, str) else lines
+        [said] = self.answer(tokenizer, format_question(question), max_new_tokens)
+        return first_line(said)
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         plain = unwrap(self._model)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +26,11 @@ MARKERS = ("o", "s", "D", "^", "v", "X", "P", "<", ">", "p", "h", "d")
 SHADES = ("black", "0.55")
 # A marker a series, and a line and a shade that no other has together: told apart in grey.
 STYLES = [(LINES[number % len(LINES)], marker, SHADES[number // len(LINES)]) for number, marker in enumerate(MARKERS)]
+PLANE_STYLES = [(marker, shade) for shade in ("0.15", "0.65", "white") for marker in ("o", "s", "^", "D")]  # no two alike, in grey
 PANEL_WIDTH = 3.3  # inches: a column of a paper
 LETTERS_AN_INCH = 14  # of a title at nine points, at most
 MOST_TICKS = 7
+TOLD = "told_apart_"  # and a number of facts: the columns
 APART = 0.02  # of the x axis between two series at the same place
 ON_TEST = "the best (filled) on test"
 
@@ -205,9 +210,7 @@ def draw_leaks(summary: Sequence[Mapping[str, Any]]) -> Figure | None:
         for place, (column, shade) in enumerate((("own", "0.25"), ("leak", "0.75"))):
             heights = [number + 0.38 * (place - 0.5) for number in range(len(own))]
             shares = [100 * entry[column] for entry in own]
-            bounds = [entry[f"{column}_ci95"] or [entry[column]] * 2 for entry in own]
-            errors = [[s - 100 * low for s, (low, _) in zip(shares, bounds, strict=True)]]
-            errors += [[100 * high - s for s, (_, high) in zip(shares, bounds, strict=True)]]
+            errors = [[arm for entry in own for arm in _arms(entry, column)[side]] for side in (0, 1)]
             label = "the edited subject" if column == "own" else "another subject (leak)"
             axis.barh(heights, shares, 0.36, xerr=errors, color=shade, edgecolor="black", linewidth=0.6, capsize=2, label=label)
         axis.set_yticks(range(len(own)), [f"{entry['method']}\nnet {100 * entry['net']:+.0f}" for entry in own])
@@ -218,6 +221,99 @@ def draw_leaks(summary: Sequence[Mapping[str, Any]]) -> Figure | None:
         axis.tick_params(labelsize=8)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     return figure
+
+
+def draw_plane(summary: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Accuracy against leak with their 95 % intervals, a panel a data set; None where no leak was counted.
+
+    A marker a method, the larger the longer an edit takes; the dotted diagonal is where an answer says nothing about its subject.
+
+    Args:
+        summary: as ``evaluation.tables.summarise`` gives it.
+    """
+    known = [entry for entry in summary if entry["leak"] is not None]
+    datasets = list(dict.fromkeys(entry["dataset"] for entry in known))
+    if not known:
+        return None
+    styles = dict(zip(dict.fromkeys(entry["method"] for entry in known), itertools.cycle(PLANE_STYLES), strict=False))
+    limit = 1.12 * max(100 * (entry[f"{column}_ci95"] or [0, entry[column]])[1] for entry in known for column in ("own", "leak"))
+    columns = min(2, len(datasets))
+    rows = -(-len(datasets) // columns)
+    figure = Figure(figsize=(PANEL_WIDTH * columns, (PANEL_WIDTH - 0.2) * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, name in itertools.zip_longest(axes, datasets):
+        if name is None:
+            axis.set_axis_off()
+            continue
+        axis.plot([0, limit], [0, limit], color="0.6", linestyle=":", linewidth=1, label="own = leak")
+        for entry in (entry for entry in known if entry["dataset"] == name):
+            marker, shade = styles[entry["method"]]
+            x, y = 100 * entry["leak"], 100 * entry["own"]
+            errors = [_arms(entry, column) for column in ("leak", "own")]
+            size = 4 + 2 * math.log10(1 + 10 * (entry["seconds_per_edit"] or 0))
+            axis.errorbar(x, y, xerr=errors[0], yerr=errors[1], color="0.5", linewidth=0.8, capsize=2, zorder=2)
+            axis.plot(x, y, marker, color=shade, markeredgecolor="black", markersize=size, zorder=3, label=entry["method"])
+        axis.set_xlim(-1, limit)
+        axis.set_ylim(-1, limit)
+        axis.set_title(f"{name} (n = {_range([entry['n'] for entry in known if entry['dataset'] == name])})", fontsize=9)
+        axis.set_xlabel("another subject has the consequence (leak), %", fontsize=8)
+        axis.set_ylabel("the edited one has it (own), %", fontsize=8)
+        axis.tick_params(labelsize=8)
+    entries = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    legend = figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=2 * columns,
+        fontsize=8,
+        frameon=False,
+        handletextpad=0.4,
+    )
+    for handle in legend.get_lines():
+        handle.set_markersize(6)
+    return figure
+
+
+def draw_told_apart(summary: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Right answers against the number of facts learnt together, a panel a data set; None where no facts were put together.
+
+    Args:
+        summary: as ``evaluation.tables.summarise`` gives it.
+    """
+    sizes = sorted({int(key.removeprefix(TOLD)) for entry in summary for key in entry if re.fullmatch(rf"{TOLD}\d+", key)})
+    known = [entry for entry in summary if any(entry.get(f"{TOLD}{k}") is not None for k in sizes)]
+    datasets = list(dict.fromkeys(entry["dataset"] for entry in known))
+    if not known:
+        return None
+    styles = dict(zip(dict.fromkeys(entry["method"] for entry in known), itertools.cycle(STYLES), strict=False))
+    figure = Figure(figsize=(PANEL_WIDTH * len(datasets), PANEL_WIDTH), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True):
+        axis.plot(sizes, [100 / k for k in sizes], color="0.6", linestyle=":", label="a guess among the k")
+        for entry in (entry for entry in known if entry["dataset"] == name):
+            found = [k for k in sizes if entry.get(f"{TOLD}{k}") is not None]
+            line, marker, shade = styles[entry["method"]]
+            shares = [100 * entry[f"{TOLD}{k}"] for k in found]
+            axis.plot(found, shares, linestyle=line, marker=marker, color=shade, markersize=5, label=entry["method"])
+        axis.set_xticks(sizes)
+        axis.set_ylim(0, 60)
+        axis.set_xlabel("facts of one kind in one edit", fontsize=8)
+        axis.set_ylabel("questions answered rightly, %", fontsize=8)
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=8)
+    entries = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def _arms(entry: Mapping[str, Any], column: str) -> list[list[float]]:
+    """What a 95 % interval reaches below and above a share, in per cent."""
+    low, high = entry[f"{column}_ci95"] or [entry[column]] * 2
+    return [[100 * (entry[column] - low)], [100 * (high - entry[column])]]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _finish(figure: Figure, title: str) -> None:

@@ -22,7 +22,7 @@ from propmeta_edit.recipes.splits import Split, is_released, kind_of
 from propmeta_edit.studies import published
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.methods import CORE, METHODS, NOTES, find_methods
-from propmeta_edit.studies.pictures import draw_leaks
+from propmeta_edit.studies.pictures import draw_leaks, draw_plane, draw_told_apart
 
 NUM_GROUPS = 100  # of facts that are told apart, a data set
 PAPERS_OWN = ("cre-ood", "cre-id", "mquake-3k", "mquake-subset")
@@ -119,7 +119,7 @@ def _group(data: DataSet, k: int, seed: int) -> DataSet:
 
 
 def write_table2(results: Results, options: StudyOptions) -> str:
-    """``table.md``, ``.csv``, ``.json``, ``leak.png`` and paired comparisons of all rows in the folder; the text to print."""
+    """``table.md``, ``.csv``, ``.json``, three pictures and paired comparisons of all rows in the folder; the text to print."""
     order = {name: place for place, name in enumerate(METHODS)}
     rows = sorted(results.all_rows, key=lambda row: order.get(row.method, len(order)))  # rows of other studies come last
     notes = [*NOTES]
@@ -137,9 +137,10 @@ def write_table2(results: Results, options: StudyOptions) -> str:
         )
     summary = summarise(rows)
     text = write_tables(summary, results.folder, notes)
-    picture = draw_leaks(summary)
-    if picture is not None:
-        save_figure(picture, results.folder / "leak.png")
+    for name, draw in (("plane", draw_plane), ("leak", draw_leaks), ("told_apart", draw_told_apart)):
+        picture = draw(summary)
+        if picture is not None:
+            save_figure(picture, results.folder / f"{name}.png")
     write_comparisons([row for row in rows if TOLD_APART not in row.tags], results.folder, ("FT", "MetaFT"))
     return (
         f"{text}\npaired comparisons with FT and MetaFT, breakdowns and examples: {results.folder / 'comparisons.md'}\n"

@@ -240,9 +240,11 @@ def test_sixty_four_edits_answer_in_one_batch_as_one_by_one(loaded, hparams, cas
 
 
 @pytest.mark.easyedit
-def test_the_readme_snippet_runs(prepared, tmp_path):
-    """As printed in the README, in the installed form of EasyEdit: the fact is written and the weights come back."""
-    snippet = re.search(r"## A first edit\n\n```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def test_the_plugins_snippet_runs(prepared, tmp_path):
+    """As printed on the plugin's page, in the installed form of EasyEdit: the fact is written and the weights come back."""
+    snippet = re.search(
+        r"## A first edit\n\n```python\n(.*?)```", (ROOT / "docs/easyedit.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     check = """
 import json, torch
 from propmeta_edit.models.loading import load_model

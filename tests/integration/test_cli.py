@@ -679,7 +679,8 @@ def test_table2_tells_propagation_from_leak_and_facts_apart(run_table2, base, tm
     assert ft["leak_n"] > 0 and ft["net"] == pytest.approx(ft["own"] - ft["leak"]) and ft["told_apart_2_n"] > 0
     assert table["unedited"]["leak"] is None and table["unedited"]["told_apart_2"] is not None
     assert newest["efficacy"] == 1 and newest["target_elsewhere"] == 1 and newest["own"] == newest["leak"]
-    assert (tmp_path / "r" / "leak.png").read_bytes()[:4] == b"\x89PNG"
+    pictures = [(tmp_path / "r" / f"{name}.png").read_bytes() for name in ("plane", "leak", "told_apart")]
+    assert all(picture[:4] == b"\x89PNG" for picture in pictures)
     comparisons = (tmp_path / "r" / "comparisons.md").read_text()
     assert "## Accuracy % by answer seen" in comparisons and "told apart" not in comparisons
     code, error = run_table2(*arguments, "--told-apart", "1", "--output", "r")

@@ -31,6 +31,7 @@ from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.layers import get_blocks, select_parameters
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.records import EditRequest
+from propmeta_edit.text.prompts import first_line
 
 REQUESTS = [
     EditRequest("Ann Lee lives in", "Peru", "Ann Lee"),
@@ -432,8 +433,7 @@ def test_views_answer_side_by_side(model, edits, tokenizer):
         "one text, no letters"
     )
     [said] = views[1].answer(tokenizer, ["Question: Where?\nAnswer: The answer is"])
-    assert views[1].ask(tokenizer, "Where?") == said.strip().split("\n")[0]
-    assert views[1].ask(tokenizer, ["Where?", "Where?"]) == [views[1].ask(tokenizer, "Where?")] * 2
+    assert views[1].ask(tokenizer, "Where?") == first_line(said)
     with pytest.raises(ModelError):
         EditedModel(model, edits[0], edits[0])(ids)
     assert same(values_of(model), before) and standing_edits(model) == []

@@ -26,7 +26,7 @@ def test_every_data_file_is_installed():
 
 
 def test_the_version_is_said_once_and_read_without_importing():
-    assert PYPROJECT["project"]["dynamic"] == ["version"]
+    assert PYPROJECT["project"]["dynamic"] == ["version", "readme"]
     assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "propmeta_edit.__version__"}
     source = (ROOT / "propmeta_edit" / "__init__.py").read_text(encoding="utf-8")
     assert re.findall(r'^__version__ = "(.*)"$', source, flags=re.MULTILINE) == [propmeta_edit.__version__]

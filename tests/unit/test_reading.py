@@ -89,7 +89,7 @@ REMASTERED = {
 }
 CAKE = {**REMASTERED, "requested_rewrite": [{**REMASTERED["requested_rewrite"][0], "learning_prompt": []}]}
 ZSRE = tiny.zsre_record()
-IN_README = {  # a record of each format that the README names
+NAMED = {  # a record of each format that the documents name
     "CRE": ("CRE", tiny.cre_record()),
     "MQuAKE": ("MQuAKE", tiny.mquake_cases(1)[0]),
     "remastered": ("MQuAKE", REMASTERED),
@@ -103,11 +103,13 @@ IN_README = {  # a record of each format that the README names
 }
 
 
-@pytest.mark.parametrize("name", IN_README)
-def test_every_format_that_the_readme_names_is_read(tmp_path, name):
-    [row] = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| data |")]
+@pytest.mark.parametrize("name", NAMED)
+def test_every_format_that_the_documents_name_is_read(tmp_path, name):
+    [row] = [
+        line for line in (ROOT / "docs" / "supported.md").read_text(encoding="utf-8").splitlines() if line.startswith("| data |")
+    ]
     assert name in row
-    kind, record = IN_README[name]
+    kind, record = NAMED[name]
     path = tmp_path / "data.json"
     path.write_text(json.dumps([record]), encoding="utf-8")
     assert find_format(path) == kind and load_dataset(str(path), seed=0).cases
