@@ -57,6 +57,7 @@ VERBS = {
     "prepare": Verb(f"{_COMMANDS}:prepare", ("names",)),
     "edit": Verb(f"{_COMMANDS}:edit", ("prompt", "target")),
     "ask": Verb(f"{_COMMANDS}:ask", ("questions",)),
+    "demo": Verb(f"{_STUDIES}.demo:demo"),
     "meta-train": Verb(f"{_COMMANDS}:meta_train"),
     "choose-rate": Verb(f"{_COMMANDS}:choose_rate"),
     "choose-layer": Verb(f"{_STUDIES}.layer_choice:choose_layer"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -21,6 +21,7 @@ from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.text.prompts import first_line, format_question
 
 _BATCH_SIZE = 64
+Result = TypeVar("Result")
 
 
 class EditedModel:
@@ -46,7 +47,7 @@ class EditedModel:
     def answer(self, tokenizer: Tokenizer, prompts: str | Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
         """The greedy text after each prompt; a single text is one prompt, and the list has one answer then."""
         texts = [prompts] if isinstance(prompts, str) else prompts
-        return self._call(generate_greedily, unwrap(self._model), tokenizer, texts, max_new_tokens)  # type: ignore[no-any-return]
+        return self.through(generate_greedily, tokenizer, texts, max_new_tokens)
 
     def ask(self, tokenizer: Tokenizer, question: str, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
         """The first line of the greedy answer to a question, put as the benchmark puts it.
@@ -55,6 +56,11 @@ class EditedModel:
         """
         [said] = self.answer(tokenizer, format_question(question), max_new_tokens)
         return first_line(said)
+
+    def through(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """What ``function(model, ...)`` gives with the edits standing."""
+        result: Result = self._call(function, unwrap(self._model), *args, **kwargs)
+        return result
 
     def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         plain = unwrap(self._model)

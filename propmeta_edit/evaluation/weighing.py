@@ -49,14 +49,23 @@ def weigh(
     per_case = max(len(texts) for texts in wanted)
     if not per_case:
         return [[] for _ in cases]
-    encoder = TextEncoder(tokenizer, model.config)
     # What fills a case up is its first text again; a case without any borrows one.
     spare = next(texts[0] for texts in wanted if texts)
     rows = [row for texts in wanted for row in [*texts, *[texts[0] if texts else spare] * (per_case - len(texts))]]
-    batch = collate([encoder.encode_answer(prompt, answer) for prompt, answer in rows]).to(model.device)
-    with torch.no_grad(), packed_products(model, ()):
-        nats = reduce_answer_tokens(compute_token_losses(model, batch), batch).view(len(cases), per_case).tolist()
+    nats = weigh_answers(model, tokenizer, rows).view(len(cases), per_case).tolist()
     return [
         list(zip(found[: len(texts) : 2], found[1 : len(texts) : 2], strict=True))
         for found, texts in zip(nats, wanted, strict=True)
     ]
+
+
+def weigh_answers(model: LanguageModel, tokenizer: Tokenizer, rows: Sequence[tuple[str, str]]) -> torch.Tensor:
+    """``-(1/m) Σ_j log p(o_j | prompt, o_<j)`` of each (prompt, answer), in nats a token: [rows], from one pass.
+
+    Raises:
+        RequestError: a text that the model has no positions for.
+    """
+    encoder = TextEncoder(tokenizer, model.config)
+    batch = collate([encoder.encode_answer(prompt, answer) for prompt, answer in rows]).to(model.device)
+    with torch.no_grad(), packed_products(model, ()):
+        return reduce_answer_tokens(compute_token_losses(model, batch), batch)
