@@ -70,6 +70,7 @@ VERBS = {
     "dependent": Verb(f"{_STUDIES}.dependent:dependent"),
     "ability": Verb(f"{_STUDIES}.ability:ability", ("model",)),
     "analysis": Verb(f"{_STUDIES}.analysis:analysis"),
+    "trace": Verb(f"{_STUDIES}.trace:trace", ("prompt", "target")),
     "convergence": Verb(f"{_STUDIES}.convergence:convergence"),
     "report": Verb(f"{_STUDIES}.report:report", ("folders",)),
     "speed edit": Verb("propmeta_edit.speed.run:speed_edit"),
