@@ -160,7 +160,8 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Callable[..., int | None],
     if name is None:
         alike = [verb for verb in VERBS if verb.split()[0] == arguments[0]]  # its second word is missing, or unknown
         named, known = " ".join(arguments[: 1 + bool(alike)]), alike or list(VERBS)
-        raise ConfigError(f"unknown verb {named!r}; there are {', '.join(known)}{did_you_mean(named, known)}")
+        near = "" if alike and len(arguments) == 1 else did_you_mean(named, known)
+        raise ConfigError(f"unknown verb {named!r}; there are {', '.join(known)}{near}")
     verb, given = VERBS[name], list(arguments[len(name.split()) :])
     function = verb.load()
     parser = make_parser(f"{PROGRAM} {name}", function, verb.positional)
