@@ -11,8 +11,10 @@ import logging
 import os
 import pkgutil
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import docstring_parser
@@ -20,7 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 import propmeta_edit
 from propmeta_edit.config import read_yaml
-from propmeta_edit.errors import ConfigError, PropMetaError
+from propmeta_edit.errors import ConfigError, DataError, PropMetaError, did_you_mean
 from propmeta_edit.settings import find_settings
 
 PROGRAM, PACKAGE = "propmeta-edit", "propmeta_edit"
@@ -109,10 +111,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nstopped; the same command goes on from what was saved", file=sys.stderr)
         return 130
     except (PropMetaError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except ModuleNotFoundError as error:
+        print(f"error: {error}{_look_at(error, arguments)}", file=sys.stderr)
+    except ImportError as error:
         print(f'error: {error}; install what this needs with: pip install "propmeta-edit[bench]"', file=sys.stderr)
     return 2
+
+
+def _look_at(error: Exception, arguments: Sequence[str]) -> str:
+    """Behind a complaint about a data file, the command that says what the file is."""
+    if not isinstance(error, DataError) or error.path is None or not Path(error.path).is_file() or arguments[:1] == ["data"]:
+        return ""
+    return f"; what it is: {PROGRAM} data check {shlex.quote(str(error.path))}"
 
 
 def _set_loudness(arguments: list[str]) -> list[str]:
@@ -152,7 +161,9 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Callable[..., int | None],
     name = next((name for name in VERBS if arguments[: len(name.split())] == name.split()), None)
     if name is None:
         alike = [verb for verb in VERBS if verb.split()[0] == arguments[0]]  # its second word is missing, or unknown
-        raise ConfigError(f"unknown verb {' '.join(arguments[: 1 + bool(alike)])!r}; there are {', '.join(alike or VERBS)}")
+        named, known = " ".join(arguments[: 1 + bool(alike)]), alike or list(VERBS)
+        near = "" if alike and len(arguments) == 1 else did_you_mean(named, known)
+        raise ConfigError(f"unknown verb {named!r}; there are {', '.join(known)}{near}")
     verb, given = VERBS[name], list(arguments[len(name.split()) :])
     function = verb.load()
     parser = make_parser(f"{PROGRAM} {name}", function, verb.positional)
@@ -161,8 +172,19 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Callable[..., int | None],
     try:
         found = parser.parse_args(given)
     except ArgumentError as error:
-        raise ConfigError(f"{_readable(str(error))} ({PROGRAM} {name} --help)") from error
+        near = _nearest_option(str(error), [option for action in parser._actions for option in action.option_strings])
+        raise ConfigError(f"{_readable(str(error))}{near} ({PROGRAM} {name} --help)") from error
     return function, _values_of(function, found)
+
+
+def _nearest_option(message: str, known: Sequence[str]) -> str:
+    """For a name that a parser does not know, on the command line or in a file of settings."""
+    found = re.search(r"unrecognized arguments: .*?(--[^\s=]+)|Option '([\w.-]+)' is not accepted", message)
+    if found is None:
+        return ""
+    given = (found[1] or f"--{found[2]}").replace("-", "_").replace("__", "--", 1)
+    near = did_you_mean(given, [option for option in known if option.startswith("--")])
+    return near if found[1] else near.replace("--", "")
 
 
 def _found_config(argument: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
@@ -46,7 +46,8 @@ def build_config(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(map(str, set(values) - set(fields)))
     if unknown:
-        raise ConfigError(f"{source}: unknown setting {', '.join(unknown)}; known are {', '.join(fields)}")
+        near = did_you_mean(unknown[0], fields)
+        raise ConfigError(f"{source}: unknown setting {', '.join(unknown)}; known are {', '.join(fields)}{near}")
     required = [name for name, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in values]
     if missing:
@@ -78,4 +79,4 @@ def derive_settings(cls: type[T], source: Any, renamed: Mapping[str, str] = Mapp
 
 
 def _readable(message: str) -> str:
-    return message.replace('"settings.', '"').replace("settings.", "").replace("\n", " ")
+    return " ".join(message.replace('"settings.', '"').replace("settings.", "").split())

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """``; did you mean X?`` behind a message about an unknown name, where one of the known ones is nearly it; else nothing."""
+    found = get_close_matches(given, list(known), n=1, cutoff=0.7)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 class PropMetaError(Exception):

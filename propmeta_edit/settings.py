@@ -38,10 +38,11 @@ def hparams_file(method: str, model: str, own: str | Path | None = None) -> Path
     for path in paths:
         if path.is_file():
             return path
-    known = sorted({str(p.relative_to(root)) for root in _roots(own) for p in root.glob("*/*.yaml")})
+    known = sorted({path.stem for root in _roots(own) for path in (root / method).glob("*.yaml")})
     raise ConfigError(
-        f"no settings for {method} on {model!r}; there are {', '.join(known)}; one's own are found with --hparams-dir FOLDER, as "
-        f"FOLDER/{method}/{model}.yaml"
+        f"no settings for {method} on {model!r}; for {method} there are those of {', '.join(known) or 'none'} (--hparams NAME); "
+        f"one's own are found with --hparams-dir FOLDER, as FOLDER/{method}/{model}.yaml: begin with a copy of one in "
+        f"{_hparams_root() / method}"
     )
 
 

@@ -56,8 +56,9 @@ def read_held_out() -> list[str]:
 
 def _require(source: str, count: int, num_texts: int | None) -> None:
     if count < (num_texts or 1):
+        remedy = "; lower --num-texts" if count else "; name another file with --corpus"
         layout = "" if source.startswith("hub:") else "; plain texts stand one a line, or with blank lines between them"
-        raise DataError(f"{source} holds {count} texts, but {num_texts or 'at least 1'} are needed; lower --num-texts{layout}")
+        raise DataError(f"{source} holds {count} texts, but {num_texts or 'at least 1'} are needed{remedy}{layout}")
 
 
 def _find_reader(path: Path) -> Callable[[Path], Iterator[str]]:

@@ -10,6 +10,7 @@ import codecs
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from propmeta_edit.data.fields import Shape, check
-from propmeta_edit.errors import DataError, RequestError
+from propmeta_edit.errors import DataError, RequestError, did_you_mean
 
 _GZIP = b"\x1f\x8b"
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -98,7 +99,8 @@ def opened_text(path: Path) -> Iterator[TextIO]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"is damaged: its gzip compression cannot be undone ({error}); download it again", path) from error
     except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror or error}", path) from error
+        near = did_you_mean(path.name, os.listdir(path.parent)) if path.parent.is_dir() and not path.exists() else ""
+        raise DataError(f"cannot be read: {error.strerror or error}{near}", path) from error
 
 
 def _refuse_what_is_no_data(start: bytes, path: Path) -> None:

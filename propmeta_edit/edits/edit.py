@@ -233,7 +233,10 @@ class Edit:
             settings, base = (_require(dict, config, name) for name in ("settings", BASE))
             edit = cls(requests, weights, None, base, base_model, method, settings, base_sha256, transposed)
         except FileNotFoundError as error:
-            raise ModelError(f"{folder} holds no whole edit, which is {WEIGHTS} and {CONFIG}: {error}") from error
+            raise ModelError(
+                f"{folder} holds no whole edit, which is {WEIGHTS} and {CONFIG}: {error}; name a folder that propmeta-edit "
+                "edit --save or Edit.save wrote"
+            ) from error
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RequestError) as error:
             raise ModelError(f"the edit in {folder} is damaged ({error}); save it again") from error
         if hash_tensors(weights) != expected:

@@ -12,12 +12,18 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.learning import Learning, read_learning
 from propmeta_edit.finetune.weights import copies_in_place, only_trainable
+from propmeta_edit.models.devices import memory_errors_named
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.ownership import owned
 from propmeta_edit.models.states import to_the_end
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import TextEncoder, encode_requests
+
+NO_ROOM = (
+    "in an edit, which takes five times the tensors that it moves: edit fewer layers, or modules: attention; take dtype: bfloat16 "
+    "for the rest, or --device cpu"
+)
 
 
 def compute_facts(
@@ -41,7 +47,7 @@ def compute_facts(
     require_full_precision(parameters)
     encoder = TextEncoder(tokenizer, model.config)
     target = [batch.to(model.device) for batch in encode_requests(encoder, [requests], settings.batch_size)]
-    with copies_in_place(model, parameters) as copies:
+    with memory_errors_named(NO_ROOM), copies_in_place(model, parameters) as copies:
         with only_trainable(model, copies):
             losses = apply_inner_loop(model, copies, target, settings)
         require_finite(copies, settings)

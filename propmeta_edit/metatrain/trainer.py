@@ -24,7 +24,7 @@ from propmeta_edit.metatrain.outer_losses import make_outer_loss
 from propmeta_edit.metatrain.processes import ALONE, Processes
 from propmeta_edit.metatrain.run import Progress, TaskLosses, TrainingRun
 from propmeta_edit.metatrain.task_texts import EncodedTasks, encode_step
-from propmeta_edit.models.devices import is_out_of_memory
+from propmeta_edit.models.devices import memory_errors_named
 from propmeta_edit.models.layers import num_parameters, select_parameters
 from propmeta_edit.progress import progress_bar
 from propmeta_edit.protocols import LanguageModel, Tokenizer
@@ -252,17 +252,6 @@ def compute_step_gradients(
             total = part if total is None else total.take_in(part)
             del part  # two of them beside each other are one too many while the next is computed
     return total
-
-
-@contextmanager
-def memory_errors_named(where: str) -> Iterator[None]:
-    """Inside, running out of memory is a ``ModelError`` that says ``where``, and what to do; other errors are as they are."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ModelError(f"out of memory {where}") from error
 
 
 def _compute_gradients(

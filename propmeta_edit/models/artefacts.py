@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from propmeta_edit.errors import ModelError
+from propmeta_edit.errors import ModelError, did_you_mean
 from propmeta_edit.files import sha256_of_file, sha256_of_json
 
 LOG = logging.getLogger(__name__)
@@ -133,14 +133,16 @@ def resolve_model_folder(name_or_path: str) -> str:
         return str(ensure_artefact(name_or_path))
     if Path(name_or_path).is_dir():
         _require_plain_numbers(Path(name_or_path), name_or_path)
+        _require_model(Path(name_or_path), name_or_path)
         return str(_as_whole(Path(name_or_path))) if holds_difference(name_or_path) else name_or_path  # as it was written
     if is_hub_id(name_or_path):
         folder = _fetch_from_hub(name_or_path)
         _require_plain_numbers(Path(folder), name_or_path)
         return str(_as_whole(Path(folder)))
+    near = did_you_mean(name_or_path, [*BUNDLED, *(path.name for path in Path().iterdir() if path.is_dir())])
     raise ModelError(
         f"unknown model {name_or_path!r}: it is no folder and no bundled model ({', '.join(BUNDLED)}); "
-        "a model of the hub is written owner/name"
+        f"a model of the hub is written owner/name{near}"
     )
 
 
@@ -216,6 +218,15 @@ def require_no_adapter(folder: str | Path, name: str) -> None:
         )
 
 
+def _require_model(folder: Path, name: str) -> None:
+    if not any((folder / file).is_file() for file in ("config.json", ADAPTER_CONFIG, CHECKPOINT_CARD, EDIT_CARD)):
+        holds = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        raise ModelError(
+            f"{name} is no model's folder: it has no config.json, and holds {holds}; name the folder that has config.json and "
+            "*.safetensors, as save_pretrained writes them"
+        )
+
+
 def _require_plain_numbers(folder: Path, name: str) -> None:
     found = [file for file in QUANTISATION_CONFIGS if (folder / file).is_file()]
     if not found and _quantisation_of(folder / "config.json"):
@@ -271,7 +282,28 @@ def _fetch_from_hub(name: str) -> str:
     try:
         return str(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]))
     except Exception as error:  # the hub's errors have no common base
-        raise ModelError(
-            f"there is no folder {name!r} here (one that is still to come is written ./{name}), and the hub does not give a model "
-            f"of that name: {error}"
-        ) from error
+        raise ModelError(_explain(error, name)) from error
+
+
+def _explain(error: Exception, name: str) -> str:
+    """Why the hub gives no model, and what to do."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{name} is gated: ask for access on its page of the hub, then give this machine your token: hf auth login (or set "
+            "HF_TOKEN)"
+        )
+    missing = f"there is no folder {name!r} here (one that is still to come is written ./{name})"
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"{missing}, and the hub has no model of that name that this machine may see: mend the name or, if the model is "
+            "private, give your token: hf auth login"
+        )
+    if isinstance(error, LocalEntryNotFoundError):
+        offline = os.environ.get("HF_HUB_OFFLINE", "not set")
+        return (
+            f"{missing}, it is not in the hub's cache, and the hub cannot be reached (HF_HUB_OFFLINE is {offline}): go online and "
+            f"run hf download {name}, or name a folder"
+        )
+    return f"{missing}, and the hub does not give a model of that name: {error}"

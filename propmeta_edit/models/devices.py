@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
 
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, ModelError
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # the GPU's, the machine's, a library's
 
@@ -35,8 +36,20 @@ def resolve_device(device: str | int | None = "auto") -> str:
     if parsed.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"device {device!r}: this machine has no MPS; use auto or cpu")
     if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+        raise ConfigError(
+            f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu{_build()}"
+        )
     return name
+
+
+def _build() -> str:
+    """What to do where it is torch that knows no GPU."""
+    if torch.version.cuda or torch.version.hip:
+        return ""
+    return (
+        f", or install torch for GPUs, since this one ({torch.__version__}) is built for CPUs: pip install --force-reinstall torch "
+        "--index-url URL, with the index that PyTorch's own page gives for your driver"
+    )
 
 
 def has_native_bf16(device: str | torch.device) -> bool:
@@ -79,6 +92,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+@contextmanager
+def memory_errors_named(where: str) -> Iterator[None]:
+    """Inside, running out of memory is a ``ModelError`` that says ``where``, and what to do; other errors are as they are."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(f"out of memory {where}") from error
 
 
 def wait_for(device: torch.device) -> None:

@@ -28,6 +28,7 @@ from propmeta_edit.models.artefacts import (
     holds_factors,
     resolve_model_folder,
 )
+from propmeta_edit.models.devices import is_out_of_memory, memory_errors_named
 from propmeta_edit.models.factors import attach_factors, read_factors
 from propmeta_edit.models.layers import FACTORS, cast_around, factored_modules, get_architecture, select_parameters
 from propmeta_edit.models.wrappers import merge_adapters
@@ -67,10 +68,26 @@ def load_model(
     Raises:
         ModelError: unknown name, unsupported architecture, weights that do not fit the architecture, unknown dtype.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if dtype != "auto" and dtype not in DTYPES:
         raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, auto, got {dtype!r}")
+    with memory_errors_named(
+        f"while loading {name_or_path}: there is no room for it on {device} in {dtype}; take --device cpu, --dtype bfloat16 "
+        "(dtype: bfloat16 in a YAML), or stop what else holds the memory"
+    ):
+        return _load(name_or_path, device, dtype, layers, modules, rank, trust_remote_code)
+
+
+def _load(
+    name_or_path: str,
+    device: str,
+    dtype: str,
+    layers: Sequence[int] | str | None,
+    modules: str,
+    rank: int | None,
+    trust_remote_code: bool,
+) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     folder = resolve_model_folder(name_or_path)
     if holds_factors(folder):
         return _load_with_factors(folder, device, dtype, rank, trust_remote_code)
@@ -91,6 +108,8 @@ def load_model(
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # a damaged folder makes transformers raise almost anything
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"cannot load a model from {name_or_path!r}: {error}") from error
     if (Path(folder) / ADAPTER_CONFIG).is_file():
         merge_adapters(model)
@@ -204,7 +223,10 @@ def read_checkpoint_card(folder: str | Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ModelError(f"{folder} is not a meta-tuned checkpoint: it has no {CHECKPOINT_CARD}") from None
+        raise ModelError(
+            f"{folder} is not a meta-tuned checkpoint: it has no {CHECKPOINT_CARD}; one is made of a model by: propmeta-edit "
+            f"meta-train --model {folder} --data FILE --output FOLDER"
+        ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}") from error
     if (

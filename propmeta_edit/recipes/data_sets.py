@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from propmeta_edit.data.counterfact import load_counterfact
 from propmeta_edit.data.cre import load_cre
 from propmeta_edit.data.mquake import load_mquake, load_mquake_subset
-from propmeta_edit.errors import DataError
+from propmeta_edit.errors import DataError, did_you_mean
 from propmeta_edit.evaluation.companions import with_neighbours, with_probes
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.evaluation.weighing import weighed_probes
@@ -128,7 +129,7 @@ def _find_named(item: str) -> Source:
     if load is None:
         raise DataError(
             f"unknown data set {name!r}; write an existing FILE or FOLDER, hub:owner/name, NAME=FILE, or a NAME, one of "
-            f"{', '.join(LOADERS)}"
+            f"{', '.join(LOADERS)}{did_you_mean(name, [*LOADERS, *os.listdir()])}"
         )
     if file and name in (*WORLD_TESTS, *WORLD_MQUAKE):
         raise DataError(f"{name} is the offline world's own; give {file} another name, such as {name.replace('world-', 'cre-')}")

@@ -104,7 +104,8 @@ def _settings_of_model(model: str, device: str) -> tuple[dict[str, Any], str]:
     if not has_hparams("MetaFT", name):
         raise ConfigError(
             f"no layer and rate are known for {model}: it has no {CHECKPOINT_CARD}, which meta-training writes, and there is no "
-            f"hparams/MetaFT/{name}.yaml; give a YAML with --hparams"
+            f"hparams/MetaFT/{name}.yaml; make it a checkpoint with: propmeta-edit meta-train --model {model} --data FILE --output "
+            "FOLDER, or give a YAML or the name of one with --hparams"
         )
     path = hparams_file("MetaFT", name)
     return read_yaml(path), str(path)

@@ -37,13 +37,9 @@ from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
 from propmeta_edit.metatrain.run import TrainingRun, unclaimed_removed
 from propmeta_edit.metatrain.tasks import group_tasks, join_tasks, order_tasks
-from propmeta_edit.metatrain.trainer import (
-    Report,
-    memory_errors_named,
-    meta_train,
-)
+from propmeta_edit.metatrain.trainer import Report, meta_train
 from propmeta_edit.models.artefacts import build_whole, holds_factors, require_no_adapter, resolve_model_folder
-from propmeta_edit.models.devices import free_memory, resolve_device, resolve_dtype
+from propmeta_edit.models.devices import free_memory, memory_errors_named, resolve_device, resolve_dtype
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card

@@ -182,9 +182,10 @@ def require_statistics(model_name: str, settings: Mapping[str, Any]) -> None:
     missing = [file for file in files if not file.is_file()]
     if missing:
         dataset, num_texts = settings["mom2_dataset"], settings["mom2_n_samples"]
+        corpus = "" if dataset == SAMPLED else f"--corpus FILE (of {dataset}'s texts) "
         raise ConfigError(
             f"no second moments at {missing[0]}; make them with: propmeta-edit statistics {model_name} --layers '{layers}' "
-            f"--corpus <the {dataset} texts> --dataset {dataset} --num-texts {num_texts} --output {settings['stats_dir']}"
+            f"{corpus}--dataset {dataset} --num-texts {num_texts} --output {settings['stats_dir']}"
         )
 
 

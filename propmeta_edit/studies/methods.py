@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from propmeta_edit.baselines.cake import make_rephrasings, origin_of_rephrasings, origin_of_training_pairs
-from propmeta_edit.errors import ConfigError
+from propmeta_edit.errors import ConfigError, did_you_mean
 from propmeta_edit.evaluation.companions import with_text_origins, with_wrong_facts
 from propmeta_edit.evaluation.methods import LONG_EDIT
 from propmeta_edit.evaluation.runner import TIMED_CASES
@@ -101,5 +101,6 @@ def find_methods(names: Sequence[str]) -> list[Variant]:
     wanted = [variant.name for variant in (*CORE, *CONTROLS)] if list(names) == ["all"] else list(names)
     unknown = [name for name in wanted if name not in METHODS]
     if unknown or not wanted:
-        raise ConfigError(f"unknown methods {', '.join(unknown) or 'none'}; choose from {', '.join(METHODS)}")
+        hint = did_you_mean(unknown[0], METHODS) if unknown else ""
+        raise ConfigError(f"unknown methods {', '.join(unknown) or 'none'}; choose from {', '.join(METHODS)}{hint}")
     return [METHODS[name] for name in wanted]

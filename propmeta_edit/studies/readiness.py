@@ -57,8 +57,9 @@ def describe_missing(variant: Variant, bench: Bench) -> str | None:
 
 def _require_checkpoint(variant: Variant, model: str, bench: Bench) -> None:
     """Refuse a model that is nowhere, with the command that makes a meta-tuned one."""
-    if not variant.checkpoint or Path(model).is_dir():
-        resolve_model_folder(model)  # says what models there are, or which base a difference is from
+    needed = bench.model if variant.checkpoint and not Path(model).is_dir() else model
+    if find_model_folder(needed) is None and not may_be_had(needed):
+        resolve_model_folder(needed)  # says what models there are, or which base a difference is from
     option = "--metaft-model FOLDER" if variant.checkpoint == "metaft" else f"--checkpoints {variant.checkpoint}=FOLDER"
     raise ModelError(
         f"there is no meta-tuned checkpoint {model}, which {variant.name} needs; name one with {option}, or make it with: "

@@ -100,7 +100,7 @@ def read_folder(folder: Path) -> tuple[str, dict[str, bytes]]:
         DataError: no folder, or nothing in it that a benchmark writes.
     """
     if not folder.is_dir():
-        raise DataError("is no folder", folder)
+        raise DataError("is no folder; name the --output of a study, such as results/table2", folder)
     texts = [_describe_speed(folder)] if (folder / SPEED).is_file() else []
     texts += [_below_a_part(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.md"), key=_tables_first)]
     pictures = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))}

@@ -51,7 +51,7 @@ from propmeta_edit.studies.runs import ensure_run, folder_of_run, hash_of_model,
 
 GUESSES = {"newest object": newest_object, "commonest answer": commonest_answer}
 LOG = logging.getLogger(__name__)
-REMEDY = "meta-train it anew from this base (a bundled one is rebuilt after removing its folder in the cache)"
+REMEDY = "name its own base with --model, or meta-train this one (a bundled one is rebuilt after removing its folder in the cache)"
 
 
 @dataclass(frozen=True)

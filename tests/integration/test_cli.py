@@ -181,7 +181,9 @@ def test_ones_own_model_in_four_commands_and_on_to_a_report(tmp_path, tokenizer,
     tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 6))
     tiny.write_records(tmp_path / "test.jsonl", tiny.world_records("test_data_ood", 6))
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Your model in four commands")[2]
-    lines = [line for block in section.split("```bash")[1:3] for line in block.split("```")[0].strip().splitlines()]
+    blocks = section.split("```bash")[1:3]
+    assert all(block.split("```")[0] in (ROOT / "docs" / "index.md").read_text(encoding="utf-8") for block in blocks)
+    lines = [line for block in blocks for line in block.split("```")[0].strip().splitlines()]
     check, dry_run, run, edit, plan, table, report = (shlex.split(line, comments=True)[1:] for line in lines)
     assert main(check) == 0 and "CRE, 6 records" in capsys.readouterr().out
     assert main([*dry_run, "--dtype", "bfloat16"]) == 0 and not (tmp_path / "llama-metaft").exists()
@@ -461,7 +463,7 @@ def test_half_a_verb_is_answered_with_the_verbs_that_begin_so(capsys):
     assert main(["speed"]) == 2
     assert capsys.readouterr().err == "error: unknown verb 'speed'; there are speed edit, speed meta, speed compile, speed ask\n"
     assert main(["data", "chek", "x"]) == 2
-    assert "unknown verb 'data chek'; there are data check" in capsys.readouterr().err
+    assert "unknown verb 'data chek'; there are data check; did you mean data check?" in capsys.readouterr().err
 
 
 def test_files_that_cannot_be_written_whole(base, tmp_path):
@@ -1100,9 +1102,8 @@ def test_a_model_is_edited_as_it_was_meta_trained(base, tmp_path, capsys):
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert (settings["layers"], settings["inner_lr"], settings["num_inner_steps"]) == ([1], 0.01, 2)
     assert main([*fact, str(base)]) == 2
-    assert (
-        "it has no metaft.json, which meta-training writes, and there is no hparams/MetaFT/base.yaml; give a YAML with --hparams"
-        in (capsys.readouterr().err)
+    assert "it has no metaft.json, which meta-training writes, and there is no hparams/MetaFT/base.yaml; make it a checkpoint" in (
+        capsys.readouterr().err
     )
     shutil.copytree(base, tmp_path / "llama3.2-1b")
     of_its_name = read_hparams(str(tmp_path / "llama3.2-1b"), None, "cpu")

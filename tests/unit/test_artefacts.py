@@ -133,6 +133,7 @@ def test_a_folder_called_like_a_bundled_model_does_not_stand_in_for_it(monkeypat
     bundled = artefact_folder("smollm2-135m")
     bundled.mkdir(parents=True)
     (tmp_path / "smollm2-135m").mkdir()
+    (tmp_path / "smollm2-135m" / "config.json").touch()
     monkeypatch.chdir(tmp_path)
     assert resolve_model_folder("smollm2-135m") == str(bundled)
     assert resolve_model_folder("./smollm2-135m") == "./smollm2-135m"
