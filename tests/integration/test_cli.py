@@ -175,14 +175,12 @@ def test_choose_rate_finds_the_lowest_rate_that_writes_every_fact(base, tmp_path
 
 
 def test_ones_own_model_in_four_commands_and_on_to_a_report(tmp_path, tokenizer, capsys, monkeypatch):
-    """The commands as they stand in the README, on a model and files of those names; each says the next one."""
+    """The commands as they stand on their page, on a model and files of those names; each says the next one."""
     monkeypatch.chdir(tmp_path)
     tiny.save_model_folder(tmp_path / "my" / "llama", tokenizer)
     tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 6))
     tiny.write_records(tmp_path / "test.jsonl", tiny.world_records("test_data_ood", 6))
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Your model in four commands")[2]
-    blocks = section.split("```bash")[1:3]
-    assert all(block.split("```")[0] in (ROOT / "docs" / "index.md").read_text(encoding="utf-8") for block in blocks)
+    blocks = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8").split("```bash")[1:3]
     lines = [line for block in blocks for line in block.split("```")[0].strip().splitlines()]
     check, dry_run, run, edit, plan, table, report = (shlex.split(line, comments=True)[1:] for line in lines)
     assert main(check) == 0 and "CRE, 6 records" in capsys.readouterr().out

@@ -55,6 +55,25 @@ def test_the_page_on_edits(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_site_needs_nothing_from_elsewhere(tmp_path):
+    """No page loads a script, a style or a picture from another machine; links to read on are no such thing."""
+    pytest.importorskip("material", reason="needs the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert {"index.html", "reference/cli/index.html", "reference/settings/index.html", "notebooks/first_edit/index.html"} <= {
+        str(page.relative_to(tmp_path / "site")) for page in pages
+    }
+    loaded = re.compile(
+        r"<(?:script|img|iframe|source)\b[^>]*\ssrc=[\"'](https?:)?//|<link\b[^>]*stylesheet[^>]*href=[\"'](https?:)?//"
+    )
+    assert not [page for page in pages if loaded.search(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.slow
 @pytest.mark.easyedit
 def test_the_page_on_measures(tmp_path):
     [code] = python_of("docs/adding_a_measure.md")
