@@ -728,6 +728,10 @@ def test_table2_on_a_folder_of_the_papers_own_data(run_table2, base, tmp_path, c
     assert counted["cre-ood"] == counted["cre-id"] == 5 and counted["mquake-3k"] == 6 and counted["mquake-subset"] == 10
     assert Counter(row["tags"]["last hop"] for row in rows if row["dataset"] == "mquake-3k") == {"edited": 3, "not edited": 3}
     assert {row["tags"].get("answer seen") for row in rows if row["dataset"] == "cre-id"} <= {"yes", "no"}
+    code, error = run_table2(*arguments, "--datasets", "mquake-subset", "--limit", "2", "--output", "one")
+    one = [json.loads(line) for line in (tmp_path / "one" / "rows.jsonl").read_text().splitlines()]
+    assert code == 0 and [row["dataset"] for row in one] == ["mquake-subset"] * 2
+    assert run_table2(*arguments, "--datasets", "world-id", "--output", "s")[0] == 2
     (folder / "cre" / "test_data_ood.jsonl").unlink()
     code, error = run_table2(*arguments, "--output", "s")
     assert code == 2 and "test_data_ood.jsonl is looked for here and one level down" in error
