@@ -88,7 +88,10 @@ def free_unused() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a GPU or in the machine: PyTorch has an error of its own for CUDA alone."""
+    """Whether memory ran out, on a GPU or in the machine: PyTorch has an error of its own for CUDA alone, and
+    ``memory_errors_named`` makes another of it."""
+    if isinstance(error, ModelError):
+        return error.__cause__ is not None and is_out_of_memory(error.__cause__)
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)

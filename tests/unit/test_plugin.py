@@ -12,6 +12,7 @@ from propmeta_edit import MetaFTHyperParams, apply_metaft_to_model
 from propmeta_edit.errors import ModelError, RequestError
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
+from propmeta_edit.models.devices import is_out_of_memory
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import TextEncoder, encode_requests
@@ -94,10 +95,11 @@ def test_a_failure_in_the_middle_puts_the_weights_back(model, tokenizer, hparams
         return compute_answer_loss(*args)
 
     monkeypatch.setattr("propmeta_edit.finetune.inner_loop.compute_answer_loss", fails_later)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(ModelError, match=r"out of memory in an edit, .*: edit fewer layers, .* or --device cpu") as found:
         apply_metaft_to_model(model, tokenizer, [REQUEST], hparams)
     assert all(torch.equal(before[name], value) for name, value in state(model).items())
     assert all(p.requires_grad for p in model.parameters())
+    assert is_out_of_memory(found.value), "so that who catches this tries with less"
 
 
 @pytest.mark.parametrize(
