@@ -61,8 +61,8 @@ def table2(
         limits: other numbers of cases for single methods, e.g. ROME=8, since it is slow.
         told_apart: e.g. 2,4,8: besides, so many facts of one kind in one edit, each of them asked; a hundred groups at most.
         training_data: CRE's training file; comparisons are then split by whether answer, entity and relation occur in it.
-        data_folder: the folder of the paper's own data, or one around it: CRE out of and in distribution, MQuAKE-CF-3k and its subset,
-            by their published names, or those of them that --datasets names; training_data is found there too.
+        data_folder: the folder of the paper's own data, or one around it: CRE out of and in distribution, MQuAKE-CF-3k and its
+            subset, by their published names, or those of them that --datasets names; training_data is found there too.
         mquake_cases: with data_folder: so many cases of MQuAKE-CF-3k, by their hops and whether the last hop is edited in the
             shares they have among all.
         edits_at_once: cases of FT and MetaFT side by side; halved where memory runs out, which the table says.
@@ -76,7 +76,7 @@ def table2(
     named = {**read_pairs("checkpoints", checkpoints or ()), **({"metaft": metaft_model} if metaft_model else {})}
     bench = options.make_bench("table2", model, hparams, dtype, checkpoints=named, edits_at_once=edits_at_once)
     if data_folder is not None:
-        wanted = PAPERS_OWN if tuple(datasets) == DATASETS else datasets
+        wanted = PAPERS_OWN if datasets == DATASETS else tuple(datasets)
         require_among("datasets beside --data-folder", wanted, PAPERS_OWN)
         datasets = Files(f"{name}={find_released(name, data_folder)}" for name in wanted)
         training_data = training_data or str(find_released("cre-train", data_folder))
