@@ -37,8 +37,8 @@ class MetaTrainConfig:
         weight_decay: AdamW's, in both loops.
         tasks_per_step: tasks whose gradients are averaged into one outer step, of each process if there are several; 1 is the
             paper's algorithm.
-        tasks_at_once: how many of them are computed side by side (each takes about five times the trained tensors in fp32);
-            null for all of a step.
+        tasks_at_once: how many of them are computed side by side (each takes three times the trained tensors in fp32, and a
+            gradient); null for all of a step.
         compile: run the frozen blocks above the trained ones through torch.compile: a minute of compiling, then shorter steps
             (docs/speed.md); plain blocks where it fails. A resumed run agrees with a whole one to rounding then.
         pairing: matched, or shuffled for the control in which every target has another task's question.
