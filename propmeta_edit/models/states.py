@@ -44,8 +44,8 @@ def plain_torch(model: LanguageModel) -> Iterator[None]:
     """Inside, torch computes with a model as it does by itself, whatever the caller has switched on; outside it is as it was.
 
     That is without autocast, inference mode, anomaly detection and another default device, and without compiled modules. Nothing is
-    done about what is not switched on. On CUDA, attention is not cuDNN's either, which makes a plan for every new length of text and
-    has another gradient in every call.
+    done about what is not switched on. On CUDA, attention is not cuDNN's either, which makes a plan for every new length of text
+    and has another gradient in every call.
     """
     device = next(iter(model.parameters())).device.type
     with ExitStack() as states:
