@@ -16,7 +16,7 @@ from propmeta_edit.finetune.learning import Learning, read_learning, warn_of_unl
 from propmeta_edit.finetune.many_edits import learnt_edits
 from propmeta_edit.finetune.memory import bytes_of_edits
 from propmeta_edit.finetune.single_edit import compute_facts, require_finite
-from propmeta_edit.models.devices import free_memory
+from propmeta_edit.models.devices import device_of, free_memory
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.ownership import owned
 from propmeta_edit.protocols import LanguageModel, Tokenizer
@@ -106,7 +106,7 @@ def edit_many(
         _check_each(TextEncoder(tokenizer, plain.config), several)
         base = take_base(plain)
         state: dict[str, Any] = {"transposed": find_transposed(plain, before), "fingerprints": take_fingerprints(before)}
-        at_once = at_once or choose_at_once(before, free_memory(plain.device))
+        at_once = at_once or choose_at_once(before, free_memory(device_of(before)))
         device = plain.device if keep_on_device else torch.device("cpu")
         for start in range(0, len(several), at_once):
             some = several[start : start + at_once]

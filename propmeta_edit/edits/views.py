@@ -13,7 +13,7 @@ from propmeta_edit.edits.compute import fit_into
 from propmeta_edit.edits.edit import Edit, take_base
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.stacking import stacked_weights
-from propmeta_edit.models.devices import free_memory
+from propmeta_edit.models.devices import device_of, free_memory
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily, keeps_states
 from propmeta_edit.models.ownership import locked, owned
 from propmeta_edit.models.wrappers import unwrap
@@ -86,7 +86,7 @@ def generate_with_edits(
     with owned(model) as plain:
         stacked = _find_stacked(plain, [edits[rows[0]] for rows in groups.values()])
         bytes_an_edit = 2 * sum(value.nbytes for value in stacked.values())  # its weights where it keeps them, and in the stack
-        most_edits = batch_size or fit_into(free_memory(plain.device), bytes_an_edit) if stacked else len(groups)
+        most_edits = batch_size or fit_into(free_memory(device_of(stacked)), bytes_an_edit) if stacked else len(groups)
         for pieces in _split(list(groups.values()), batch_size or _BATCH_SIZE, most_edits):
             own = [edits[rows[0]] for rows in pieces]
             height = len(pieces[0])  # equally many rows an edit, as stacked weights need them

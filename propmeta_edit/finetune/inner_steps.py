@@ -93,7 +93,8 @@ class Whitened:
             steps = [whiten(gradient) for whiten, gradient in zip(self._whiteners, gradients, strict=True)]
             sizes = self._rate / _norms(steps).clamp_min(torch.finfo(torch.float32).tiny)
             for parameter, step in zip(self._matrices, steps, strict=True):
-                parameter.sub_(sizes.view(-1, 1, 1) * step if step.dim() == 3 else sizes * step)
+                size = sizes.to(step.device)
+                parameter.sub_(size.view(-1, 1, 1) * step if step.dim() == 3 else size * step)
 
 
 STEPS: Mapping[str, Any] = {"adamw": AdamW, "whitened": Whitened}
@@ -114,5 +115,5 @@ def make_step(model: LanguageModel, parameters: Mapping[str, nn.Parameter], sett
 
 def _norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """One norm over all tensors: [N, 1] of N stacked edits' matrices, [] of a single edit's."""
-    squares = [tensor.detach().square().sum(dim=(-2, -1)) for tensor in tensors]
+    squares = [tensor.detach().square().sum(dim=(-2, -1)).to(tensors[0].device) for tensor in tensors]
     return torch.stack(squares).sum(dim=0).sqrt()

@@ -90,7 +90,7 @@ def apply_outer_step(
     num_tasks = sum(processes.join([len(tasks.related_losses) if tasks else 0]))
     sums = tasks.gradients if tasks else [torch.zeros_like(p) for p in parameters.values()]
     processes.add_up(sums)
-    if not torch.stack([total.isfinite().all() for total in sums]).all():
+    if not torch.stack([total.isfinite().all().to(sums[0].device) for total in sums]).all():
         raise FloatingPointError("the outer gradient is not finite")
     for parameter, total in zip(parameters.values(), sums, strict=True):
         gradient = total.div_(num_tasks)

@@ -12,7 +12,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from propmeta_edit.errors import ConfigError, ModelError, PropMetaError
+from propmeta_edit.errors import ModelError, PropMetaError
 from propmeta_edit.finetune.compiled import compiled_if
 from propmeta_edit.finetune.learning import REMEDY, Learning, is_learnt, mean_learning
 from propmeta_edit.finetune.single_edit import require_full_precision
@@ -71,7 +71,6 @@ def meta_train(
         should_stop: asked after every outer step; if any process says so, the state is saved and the run is over.
 
     Raises:
-        ConfigError: sharded blocks, and tasks that cannot be shared out evenly.
         Stopped: ``should_stop`` said so.
         RequestError: a text that cannot be used, before anything is trained.
         ModelError: a loss or an outer gradient that is not finite (the task, or the step's tasks, are named; no weight has seen
@@ -161,17 +160,8 @@ def _warn_if_not_learnt(progress: Progress, config: MetaTrainConfig) -> None:
 def _encode_steps(
     encoder: TextEncoder, tasks: Sequence[MetaTask], done: int, config: MetaTrainConfig, processes: Processes
 ) -> dict[int, list[EncodedTasks]]:
-    """This process's own tasks of every outer step that is left, by how many tasks are done before it.
-
-    Raises:
-        ConfigError: sharded blocks, and tasks that cannot be shared out evenly.
-    """
+    """This process's own tasks of every outer step that is left, by how many tasks are done before it."""
     tasks_per_step = config.tasks_per_step * processes.count
-    if config.shard and len(tasks) % tasks_per_step:
-        raise ConfigError(
-            f"with shard every process needs as many tasks in every step: num_tasks must be a multiple of tasks_per_step times the "
-            f"processes ({config.tasks_per_step} x {processes.count}), got {len(tasks)}"
-        )
     first = config.tasks_per_step * processes.rank
     return {
         start: encode_step(encoder, tasks[start + first : start + first + config.tasks_per_step], config)

@@ -114,7 +114,7 @@ class FakeDevice(TorchDispatchMode):
         tensors = [leaf for leaf in tree_leaves((arguments, keywords)) if isinstance(leaf, torch.Tensor)]
         own = [value for value in tensors if isinstance(value, FakeTensor)]
         target = torch.device(keywords["device"]).type if keywords.get("device") is not None else None
-        if not own and target != NAME:
+        if not own and target in (None, "cpu", "meta"):
             return function(*arguments, **keywords)
         if name in READS:
             return self._read(name, own[0])
@@ -173,5 +173,5 @@ class FakeDevice(TorchDispatchMode):
 
 
 def _on_host(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """What a copy gives: zeros, of which a large tensor has a single one in memory."""
-    return torch.zeros(shape, dtype=dtype) if shape.numel() < LARGE else torch.zeros((), dtype=dtype).expand(shape)
+    """What a copy gives: ones, of which a large tensor has a single one in memory."""
+    return torch.ones(shape, dtype=dtype) if shape.numel() < LARGE else torch.ones((), dtype=dtype).expand(shape)

@@ -15,14 +15,16 @@ from torch._subclasses.fake_tensor import FakeTensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
-from device import Counts, FakeDevice
+from accelerate import dispatch_model
+from device import NAME, Counts, FakeDevice
 
 from propmeta_edit import compute_edit, edit_many
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.trainer import meta_train
 from propmeta_edit.models.factors import attach_factors
-from propmeta_edit.models.layers import cast_around, select_parameters
+from propmeta_edit.models.generation import generate_greedily
+from propmeta_edit.models.layers import cast_around, get_architecture, get_block_list, select_parameters
 from propmeta_edit.records import EditRequest, MetaTask, Question
 
 LLAMA3_8B = {
@@ -45,17 +47,24 @@ class Job:
     Args:
         at_once: edits side by side, or tasks of an outer step.
         family: of the model; ``llama3-8b`` for the shapes of that one, else a tiny model's.
-        layer: that is edited or trained.
+        layer: that is edited or trained; a list of them is.
         steps: K.
         rank: of factors that are trained in place of the matrices.
+        split: the first layer on a second device, where the last norm and the head are too; accelerate brings the states there, as
+            under transformers' ``device_map="auto"``.
     """
 
     kind: str = "edit"
     at_once: int = 1
     family: str = "llama3-8b"
-    layer: int = 9
+    layer: int | list[int] = 9
     steps: int = 10
     rank: int | None = None
+    split: int | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        return [self.layer] if isinstance(self.layer, int) else self.layer
 
     @property
     def name(self) -> str:
@@ -75,9 +84,9 @@ def make_model(job: Job) -> Any:
             model = tiny.make_model(job.family, dtype=torch.bfloat16)
         model.set_attn_implementation("sdpa")
         if job.rank is not None:
-            attach_factors(model, [job.layer], "attention+mlp", job.rank)
+            attach_factors(model, job.layers, "attention+mlp", job.rank)
             return model.eval()
-        for name, parameter in select_parameters(model, [job.layer]).items():
+        for name, parameter in select_parameters(model, job.layers).items():
             module = model.get_submodule(name.rpartition(".")[0])
             setattr(module, name.rpartition(".")[2], torch.nn.Parameter(parameter.float()))
             cast_around(module)
@@ -89,17 +98,42 @@ def run_job(job: Job) -> Counts:
     model, tokenizer = make_model(job), tiny.make_tokenizer()
     with (
         FakeDevice() as device,
+        torch.autograd.set_multithreading_enabled(False),  # torch believes in one such device, and would have a thread for that one
         mock.patch("propmeta_edit.models.ownership.require_whole"),  # it would refuse tensors without numbers, and nothing else
         mock.patch.object(FakeTensor, "tolist", lambda self: self.cpu().tolist()),  # as a GPU's: not one number after the other
+        mock.patch("torch.tensor", lambda *given, device=None, **more: _make_tensor(*given, **more).to(device)),
     ):
         device.put(model)
+        if job.split is not None:
+            _spread(model, job.split, device)
         device.restart()
         _KINDS[job.kind](job, model, tokenizer, device)
     return device.counts
 
 
+_make_tensor = torch.tensor
+
+
+def _spread(model: Any, split: int, device: FakeDevice) -> None:
+    first, second = f"{NAME}:0", f"{NAME}:1"
+    architecture = get_architecture(model)
+    body = architecture.blocks.rpartition(".")[0]
+    places = dict.fromkeys((name for name, _ in model.named_children() if name != body), second)
+    places |= {f"{body}.{name}": first for name, _ in model.get_submodule(body).named_children()}
+    places |= {f"{architecture.blocks}.{n}": first if n < split else second for n in range(len(get_block_list(model)))}
+    places[architecture.final_norm] = second
+    del places[architecture.blocks]
+    for name, place in places.items():
+        device.put(model.get_submodule(name), place)
+    dispatch_model(model, places, main_device=first)
+
+
+def _ask(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
+    generate_greedily(model, tokenizer, ["Ann Lee is a citizen of", "The capital of France is"], max_new_tokens=job.steps)
+
+
 def _edit(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
-    settings = EditSettings(layers=[job.layer], num_inner_steps=job.steps)
+    settings = EditSettings(layers=job.layers, num_inner_steps=job.steps)
     if job.at_once == 1:
         compute_edit(model, tokenizer, REQUEST, settings)
     else:
@@ -108,7 +142,7 @@ def _edit(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
 
 def _meta_train(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
     tasks = [MetaTask(f"t{n}", REQUEST, RELATED) for n in range(2 * job.at_once)]
-    config = MetaTrainConfig("m", layers=[job.layer], num_inner_steps=job.steps, tasks_per_step=job.at_once, dtype="bfloat16")
+    config = MetaTrainConfig("m", layers=job.layers, num_inner_steps=job.steps, tasks_per_step=job.at_once, dtype="bfloat16")
 
     def restart_after_the_first(num_done: int, numbers: dict[str, float]) -> None:
         if num_done < len(tasks):
@@ -117,4 +151,4 @@ def _meta_train(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> Non
     meta_train(model, tokenizer, tasks, config, report=restart_after_the_first)
 
 
-_KINDS: dict[str, Callable[..., None]] = {"edit": _edit, "task": _meta_train}
+_KINDS: dict[str, Callable[..., None]] = {"edit": _edit, "task": _meta_train, "question": _ask}

@@ -41,6 +41,18 @@ SMALL = {
     for kind, at_once in KINDS.items()
     for steps in (2, 3)
 }
+SPREAD = {  # the edited layer before the cut, behind it, and on both sides of it
+    f"{family} {kind} {layer} {at_once}": {
+        "family": family,
+        "kind": kind,
+        "layer": layer,
+        "at_once": at_once,
+        "steps": 3,
+        "split": 1,
+    }
+    for family in FAMILIES
+    for kind, layer, at_once in (("edit", 0, 1), ("edit", [0, 2], 2), ("task", 1, 2), ("question", 1, 1))
+}
 LAUNCHES_A_STEP = {"llama": 280, "qwen2": 290, "gpt2": 145, "gemma3_text": 485}  # two blocks of three
 
 
@@ -61,6 +73,11 @@ def at_8b():
 @pytest.fixture(scope="module")
 def small():
     return count(SMALL)
+
+
+@pytest.fixture(scope="module")
+def spread():
+    return count(SPREAD)
 
 
 @pytest.fixture
@@ -107,3 +124,9 @@ def test_no_inner_step_waits_for_the_device(small, family, kind):
     two, three = (small[f"{family} {kind} {steps}"] for steps in (2, 3))
     assert all(two[what] == three[what] for what in ("reads", "to_host", "to_device"))
     assert 0 < three["launches"] - two["launches"] <= LAUNCHES_A_STEP[family]
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_a_model_may_be_spread_over_two_devices(spread, name):
+    """What is on one device and meets what is on the other raises; no state goes through the host."""
+    assert spread[name]["launches"] > 100 and spread[name]["to_device"] <= 8
