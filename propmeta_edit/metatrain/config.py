@@ -55,8 +55,8 @@ class MetaTrainConfig:
         dtype: of the frozen rest of the model while training: float32, bfloat16, float16, or fast for bfloat16 where
             the device has it in hardware and float32 elsewhere. The trained tensors are fp32 always.
         device: auto, cpu, mps, cuda or cuda:N.
-        shard: spread the model's blocks over the GPUs of a process (transformers' device_map), where it does not fit on one; several
-            processes of torchrun share the machine's GPUs out.
+        shard: spread the model's blocks over the GPUs of a process (transformers' device_map), where it does not fit on one;
+            several processes of torchrun share the machine's GPUs out.
         tracker: one of accelerate's (tensorboard, wandb, ...) that gets losses and validation as they come; null for none.
         seed: of the task order and the choice of questions.
         save_every: tasks between two saves of the state that a killed run continues from.
