@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -128,6 +129,7 @@ def train_cake_adapter(model: LanguageModel, tokenizer: Tokenizer, edits: Sequen
         task_type="CAUSAL_LM",
         target_modules=_target_modules(model),
     )
+    frozen, use_bf16 = target_weights(model), has_native_bf16(model.device)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(settings.seed)  # of the LoRA's random half and of dropout
@@ -139,21 +141,36 @@ def train_cake_adapter(model: LanguageModel, tokenizer: Tokenizer, edits: Sequen
             num_steps = settings.num_epochs * -(-len(examples) // settings.batch_size)
             schedule = get_linear_schedule_with_warmup(optimizer, 0, num_steps)
             peft_model.train()
-            for _ in range(settings.num_epochs):
-                shuffled = order.sample(examples, len(examples))
-                for start in range(0, len(shuffled), settings.batch_size):
-                    batch = make_batch(tokenizer, shuffled[start : start + settings.batch_size], settings.learn_prompts)
-                    with torch.autocast(model.device.type, torch.bfloat16, enabled=has_native_bf16(model.device)):
-                        loss = compute_token_loss(model, batch.to(model.device))
-                    torch.autograd.backward(loss)
-                    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-                    optimizer.step()
-                    schedule.step()
-                    optimizer.zero_grad()
+            with held_in_bf16(frozen) if use_bf16 else nullcontext():
+                for _ in range(settings.num_epochs):
+                    shuffled = order.sample(examples, len(examples))
+                    for start in range(0, len(shuffled), settings.batch_size):
+                        batch = make_batch(tokenizer, shuffled[start : start + settings.batch_size], settings.learn_prompts)
+                        with torch.autocast(model.device.type, torch.bfloat16, enabled=use_bf16):
+                            loss = compute_token_loss(model, batch.to(model.device))
+                        torch.autograd.backward(loss)
+                        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                        optimizer.step()
+                        schedule.step()
+                        optimizer.zero_grad()
         except BaseException:
             forget_adapter(peft_model.unload().eval())
             raise
     return peft_model.eval()
+
+
+@contextmanager
+def held_in_bf16(weights: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
+    """Inside, frozen matrices are what autocast would make of them in every product, and keep until the backward pass; outside they
+    have their own numbers, which were put aside."""
+    own = {weight: weight.data for weight in weights.values()}
+    try:
+        for weight, numbers in own.items():
+            weight.data = numbers.to(torch.bfloat16)
+        yield
+    finally:
+        for weight, numbers in own.items():
+            weight.data = numbers
 
 
 def merge_adapter_in_place(peft_model: Any) -> None:

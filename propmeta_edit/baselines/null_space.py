@@ -32,33 +32,38 @@ def compute_projection(second_moment: torch.Tensor, threshold: float) -> torch.T
 def solve_update(
     keys: torch.Tensor, residuals: torch.Tensor, projection: torch.Tensor, kept: torch.Tensor, l2: float
 ) -> torch.Tensor:
-    """``ΔW`` [out, in] with ``ΔWᵀ = (P (K Kᵀ + S) + L2·I)⁻¹ P K Rᵀ``.
+    """``ΔW`` [out, in] with ``ΔWᵀ = (P (K Kᵀ + S) + L2·I)⁻¹ P K Rᵀ``, S the sum of ``K Kᵀ`` over earlier edits of the same chain.
+
+    With A the keys of this edit and of those side by side, S + K Kᵀ = A Aᵀ and ``(P A Aᵀ + L2·I)⁻¹ P A = P A (Aᵀ P A + L2·I)⁻¹``:
+    a system as wide as there are keys, not as the layer.
 
     Args:
         keys: K, [in, n].
         residuals: R, [out, n], this layer's share.
         projection: P, [in, in].
-        kept: S, the sum of ``K Kᵀ`` over earlier edits of the same chain, [in, in].
+        kept: the keys of the earlier edits, [in, m].
         l2: the weight of the update's own size.
     """
-    identity = torch.eye(len(projection), dtype=projection.dtype, device=projection.device)
-    system = projection @ (keys @ keys.T + kept) + l2 * identity
-    transposed: torch.Tensor = torch.linalg.solve(system, projection @ keys @ residuals.T)
+    every = torch.cat([keys, kept], dim=1)
+    projected = projection @ every
+    system = every.T @ projected + l2 * torch.eye(every.shape[1], dtype=every.dtype, device=every.device)
+    shares = torch.cat([residuals, residuals.new_zeros(len(residuals), kept.shape[1])], dim=1)
+    transposed: torch.Tensor = projected @ torch.linalg.solve(system, shares.T)
     return transposed.T
 
 
-def load_projection(statistics: Path, threshold: float) -> torch.Tensor:
-    """The projection for a file of second moments, kept in memory once it was read.
+def load_projection(statistics: Path, threshold: float, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The projection for a file of second moments, kept on the device once it was read.
 
     Raises:
         ModelError: as ``read_projection``.
     """
-    return _load_projection(statistics, stamp_of(statistics), threshold)
+    return _load_projection(statistics, stamp_of(statistics), threshold, str(device))
 
 
 @lru_cache(maxsize=16)  # a model's layers; the stamp tells a file that was written anew
-def _load_projection(statistics: Path, stamp: int, threshold: float) -> torch.Tensor:
-    return read_projection(statistics, threshold)
+def _load_projection(statistics: Path, stamp: int, threshold: float, device: str) -> torch.Tensor:
+    return read_projection(statistics, threshold, device).to(device)
 
 
 def stamp_of(statistics: Path) -> int:
@@ -66,13 +71,16 @@ def stamp_of(statistics: Path) -> int:
     return statistics.stat().st_mtime_ns if statistics.is_file() else 0
 
 
-def read_projection(statistics: Path, threshold: float) -> torch.Tensor:
-    """The projection for a file of second moments, computed once and kept beside it (it is of that file's bytes).
+def read_projection(statistics: Path, threshold: float, device: str = "cpu") -> torch.Tensor:
+    """The projection for a file of second moments, computed once and kept beside it (it is of that file's bytes), on the CPU.
+
+    Args:
+        device: where it is computed, if it has to be.
 
     Raises:
         ModelError: the statistics are missing, or no eigenvalue is below the threshold, so that nothing could be written.
     """
-    ensure_projection(statistics, threshold)
+    ensure_projection(statistics, threshold, device)
     with safe_open(str(projection_file(statistics, threshold)), framework="pt") as reader:  # type: ignore[no-untyped-call]
         projection: torch.Tensor = reader.get_tensor("projection")
     return projection
@@ -83,8 +91,11 @@ def projection_file(statistics: Path, threshold: float) -> Path:
     return statistics.with_name(f"{statistics.stem}_null_space_{threshold:g}.safetensors")
 
 
-def ensure_projection(statistics: Path, threshold: float) -> float:
+def ensure_projection(statistics: Path, threshold: float, device: str = "cpu") -> float:
     """Compute and write the projection unless it is there already; returns the seconds that took, then or now.
+
+    Args:
+        device: where it is computed; on the CPU in place of MPS, which has no float64.
 
     Raises:
         ModelError: as ``read_projection``.
@@ -97,7 +108,8 @@ def ensure_projection(statistics: Path, threshold: float) -> float:
         if card["statistics_sha256"] == digest:
             return float(card["seconds"])
     started = time.perf_counter()
-    projection = compute_projection(read_second_moment(statistics), threshold)
+    place = "cpu" if torch.device(device).type == "mps" else device
+    projection = compute_projection(read_second_moment(statistics).to(place), threshold).cpu()
     if not projection.any():
         raise ModelError(f"no eigenvalue of {statistics} is below nullspace_threshold {threshold}; raise it")
     seconds = time.perf_counter() - started

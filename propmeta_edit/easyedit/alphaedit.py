@@ -84,7 +84,8 @@ class AlphaEditHyperParams(FromYaml):
 
 @dataclass
 class EditChain:
-    """Edits that build on one another: the keys they wrote, and how the weights stood after the last of them.
+    """Edits that build on one another: the keys they wrote ([in, m]; with EasyEdit's own code ``K Kᵀ`` of them, [in, in]), and how
+    the weights stood after the last of them.
 
     A model whose weights no longer stand so was restored or edited by something else: its next edit starts a new chain.
     """
@@ -176,13 +177,13 @@ def _write(
             fact_token_strategy=hparams.fact_token,
         )[1]
         residuals = (values - outputs.T).float() / (len(hparams.layers) - number)  # what is left, shared by the layers to come
-        projection = load_projection(_statistics(hparams, name), hparams.nullspace_threshold).to(keys.device)
-        kept = chain.kept.get(name, torch.zeros_like(projection)).to(keys.device)
+        projection = load_projection(_statistics(hparams, name), hparams.nullspace_threshold, keys.device)
+        kept = chain.kept.get(name, keys[:, :0]).to(keys.device)
         update = solve_update(keys, residuals, projection, kept, hparams.L2)
         weight += (update if update.shape == weight.shape else update.T).to(weight.dtype)  # GPT-2 stores [in, out]
     for layer, name in zip(hparams.layers, weights, strict=True):
-        keys = keys_of(layer)
-        chain.kept[name] = (keys @ keys.T).cpu() + chain.kept.get(name, 0)
+        keys = keys_of(layer).cpu()
+        chain.kept[name] = torch.cat([chain.kept.get(name, keys[:, :0]), keys], dim=1)
 
 
 def apply_easyedits_own(

@@ -96,10 +96,10 @@ def apply_cake_to_model(
     if copy:
         model = deepcopy(model)
     weights = target_weights(model)
-    original = snapshot(weights)
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         adapted = train_cake_adapter(model, tok, edits, hparams.recipe)
+        original = snapshot(weights)  # not before, when there are copies in bf16: these are nearly all of the model's matrices
         try:
             merge_adapter_in_place(adapted)
         except BaseException:  # some matrices are merged, others not

@@ -14,8 +14,9 @@ from propmeta_edit.errors import ConfigError, record_named
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.learning import Learning, read_learning, warn_of_unlearnt
 from propmeta_edit.finetune.many_edits import learnt_edits
+from propmeta_edit.finetune.memory import bytes_of_edits
 from propmeta_edit.finetune.single_edit import compute_facts, require_finite
-from propmeta_edit.models.devices import free_memory
+from propmeta_edit.models.devices import device_of, free_memory
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.ownership import owned
 from propmeta_edit.protocols import LanguageModel, Tokenizer
@@ -105,7 +106,7 @@ def edit_many(
         _check_each(TextEncoder(tokenizer, plain.config), several)
         base = take_base(plain)
         state: dict[str, Any] = {"transposed": find_transposed(plain, before), "fingerprints": take_fingerprints(before)}
-        at_once = at_once or choose_at_once(before, free_memory(plain.device))
+        at_once = at_once or choose_at_once(before, free_memory(device_of(before)))
         device = plain.device if keep_on_device else torch.device("cpu")
         for start in range(0, len(several), at_once):
             some = several[start : start + at_once]
@@ -149,11 +150,12 @@ def _write_each(
         return weights, read_learning(losses, settings.num_inner_steps)
 
 
-def choose_at_once(edited: Mapping[str, torch.Tensor], free_bytes: int, copies: int = 5) -> int:
-    """How many edits to have side by side. What the texts take is small beside their tensors; half of the memory is left for it.
+def choose_at_once(edited: Mapping[str, torch.Tensor], free_bytes: int) -> int:
+    """How many edits to learn side by side: each takes what the inner loop holds, and a result."""
+    sizes = [value.nbytes for value in edited.values()]
+    return fit_into(free_bytes, bytes_of_edits(sizes) + sum(sizes))
 
-    Args:
-        copies: of the edited tensors that an edit needs: while it is computed weights, a gradient, AdamW's two moments, a result.
-    """
-    bytes_an_edit = copies * sum(value.nbytes for value in edited.values())
+
+def fit_into(free_bytes: int, bytes_an_edit: int) -> int:
+    """How many edits to have at once. What the texts take is small beside their tensors; half of the memory is left for it."""
     return max(1, min(_MOST_AT_ONCE, free_bytes // 2 // bytes_an_edit))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from safetensors.torch import save
@@ -31,16 +31,34 @@ def hash_once(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def take_fingerprints(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """``take_fingerprint`` of each."""
-    return {name: take_fingerprint(value) for name, value in tensors.items()}
+    """``take_fingerprint`` of each; a device is asked once for all that are there."""
+    found = {}
+    for names in _group(tensors, lambda value: value.device):
+        sums = [_sums_of_bits(tensors[name]) for name in names]
+        on_host = torch.cat(sums).cpu()
+        for name, own in zip(names, torch.split(on_host, [len(one) for one in sums]), strict=True):
+            about = str((tuple(tensors[name].shape), tensors[name].dtype)).encode()
+            found[name] = hashlib.sha256(save({"sums": own.clone()}) + about).hexdigest()
+    return found
 
 
 def take_fingerprint(tensor: torch.Tensor) -> str:
     """A short name for the bits of a tensor, from sums of them over rows and columns: where it is, at the speed of memory."""
+    return take_fingerprints({"": tensor})[""]
+
+
+def _sums_of_bits(tensor: torch.Tensor) -> torch.Tensor:
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     bits = tensor.detach().contiguous().view(integers).reshape(len(tensor), -1)
-    sums = torch.cat([bits.sum(dim=0, dtype=torch.int64), bits.sum(dim=1, dtype=torch.int64)])
-    return hashlib.sha256(save({"sums": sums.cpu()}) + str((tuple(tensor.shape), tensor.dtype)).encode()).hexdigest()
+    return torch.cat([bits.sum(dim=0, dtype=torch.int64), bits.sum(dim=1, dtype=torch.int64)])
+
+
+def _group(tensors: Mapping[str, torch.Tensor], key: Callable[[torch.Tensor], Hashable]) -> list[list[str]]:
+    """Names whose tensors have the same key, together."""
+    groups: dict[Hashable, list[str]] = {}
+    for name, value in tensors.items():
+        groups.setdefault(key(value), []).append(name)
+    return list(groups.values())
 
 
 def take_identity(model: LanguageModel, instead: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -54,11 +72,8 @@ def take_identity(model: LanguageModel, instead: Mapping[str, torch.Tensor]) -> 
         instead: tensors that count in place of the model's own, by parameter name.
     """
     tensors = {name: instead.get(name, parameter.detach()) for name, parameter in model.named_parameters()}
-    groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
-    for name, value in tensors.items():
-        groups.setdefault((value.device, value.dtype), []).append(name)
     found = {}
-    for names in groups.values():  # together, so that a GPU is asked once
+    for names in _group(tensors, lambda value: (value.device, value.dtype)):  # together, so that a GPU is asked once
         samples = [_sample(tensors[name]) for name in names]
         bits = torch.cat(samples).to(torch.bfloat16).view(torch.int16).cpu()
         for name, own in zip(names, torch.split(bits, [len(sample) for sample in samples]), strict=True):

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from propmeta_edit.edits.compute import choose_at_once
+from propmeta_edit.edits.compute import fit_into
 from propmeta_edit.edits.edit import Edit, take_base
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.stacking import stacked_weights
-from propmeta_edit.models.devices import free_memory
+from propmeta_edit.models.devices import device_of, free_memory
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily, keeps_states
 from propmeta_edit.models.ownership import locked, owned
 from propmeta_edit.models.wrappers import unwrap
@@ -100,7 +100,8 @@ def generate_with_edits(
     found: dict[int, str] = {}
     with owned(model) as plain:
         stacked = _find_stacked(plain, [edits[rows[0]] for rows in groups.values()])
-        most_edits = batch_size or choose_at_once(stacked, free_memory(plain.device), copies=2) if stacked else len(groups)
+        bytes_an_edit = 2 * sum(value.nbytes for value in stacked.values())  # its weights where it keeps them, and in the stack
+        most_edits = batch_size or fit_into(free_memory(device_of(stacked)), bytes_an_edit) if stacked else len(groups)
         for pieces in _split(list(groups.values()), batch_size or _BATCH_SIZE, most_edits):
             own = [edits[rows[0]] for rows in pieces]
             height = len(pieces[0])  # equally many rows an edit, as stacked weights need them

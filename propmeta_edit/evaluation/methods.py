@@ -19,7 +19,7 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.single_edit import require_finite, write_facts
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.models.devices import free_memory, wait_for
+from propmeta_edit.models.devices import device_of, free_memory, wait_for
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import WEIGHED, Case, EditRequest
 
@@ -152,7 +152,7 @@ class FineTuning(Asking):
             return self._alone.evaluate_many(cases)
         model = self.examiner.model
         parameters = select_parameters(model, self.settings.layers, self.settings.modules)
-        fitting = choose_at_once(parameters, free_memory(model.device))  # a CPU would run out of memory for everybody
+        fitting = choose_at_once(parameters, free_memory(device_of(parameters)))  # a CPU would run out of memory for everybody
         if len(cases) > fitting:
             parts = [cases[start : start + fitting] for start in range(0, len(cases), fitting)]
             return [outcome for part in parts for outcome in self.evaluate_many(part)]

@@ -48,6 +48,6 @@ def apply_inner_loop(
             for batch, state in zip(target, states, strict=True):
                 with prefix.skipped(state):
                     loss = compute_answer_loss(model, batch, settings.loss_reduction, num_edits)
-                step(torch.autograd.grad(loss.sum(), list(parameters.values())))
                 losses.append(loss.detach())
+                step(loss.sum())
     return losses

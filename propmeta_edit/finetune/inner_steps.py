@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
+from torch.optim.adamw import adamw
 
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.input_moments import find_whiteners
@@ -16,33 +19,58 @@ from propmeta_edit.protocols import LanguageModel
 class InnerStep(Protocol):
     """One edit's rule, or that of several edits side by side; it keeps what it needs from step to step."""
 
-    def __call__(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Move the parameters in place.
+    def __call__(self, loss: torch.Tensor) -> None:
+        """Move the parameters in place along ``∂L/∂θ``, and leave no gradient behind.
 
         Args:
-            gradients: ``∂L/∂θ``, one a parameter, in their order and shapes.
+            loss: L, []; of several edits the sum. What led to it is used up.
         """
         ...
 
 
 class AdamW:
-    """``θ ← AdamW(θ, ∂L/∂θ)`` at rate α, the paper's: in its first steps every number moves by about α, whatever its gradient."""
+    """``θ ← AdamW(θ, ∂L/∂θ)`` at rate α, the paper's: in its first steps every number moves by about α, whatever its gradient.
+
+    Each tensor moves as soon as its gradient is there, while the backward pass goes on below it, and the gradient is given up: no
+    two are ever held. The numbers are those of a step after the whole pass, which reads no tensor once its gradient is known.
+    """
 
     def __init__(self, model: LanguageModel, parameters: Mapping[str, nn.Parameter], settings: EditSettings) -> None:
-        self._parameters = parameters
-        self._optimizer = torch.optim.AdamW(
-            list(parameters.values()),
+        self._state = {parameter: _AdamWState(parameter) for parameter in parameters.values()}
+        self._rule = partial(
+            adamw,
+            max_exp_avg_sqs=[],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
             lr=settings.inner_lr,
-            betas=(settings.beta1, settings.beta2),
+            beta1=settings.beta1,
+            beta2=settings.beta2,
             eps=settings.eps,
             weight_decay=settings.weight_decay,
-            fused=True,
         )
 
-    def __call__(self, gradients: Sequence[torch.Tensor]) -> None:
-        set_gradients(self._parameters, gradients)
-        self._optimizer.step()
-        set_gradients(self._parameters, [None] * len(self._parameters))
+    def __call__(self, loss: torch.Tensor) -> None:
+        with ExitStack() as hooks:
+            for parameter in self._state:
+                parameter.grad = None
+                handle = parameter.register_post_accumulate_grad_hook(self._move)  # type: ignore[no-untyped-call]
+                hooks.callback(handle.remove)
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def _move(self, parameter: torch.Tensor) -> None:
+        state, gradients = self._state[parameter], [cast(torch.Tensor, parameter.grad)]  # type: ignore[index]
+        with torch.no_grad():
+            self._rule([parameter], gradients, [state.mean], [state.square], state_steps=[state.count])
+        parameter.grad = None
+
+
+class _AdamWState:
+    """The moments of one parameter, and how often it has moved."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.mean, self.square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        self.count = torch.zeros((), device=parameter.device)
 
 
 class Whitened:
@@ -55,17 +83,18 @@ class Whitened:
 
     def __init__(self, model: LanguageModel, parameters: Mapping[str, nn.Parameter], settings: EditSettings) -> None:
         matrices = {name: parameter for name, parameter in parameters.items() if name.endswith(".weight")}
-        self._matrices = [matrices.get(name) for name in parameters]
+        self._matrices = list(matrices.values())
         self._whiteners = find_whiteners(model, matrices, settings.damping)
-        self._rate = settings.inner_lr * _norms(list(matrices.values()))
+        self._rate = settings.inner_lr * _norms(self._matrices)
 
-    def __call__(self, gradients: Sequence[torch.Tensor]) -> None:
-        moved = [(p, g) for p, g in zip(self._matrices, gradients, strict=True) if p is not None]
+    def __call__(self, loss: torch.Tensor) -> None:
+        gradients = torch.autograd.grad(loss, self._matrices)
         with torch.no_grad():
-            steps = [whiten(gradient) for whiten, (_, gradient) in zip(self._whiteners, moved, strict=True)]
+            steps = [whiten(gradient) for whiten, gradient in zip(self._whiteners, gradients, strict=True)]
             sizes = self._rate / _norms(steps).clamp_min(torch.finfo(torch.float32).tiny)
-            for (parameter, _), step in zip(moved, steps, strict=True):
-                parameter.sub_(sizes.view(-1, 1, 1) * step if step.dim() == 3 else sizes * step)
+            for parameter, step in zip(self._matrices, steps, strict=True):
+                size = sizes.to(step.device)
+                parameter.sub_(size.view(-1, 1, 1) * step if step.dim() == 3 else size * step)
 
 
 STEPS: Mapping[str, Any] = {"adamw": AdamW, "whitened": Whitened}
@@ -84,16 +113,7 @@ def make_step(model: LanguageModel, parameters: Mapping[str, nn.Parameter], sett
     return step
 
 
-def set_gradients(parameters: Mapping[str, nn.Parameter], gradients: Sequence[torch.Tensor | None]) -> None:
-    """Hand gradients to an optimiser, or take them away with None."""
-    for parameter, gradient in zip(parameters.values(), gradients, strict=True):
-        if gradient is not None and gradient.stride() != parameter.stride():
-            # torch's fused optimisers walk memory and would pair numbers wrongly.
-            gradient = torch.empty_like(parameter).copy_(gradient)
-        parameter.grad = gradient
-
-
 def _norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """One norm over all tensors: [N, 1] of N stacked edits' matrices, [] of a single edit's."""
-    squares = [tensor.detach().square().sum(dim=(-2, -1)) for tensor in tensors]
+    squares = [tensor.detach().square().sum(dim=(-2, -1)).to(tensors[0].device) for tensor in tensors]
     return torch.stack(squares).sum(dim=0).sqrt()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -92,8 +93,9 @@ def find_whiteners(model: LanguageModel, weights: Iterable[str], damping: float)
     given = require_input_moments(model, weights)
     found: list[Whiten] = []
     for module in (name.removesuffix(".weight") for name in weights):
-        inverse = given.inverse(module, damping).to(model.device)
-        found.append(partial(_whiten, inverse, isinstance(model.get_submodule(module), Conv1D)))
+        projection: Any = model.get_submodule(module)
+        inverse = given.inverse(module, damping).to(projection.weight.device)
+        found.append(partial(_whiten, inverse, isinstance(projection, Conv1D)))
     return found
 
 

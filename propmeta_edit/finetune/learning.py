@@ -58,7 +58,7 @@ def read_learning(losses: Sequence[torch.Tensor], num_steps: int) -> list[Learni
     """
     if num_steps < 2:
         return []
-    by_step = torch.stack(list(losses)).view(num_steps, -1, losses[0].numel())[[0, -1]].transpose(1, 2).tolist()
+    by_step = torch.stack(list(losses)).view(num_steps, -1, losses[0].numel())[:: num_steps - 1].transpose(1, 2).tolist()
     worst = [max(zip(*pair, strict=True), key=lambda both: both[1]) for pair in zip(*by_step, strict=True)]
     return [Learning(before, last, num_steps) for before, last in worst]
 

@@ -29,7 +29,8 @@ def compute_answer_loss(model: LanguageModel, batch: EncodedBatch, reduction: st
 def compute_token_losses(model: LanguageModel, batch: EncodedBatch) -> torch.Tensor:
     """``-log p`` of each of the M answer tokens, [M], in the order of ``batch.scored``."""
     texts, positions = batch.scored
-    return F.cross_entropy(compute_answer_logits(model, batch), batch.labels[texts, positions], reduction="none")
+    logits = compute_answer_logits(model, batch)
+    return F.cross_entropy(logits, batch.labels[texts, positions].to(logits.device), reduction="none")
 
 
 def compute_answer_logits(model: LanguageModel, batch: EncodedBatch) -> torch.Tensor:
@@ -48,7 +49,8 @@ def reduce_answer_tokens(token_losses: torch.Tensor, batch: EncodedBatch, reduct
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    texts, positions = batch.scored
+    device = token_losses.device  # the head's, where a model is spread over several
+    texts, positions = batch.scored.to(device)
     # Each loss has a place of its own: sums into a common one would come in any order on a GPU, with another last bit each time.
     per_text = token_losses.new_zeros(batch.labels.shape).index_put((texts, positions), token_losses).sum(dim=1)
-    return per_text / batch.answer_lengths if reduction == "mean" else per_text
+    return per_text / batch.answer_lengths.to(device) if reduction == "mean" else per_text

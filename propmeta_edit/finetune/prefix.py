@@ -81,7 +81,7 @@ class FrozenPrefix:
 
 
 class _StandIn(nn.Module):
-    """Gives on its own output, or the states it is given, without the block's hooks: they would fetch the weights of a sharded one.
+    """Gives on its own output, or the states it is given, without the block's hooks, which have nothing to do for it.
 
     Args:
         block: whose place it takes.

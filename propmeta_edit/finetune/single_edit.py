@@ -12,7 +12,7 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.learning import Learning, read_learning
 from propmeta_edit.finetune.weights import copies_in_place, only_trainable
-from propmeta_edit.models.devices import memory_errors_named
+from propmeta_edit.models.devices import device_of, memory_errors_named
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.ownership import owned
 from propmeta_edit.models.states import to_the_end
@@ -107,7 +107,8 @@ def require_finite(parameters: Mapping[str, torch.Tensor], settings: EditSetting
         ModelError: a tensor with a number that is infinite or none; the sums of all of them, which the device is asked for once,
             tell.
     """
-    sums = torch.stack([parameter.detach().sum() for parameter in parameters.values()])
+    device = device_of(parameters)
+    sums = torch.stack([parameter.detach().sum().to(device) for parameter in parameters.values()])
     if not sums.isfinite().all():
         name = list(parameters)[int((~sums.isfinite()).nonzero()[0])]
         raise ModelError(

@@ -37,8 +37,8 @@ class MetaTrainConfig:
         weight_decay: AdamW's, in both loops.
         tasks_per_step: tasks whose gradients are averaged into one outer step, of each process if there are several; 1 is the
             paper's algorithm.
-        tasks_at_once: how many of them are computed side by side (each takes about five times the trained tensors in fp32);
-            null for all of a step.
+        tasks_at_once: how many of them are computed side by side (each takes three times the trained tensors in fp32, and a
+            gradient); null for all of a step.
         compile: run the frozen blocks above the trained ones through torch.compile: a minute of compiling, then shorter steps
             (docs/speed.md); plain blocks where it fails. A resumed run agrees with a whole one to rounding then.
         pairing: matched, or shuffled for the control in which every target has another task's question.
@@ -56,7 +56,8 @@ class MetaTrainConfig:
             of 24 GB) and float32 elsewhere, or fast for bfloat16 wherever the device has it in hardware. The trained tensors are
             fp32 always.
         device: auto, cpu, mps, cuda or cuda:N.
-        shard: spread the frozen blocks over the run's processes (FSDP2), for a model that does not fit on one device.
+        shard: spread the model's blocks over the GPUs of a process (transformers' device_map), where it does not fit on one;
+            several processes of torchrun share the machine's GPUs out.
         tracker: one of accelerate's (tensorboard, wandb, ...) that gets losses and validation as they come; null for none.
         seed: of the task order and the choice of questions.
         save_every: tasks between two saves of the state that a killed run continues from.

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from propmeta_edit.finetune.edit_settings import EditSettings
-from propmeta_edit.finetune.inner_steps import set_gradients
 from propmeta_edit.finetune.many_edits import adapted_copies
 from propmeta_edit.metatrain.outer_losses import OuterLoss
 from propmeta_edit.metatrain.processes import ALONE, Processes
@@ -91,8 +90,12 @@ def apply_outer_step(
     num_tasks = sum(processes.join([len(tasks.related_losses) if tasks else 0]))
     sums = tasks.gradients if tasks else [torch.zeros_like(p) for p in parameters.values()]
     processes.add_up(sums)
-    if not torch.stack([total.isfinite().all() for total in sums]).all():
+    if not torch.stack([total.isfinite().all().to(sums[0].device) for total in sums]).all():
         raise FloatingPointError("the outer gradient is not finite")
-    set_gradients(parameters, [total.div_(num_tasks) for total in sums])
+    for parameter, total in zip(parameters.values(), sums, strict=True):
+        gradient = total.div_(num_tasks)
+        # torch's fused optimisers walk memory and would pair numbers of differently laid out tensors wrongly.
+        is_alike = gradient.stride() == parameter.stride()
+        parameter.grad = gradient if is_alike else torch.empty_like(parameter).copy_(gradient)
     optimizer.step()
-    set_gradients(parameters, [None] * len(parameters))
+    optimizer.zero_grad()

@@ -6,15 +6,11 @@ Each computes the gradients of its own tasks; sums are taken over all of them, s
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-
-from propmeta_edit.models.layers import get_blocks
-from propmeta_edit.protocols import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -77,17 +73,9 @@ def find_processes(device: str = "auto") -> Processes:
     return Processes(state.process_index, state.num_processes, str(state.device))
 
 
-def shard_frozen_blocks(model: LanguageModel, parameters: Mapping[str, nn.Parameter], processes: Processes) -> None:
-    """Spread every block that holds no trained parameter over the processes (FSDP2); it is put together when it is needed.
-
-    Args:
-        model: on the CPU; blocks go to ``processes.device`` piece by piece, what is not sharded stays where it is.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(torch.device(processes.device or "cpu").type, (processes.count,))
-    trained = {id(parameter) for parameter in parameters.values()}
-    for block in get_blocks(model):
-        if not any(id(parameter) in trained for parameter in block.parameters()):
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)  # by default not, as each block is a root of its own here
+def own_gpus() -> list[int]:
+    """The numbers of the GPUs that are this process's: all of the machine's, or an equal share if a launcher started several
+    processes on it; first the one where the process computes."""
+    number, others = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    whole_shares = torch.cuda.device_count() // others * others
+    return list(range(number, whole_shares, others))

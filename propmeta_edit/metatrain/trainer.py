@@ -12,7 +12,7 @@ from statistics import fmean
 import torch
 from torch import nn
 
-from propmeta_edit.errors import ConfigError, ModelError, PropMetaError
+from propmeta_edit.errors import ModelError, PropMetaError
 from propmeta_edit.finetune.compiled import compiled_if
 from propmeta_edit.finetune.learning import REMEDY, Learning, is_learnt, mean_learning
 from propmeta_edit.finetune.single_edit import require_full_precision
@@ -63,14 +63,14 @@ def meta_train(
     Everything outside the chosen layer and modules keeps its bits; flags and mode are as before on return.
 
     Args:
-        run: where the state is saved every ``config.save_every`` tasks; a state that is there is continued, to the same bits.
+        run: where the state is saved every ``config.save_every`` tasks; a state that is there is continued, to the same bits
+            (on CUDA as far as torch's deterministic algorithms are on).
         validate: called on the model after every ``config.validate_every`` tasks, before the first and after the last.
         processes: each takes ``config.tasks_per_step`` tasks of every outer step; the first of them writes the files.
         report: called by the first process after every outer step with the tasks done and their mean losses, and with validation.
         should_stop: asked after every outer step; if any process says so, the state is saved and the run is over.
 
     Raises:
-        ConfigError: sharded blocks, and tasks that cannot be shared out evenly.
         Stopped: ``should_stop`` said so.
         RequestError: a text that cannot be used, before anything is trained.
         ModelError: a loss or an outer gradient that is not finite (the task, or the step's tasks, are named; no weight has seen
@@ -160,17 +160,8 @@ def _warn_if_not_learnt(progress: Progress, config: MetaTrainConfig) -> None:
 def _encode_steps(
     encoder: TextEncoder, tasks: Sequence[MetaTask], done: int, config: MetaTrainConfig, processes: Processes
 ) -> dict[int, list[EncodedTasks]]:
-    """This process's own tasks of every outer step that is left, by how many tasks are done before it.
-
-    Raises:
-        ConfigError: sharded blocks, and tasks that cannot be shared out evenly.
-    """
+    """This process's own tasks of every outer step that is left, by how many tasks are done before it."""
     tasks_per_step = config.tasks_per_step * processes.count
-    if config.shard and len(tasks) % tasks_per_step:
-        raise ConfigError(
-            f"with shard every process needs as many tasks in every step: num_tasks must be a multiple of tasks_per_step times the "
-            f"processes ({config.tasks_per_step} x {processes.count}), got {len(tasks)}"
-        )
     first = config.tasks_per_step * processes.rank
     return {
         start: encode_step(encoder, tasks[start + first : start + first + config.tasks_per_step], config)

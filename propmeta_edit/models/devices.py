@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,6 +79,11 @@ def free_memory(device: torch.device) -> int:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     return int(psutil.virtual_memory().available)
+
+
+def device_of(tensors: Mapping[str, torch.Tensor]) -> torch.device:
+    """Where they are, or the first of them if a model is spread over several devices."""
+    return next(iter(tensors.values())).device
 
 
 def free_unused() -> None:

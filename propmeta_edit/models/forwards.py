@@ -20,9 +20,10 @@ from propmeta_edit.text.encoding import EncodedBatch
 
 def compute_logits_after(model: LanguageModel, batch: EncodedBatch, texts: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Logits after chosen tokens, [M, vocabulary]: the head is computed there alone, where the model allows for it."""
-    if has_usual_body(model):
-        return compute_logits(model, compute_hidden_states(model, batch)[texts, positions])
-    return compute_plainly(model, batch.input_ids, batch.attention_mask)[texts, positions]
+    is_usual = has_usual_body(model)
+    found = compute_hidden_states(model, batch) if is_usual else compute_plainly(model, batch.input_ids, batch.attention_mask)
+    found = found[texts.to(found.device), positions.to(found.device)]  # a model may be spread over several devices
+    return compute_logits(model, found) if is_usual else found
 
 
 def has_usual_body(model: LanguageModel) -> bool:

@@ -138,7 +138,7 @@ def _decode(model: LanguageModel, rows: Sequence[_Row]) -> Iterator[tuple[_Row, 
     ids = torch.tensor([[0] * (width - len(row.prompt)) + row.prompt for row in rows], device=model.device)
     reader = _Reader(model, pads, width + longest)
     while not all(row.is_done for row in rows):
-        ids = reader.read(ids).float().argmax(dim=-1, keepdim=True)
+        ids = reader.read(ids).float().argmax(dim=-1, keepdim=True).to(pads.device)  # the head may be elsewhere
         yield from zip(rows, ids[:, 0].tolist(), strict=True)
         kept = _rows_to_keep(rows)
         if kept:
@@ -264,6 +264,10 @@ class _Masks:
         return torch.zeros(sees.shape, dtype=self._dtype, device=sees.device).masked_fill_(~sees, hidden)
 
 
+def _take(states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return states[rows.to(states.device)]
+
+
 class _Slots(DynamicCache):  # type: ignore[misc]
     """Keys and values of every layer in tensors that have room for all tokens from the start.
 
@@ -278,7 +282,7 @@ class _Slots(DynamicCache):  # type: ignore[misc]
 
     def keep(self, rows: torch.Tensor) -> None:
         """Of these rows alone, from now on."""
-        self._kept = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self._kept.items()}
+        self._kept = {layer: (_take(keys, rows), _take(values, rows)) for layer, (keys, values) in self._kept.items()}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any

@@ -154,7 +154,8 @@ def _parameters_of(path: str, projection: nn.Module, dtype: torch.dtype) -> dict
             f"{path} is a {own.__module__}.{own.__name__}, which may compute something else than a linear layer does; edit the "
             "model before its layers are replaced"
         )
-    if found["weight"].dtype != dtype and not isinstance(projection, CastingLinear | CastingConv1D):
+    is_cast = isinstance(projection, CastingLinear | CastingConv1D) or path.endswith(f".{FACTORS}")  # peft casts around factors
+    if found["weight"].dtype != dtype and not is_cast:
         raise ModelError(
             f"{path} is {found['weight'].dtype} in a model of {dtype}, and nothing casts between them; let load_model (layers=) or "
             "MetaFTHyperParams load the model, which see to that"
@@ -258,3 +259,5 @@ def cast_around(module: nn.Module) -> None:
         module.__class__ = CastingConv1D
     elif isinstance(module, nn.Linear):
         module.__class__ = CastingLinear
+    if "_old_forward" in vars(module):  # accelerate's hook calls what it found there
+        vars(module)["_old_forward"] = type(module).forward.__get__(module)

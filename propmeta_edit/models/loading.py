@@ -28,7 +28,7 @@ from propmeta_edit.models.artefacts import (
     holds_factors,
     resolve_model_folder,
 )
-from propmeta_edit.models.devices import is_out_of_memory, memory_errors_named
+from propmeta_edit.models.devices import free_memory, is_out_of_memory, memory_errors_named
 from propmeta_edit.models.factors import attach_factors, read_factors
 from propmeta_edit.models.layers import FACTORS, cast_around, factored_modules, get_architecture, select_parameters
 from propmeta_edit.models.wrappers import merge_adapters
@@ -49,6 +49,7 @@ def load_model(
     layers: Sequence[int] | str | None = None,
     modules: str = "attention+mlp",
     rank: int | None = None,
+    spread: Sequence[int] | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     """Load a model for editing or evaluation.
@@ -60,6 +61,7 @@ def load_model(
         layers, modules: what will be edited; these tensors are fp32 whatever ``dtype`` says. An empty list of layers: nothing.
         rank: give them factors of that rank, which are edited in their place (``models.factors``); a checkpoint of factors has its
             own.
+        spread: numbers of the CUDA devices over which transformers spreads the blocks, evenly; not with ``rank``.
         trust_remote_code: run code that comes with the model; off unless asked.
 
     Returns:
@@ -74,7 +76,7 @@ def load_model(
         f"while loading {name_or_path}: there is no room for it on {device} in {dtype}; take --device cpu, --dtype bfloat16 "
         "(dtype: bfloat16 in a YAML), or stop what else holds the memory"
     ):
-        return _load(name_or_path, device, dtype, layers, modules, rank, trust_remote_code)
+        return _load(name_or_path, device, dtype, layers, modules, rank, spread, trust_remote_code)
 
 
 def _load(
@@ -84,6 +86,7 @@ def _load(
     layers: Sequence[int] | str | None,
     modules: str,
     rank: int | None,
+    spread: Sequence[int] | None,
     trust_remote_code: bool,
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -105,6 +108,7 @@ def _load(
             # The fused kernel's backward is several times slower than plain products on CPUs, for texts as short as these.
             attn_implementation="eager" if torch.device(device).type == "cpu" else None,
             output_loading_info=True,
+            **({} if spread is None else {"device_map": "balanced", "max_memory": _memory_of(spread)}),
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # a damaged folder makes transformers raise almost anything
@@ -119,7 +123,12 @@ def _load(
     if model.dtype != torch.float32:
         keep_in_fp32(model, folder, names)
     prepare_tokenizer(tokenizer, model.config)
-    return model.to(device).eval(), tokenizer
+    return (model if spread is not None else model.to(device)).eval(), tokenizer
+
+
+def _memory_of(devices: Sequence[int]) -> dict[int, int]:
+    """Bytes that are free on each; transformers uses no other device then."""
+    return {number: free_memory(torch.device("cuda", number)) for number in devices}
 
 
 def _load_with_factors(folder: str, device: str, dtype: str, rank: int | None, trust_remote_code: bool) -> tuple[Any, Any]:

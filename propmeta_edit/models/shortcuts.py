@@ -68,7 +68,7 @@ def _try(model: LanguageModel, shortcut: Callable[[torch.Tensor], tuple[torch.Te
         if is_out_of_memory(error):
             raise
         return False
-    return _are_close(expected[chosen], logits)
+    return _are_close(expected[chosen.to(expected.device)], logits.to(expected.device))
 
 
 def _are_close(expected: torch.Tensor, found: torch.Tensor) -> bool:

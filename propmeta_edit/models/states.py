@@ -44,7 +44,8 @@ def plain_torch(model: LanguageModel) -> Iterator[None]:
     """Inside, torch computes with a model as it does by itself, whatever the caller has switched on; outside it is as it was.
 
     That is without autocast, inference mode, anomaly detection and another default device, and without compiled modules. Nothing is
-    done about what is not switched on.
+    done about what is not switched on. On CUDA, attention is not cuDNN's either, which makes a plan for every new length of text
+    and has another gradient in every call.
     """
     device = next(iter(model.parameters())).device.type
     with ExitStack() as states:
@@ -59,6 +60,9 @@ def plain_torch(model: LanguageModel) -> Iterator[None]:
         if any(module._compiled_call_impl is not None for module in model.modules()):
             # A compiled module does not look for hooks, nor for a block that stands in for another one.
             states.enter_context(torch.compiler.set_stance("force_eager"))
+        if device == "cuda" and torch.backends.cuda.cudnn_sdp_enabled():  # type: ignore[no-untyped-call]
+            torch.backends.cuda.enable_cudnn_sdp(False)
+            states.callback(torch.backends.cuda.enable_cudnn_sdp, True)
         yield
 
 

@@ -65,7 +65,7 @@ def merge_adapters(model: LanguageModel) -> None:
 
 
 def require_whole(model: LanguageModel) -> None:
-    """Refuse a model whose tensors are not its own, whole, of numbers, and on one device.
+    """Refuse a model whose tensors are not its own, whole, and of numbers, or whose states nothing brings from device to device.
 
     Raises:
         ModelError: naming the first thing that is in the way, and the way out.
@@ -74,7 +74,7 @@ def require_whole(model: LanguageModel) -> None:
         raise ModelError(_quantised("it", "is_quantized"))
     for name, module in model.named_modules():
         _require_plain_module(name, module)
-    _require_plain_tensors(model.named_parameters())
+    _require_plain_tensors(model.named_parameters(), is_spread=bool(getattr(model, "hf_device_map", None)))
 
 
 def _require_plain_module(name: str, module: nn.Module) -> None:
@@ -99,7 +99,8 @@ def _require_plain_module(name: str, module: nn.Module) -> None:
         raise ModelError(_MERGE)
 
 
-def _require_plain_tensors(parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+def _require_plain_tensors(parameters: Iterable[tuple[str, nn.Parameter]], is_spread: bool) -> None:
+    """Of a model that accelerate spread over devices each may be elsewhere, as long as it is there all the time."""
     devices: dict[str, str] = {}
     for name, parameter in parameters:
         devices.setdefault(str(parameter.device), name)
@@ -118,9 +119,12 @@ def _require_plain_tensors(parameters: Iterable[tuple[str, nn.Parameter]]) -> No
             f"{devices['meta']} is on the device meta: it is not loaded, or accelerate keeps it elsewhere (offloading) and "
             "brings it only when it is needed; load the whole model on one device (device_map=None)"
         )
-    if len(devices) > 1:
+    if len(devices) > 1 and not is_spread:
         where = ", ".join(f"{name} on {device}" for device, name in devices.items())
-        raise ModelError(f"the model is spread over several devices ({where}); load it on one (device_map=None)")
+        raise ModelError(
+            f"the model is spread over several devices ({where}); load it on one (device_map=None), or "
+            "let transformers spread it (device_map='auto')"
+        )
 
 
 def _quantised(name: str, how: str) -> str:

@@ -34,12 +34,12 @@ from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
 from propmeta_edit.metatrain.checkpoint import save_checkpoint
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
+from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, own_gpus
 from propmeta_edit.metatrain.run import TrainingRun, unclaimed_removed
 from propmeta_edit.metatrain.tasks import group_tasks, join_tasks, order_tasks
 from propmeta_edit.metatrain.trainer import Report, meta_train
 from propmeta_edit.models.artefacts import build_whole, holds_factors, require_no_adapter, resolve_model_folder
-from propmeta_edit.models.devices import free_memory, memory_errors_named, resolve_device, resolve_dtype
+from propmeta_edit.models.devices import device_of, free_memory, memory_errors_named, resolve_device, resolve_dtype
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card
@@ -112,7 +112,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
         stopped_by_signals() as should_stop,
     ):
         report = make_report(config, training) if config.tracker and processes.is_main else None
-        model, tokenizer = _load_for_training(config, base_folder, processes)
+        model, tokenizer = _load_for_training(config, base_folder)
         encoder = TextEncoder(tokenizer, model.config)
         for case in itertools.chain(*validation.values()):  # the tasks' own texts are encoded before the first step anyway
             check_case(encoder, case, MAX_NEW_TOKENS)
@@ -123,7 +123,7 @@ def run_meta_training(config: MetaTrainConfig, folder: Path, training: Path, pro
     if not processes.is_main:
         return
     weights = snapshot(trained)
-    # The frozen rest was rounded for speed, or is spread over the processes; what is stored must be the base's own.
+    # The frozen rest was rounded for speed; what is stored must be the base's own.
     model, _ = load_model(base_folder, dtype="auto", layers=config.layers, modules=config.modules, rank=config.rank)
     apply_snapshot(dict(model.named_parameters()), weights)
     card = {
@@ -160,16 +160,14 @@ def train_to_folder(config: MetaTrainConfig, output: Path) -> None:
     shutil.rmtree(training, ignore_errors=True)
 
 
-def _load_for_training(config: MetaTrainConfig, folder: str, processes: Processes) -> tuple[Any, Any]:
-    """The model where this process computes, its frozen blocks sharded if the settings say so."""
+def _load_for_training(config: MetaTrainConfig, folder: str) -> tuple[Any, Any]:
+    """The model where this process computes, spread over the process's GPUs if the settings say so."""
+    gpus = own_gpus() if config.shard else []
+    if config.shard and len(gpus) < 2:
+        LOG.warning("shard: this process has %d GPUs, over which nothing can be spread", len(gpus))
     chosen: dict[str, Any] = {"layers": config.layers, "modules": config.modules, "rank": config.rank}
-    if not config.shard or processes.count == 1:
-        return load_model(folder, device=config.device, dtype=config.dtype, **chosen)
-    model, tokenizer = load_model(folder, dtype=config.dtype, **chosen)
-    if torch.device(config.device).type != "cpu":
-        model.set_attn_implementation("sdpa")  # what it would have, had it been loaded there
-    shard_frozen_blocks(model, select_parameters(model, config.layers, config.modules), processes)
-    return model.to(config.device), tokenizer
+    spread = gpus if len(gpus) > 1 and torch.device(config.device).type == "cuda" else None
+    return load_model(folder, device=config.device, dtype=config.dtype, spread=spread, **chosen)
 
 
 def make_report(config: MetaTrainConfig, folder: Path) -> Report:
@@ -236,7 +234,7 @@ def compute_validation(
     """Two-hop accuracy after one edit a case, by split; and leak and net where cases ask about other subjects (``with_probes``).
 
     Leak and net are those of ``evaluation.counts``, shares in -1 to 1 over pairs of the edited subject and another one, of which
-    neither had the edited consequence before. Every process computes all, as sharded blocks need all of them in every forward.
+    neither had the edited consequence before. Processes share the cases.
 
     Returns:
         ``<split>``, ``<split> leak`` and ``<split> net``.
@@ -245,13 +243,12 @@ def compute_validation(
         ModelError: the edits do not fit in memory.
     """
     parameters = select_parameters(model, settings.layers, settings.modules)
-    fitting = choose_at_once(parameters, free_memory(model.device))
-    at_once = min(EDITS_AT_ONCE, *processes.join([fitting]))
+    at_once = min(EDITS_AT_ONCE, choose_at_once(parameters, free_memory(device_of(parameters))))
     scores = {}
     for name, cases in validation.items():
         right: list[bool] = []
         pairs: list[tuple[float, float]] = []
-        for some in batches_of(cases, at_once):
+        for some in batches_of(cases[processes.rank :: processes.count], at_once):
             prompts = _questions_of(some)
             each = len(prompts) // len(some)
             is_compared = each > 1
@@ -268,6 +265,7 @@ def compute_validation(
                 right.append(contains_answer(said[0], case.question.answers))
                 others = [as_record(*probe) for probe in zip(_others_of(case), was[1:], said[1:], strict=False)]
                 pairs += find_pairs(right[-1], was[0], case.question.answers, others)
+        right, pairs = processes.join(right), processes.join(pairs)
         scores[name] = sum(right) / len(right)
         if pairs:
             scores[f"{name} leak"] = sum(leak for _, leak in pairs) / len(pairs)

@@ -12,7 +12,7 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.learning import Learning, mean_learning, read_learning
 from propmeta_edit.finetune.many_edits import learnt_edits
 from propmeta_edit.metatrain.config import MetaTrainConfig
-from propmeta_edit.models.devices import free_memory
+from propmeta_edit.models.devices import device_of, free_memory
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.protocols import LanguageModel, Tokenizer
@@ -55,7 +55,8 @@ def try_rates(config: MetaTrainConfig, rates: Sequence[float], num_facts: int) -
 def _write_each(
     model: LanguageModel, tokenizer: Tokenizer, facts: Sequence[Sequence[EditRequest]], settings: EditSettings
 ) -> list[Learning]:
-    at_once = choose_at_once(select_parameters(model, settings.layers, settings.modules), free_memory(model.device))
+    parameters = select_parameters(model, settings.layers, settings.modules)
+    at_once = choose_at_once(parameters, free_memory(device_of(parameters)))
     found: list[Learning] = []
     for start in range(0, len(facts), at_once):
         with learnt_edits(model, tokenizer, facts[start : start + at_once], settings) as (_, losses):

@@ -163,7 +163,8 @@ def ensure_statistics(model_name: str, settings: Mapping[str, Any], device: str 
     hashes = {file: sha256_of_file(file) for file in files}
     seconds = _read_seconds(hashes)
     if "nullspace_threshold" in settings:
-        seconds["projections"] = sum(ensure_projection(file, settings["nullspace_threshold"]) for file in files)
+        threshold, place = settings["nullspace_threshold"], resolve_device(device)
+        seconds["projections"] = sum(ensure_projection(file, threshold, place) for file in files)
     return Statistics(str(folder), sha256_of_json(list(hashes.values())), seconds)
 
 

@@ -21,12 +21,13 @@ from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import DataSet, choose_cases
 from propmeta_edit.finetune.compiled import compiled_if
 from propmeta_edit.finetune.learning import Learning
+from propmeta_edit.finetune.memory import bytes_of_edits, bytes_of_training
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.task_texts import encode_step, tasks_side_by_side
 from propmeta_edit.metatrain.trainer import compute_step_gradients, describe_learning, read_task_learning
 from propmeta_edit.models.artefacts import BUNDLED, find_model_folder
-from propmeta_edit.models.layers import num_parameters, resolve_layers, select_parameters
+from propmeta_edit.models.layers import resolve_layers, select_parameters
 from propmeta_edit.models.loading import DTYPES, load_model, read_model_config
 from propmeta_edit.recipes.meta_training import load_tasks, resolve
 from propmeta_edit.records import MetaTask
@@ -36,6 +37,7 @@ from propmeta_edit.studies.variants import Bench, Variant
 from propmeta_edit.text.encoding import TextEncoder
 
 GIB = 2**30
+FP32 = 4  # bytes
 ENOUGH_SECONDS = 10  # of timing: warming up is a small part of a step that takes so long
 # Seconds a case, edits and questions, by what edits: where no row has been timed yet. On the bundled model and two CPU cores.
 TYPICAL_SECONDS = {
@@ -61,38 +63,44 @@ HOW_TIME_IS_KNOWN = (
 # One meta-training run
 
 
-def training_bytes(num_trained: int, config: MetaTrainConfig, num_tasks: int) -> int:
-    """What a run holds besides the model: θ's gradient and two moments; for each task side by side its weights, their gradient and
-    two moments; and where a step takes several turns the gradient that is added to θ's."""
-    a_step = min(config.tasks_per_step, num_tasks)
-    at_once = tasks_side_by_side(config, a_step)
-    return 4 * num_trained * (3 + 4 * at_once + (at_once < a_step))
-
-
 def run_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
     """The memory of a run: the frozen tensors in its dtype, the trained ones in fp32, and what training holds besides."""
     config = resolve(config)
-    return _model_bytes(config) + training_bytes(_count(config)[1], config, num_tasks)
+    a_step = min(config.tasks_per_step, num_tasks)
+    at_once = tasks_side_by_side(config, a_step)
+    return _model_bytes(config) + bytes_of_training(_trained_of(config), at_once, in_turns=at_once < a_step)
 
 
 def _model_bytes(config: MetaTrainConfig) -> int:
-    total, trained = _count(config)
-    itemsize = DTYPES[config.dtype].itemsize
-    return total * itemsize + trained * (4 - itemsize)
+    return _bytes_of_model(shape_of(config.model), _trained_of(config), DTYPES[config.dtype].itemsize, config.rank)
+
+
+def _bytes_of_model(shape: Any, trained: Sequence[int], itemsize: int, rank: int | None = None) -> int:
+    """Trained tensors in fp32 in place of the frozen ones, or beside them if they are factors."""
+    frozen: int = itemsize * sum(p.numel() for p in shape.parameters())
+    return frozen + sum(trained) - (itemsize * sum(trained) // FP32 if rank is None else 0)
 
 
 def checkpoint_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
-    """The size of a run's checkpoint: the base's tensors as stored, the trained ones in fp32, and the states kept on the way."""
-    total, trained = _count(config)
-    stored = getattr(shape_of(config.model).config, "dtype", None) or torch.float32
+    """The size of a run's checkpoint: the base's tensors as stored, the trained ones in fp32, and the states kept on the way; of
+    factors these alone."""
+    shape, trained = shape_of(config.model), _trained_of(config)
+    stored = getattr(shape.config, "dtype", None) or torch.float32
     kept = num_tasks // config.checkpoint_every if config.checkpoint_every else 0
-    return int(total * stored.itemsize + trained * (4 - stored.itemsize) + 4 * trained * kept)
+    whole = _bytes_of_model(shape, trained, stored.itemsize) if config.rank is None else sum(trained)
+    return whole + sum(trained) * kept
 
 
-def _count(config: MetaTrainConfig) -> tuple[int, int]:
-    """How many numbers the model has, and how many of them are trained."""
-    shape = shape_of(config.model)
-    return sum(p.numel() for p in shape.parameters()), num_parameters(select_parameters(shape, config.layers, config.modules))
+def _trained_of(config: MetaTrainConfig) -> list[int]:
+    return _sizes_of(shape_of(config.model), config.layers, config.modules, config.rank)
+
+
+def _sizes_of(shape: Any, layers: Sequence[int] | str | None, modules: str, rank: int | None = None) -> list[int]:
+    """Bytes of each tensor that is trained or edited, in fp32: the projections, or two factors in the place of each matrix."""
+    chosen = select_parameters(shape, layers, modules)
+    if rank is None:
+        return [FP32 * parameter.numel() for parameter in chosen.values()]
+    return [FP32 * rank * width for name, parameter in chosen.items() if name.endswith(".weight") for width in parameter.shape]
 
 
 def describe_run(config: MetaTrainConfig, steps: int = 3) -> str:
@@ -100,14 +108,13 @@ def describe_run(config: MetaTrainConfig, steps: int = 3) -> str:
     config = resolve(config)
     tasks, validation = load_tasks(config)
     seconds, learning = try_tasks(config, tasks, steps)
-    trained = _count(config)[1]
+    trained = _trained_of(config)
     layers = resolve_layers(config.layers, shape_of(config.model).config.num_hidden_layers)
     at_once = tasks_side_by_side(config, min(config.tasks_per_step, len(tasks)))
-    names = select_parameters(shape_of(config.model), config.layers, config.modules)
     per_task = _fastest(seconds)
     lines = {
         "model": f"{config.model}, {config.dtype} on {config.device}, {_model_bytes(config) / GIB:.2f} GiB",
-        "trained": f"layers {layers}, {config.modules}: {len(names)} tensors, {trained / 1e6:.2f} M numbers",
+        "trained": f"layers {layers}, {config.modules}: {len(trained)} tensors, {sum(trained) / FP32 / 1e6:.2f} M numbers",
         "tasks": f"{len(tasks)}, {config.tasks_per_step} a step, {at_once} at once, K = {config.num_inner_steps}",
         "validation": ", ".join(f"{name} {len(cases)}" for name, cases in validation.items()) or "none",
         "memory": f"at least {run_bytes(config, len(tasks)) / GIB:.2f} GiB with all optimiser states",
@@ -314,14 +321,16 @@ def estimate_memory(variant: Variant, bench: Bench) -> tuple[float | None, float
     if shape is None:
         return None, None
     layers, modules = _where(variant, bench, shape)
+    rank = None if variant.training is None else variant.training.rank
     try:
-        edited = 4 * num_parameters(select_parameters(shape, layers, modules))
+        sizes = _sizes_of(shape, layers, modules, rank)
     except ModelError:  # layers that it does not have, which the plan says
         return None, None
-    weights = sum(p.numel() for p in shape.parameters()) * DTYPES[bench.dtype_of(variant)].itemsize
+    itemsize = DTYPES[bench.dtype_of(variant)].itemsize
+    weights = _bytes_of_model(shape, [], itemsize)
     disk = 0
-    if variant.edit == "MetaFT":  # fp32: the values of before, and of each edit the weights, their gradient and two moments
-        weights += (1 + 4 * bench.edits_at_once) * edited
+    if variant.edit == "MetaFT":
+        weights = _bytes_of_model(shape, sizes, itemsize, rank) + bytes_of_edits(sizes, bench.edits_at_once)
     elif variant.edit in NEEDS_STATISTICS:  # second moments; projections and kept keys for AlphaEdit
         width = getattr(shape.config, "intermediate_size", 4 * shape.config.hidden_size)
         moments = 4 * width**2 * len(resolve_layers(layers, shape.config.num_hidden_layers))
@@ -332,7 +341,7 @@ def estimate_memory(variant: Variant, bench: Bench) -> tuple[float | None, float
     elif variant.edit in ("CaKE", "LoRA"):  # the values of before
         weights += 4 * sum(p.numel() for p in shape.parameters())
     elif variant.edit in BASELINES:
-        weights += edited
+        weights += sum(sizes)
     return float(weights) / GIB, disk / GIB
 
 

@@ -11,14 +11,11 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from torch.distributed.tensor import DTensor
 
-from propmeta_edit.finetune.losses import compute_answer_loss
-from propmeta_edit.finetune.prefix import FrozenPrefix
-from propmeta_edit.finetune.weights import only_trainable
-from propmeta_edit.metatrain.processes import ALONE, Processes, find_processes, shard_frozen_blocks
-from propmeta_edit.models.layers import get_blocks, select_parameters
-from propmeta_edit.text.encoding import TextEncoder, collate
+from propmeta_edit.errors import ModelError
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.processes import ALONE, find_processes, own_gpus
+from propmeta_edit.recipes import meta_training
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_TASKS = 22  # not a multiple of the four of a step: one process gets none in the last
@@ -51,17 +48,15 @@ def read(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--shard", "true", "--num_tasks", "20")], ids=["replicated", "sharded"])
-def test_two_processes_are_one_with_twice_the_tasks(place, options):
-    alone = run(command(place, f"alone{len(options)}", 4, *options[2:]))
+def test_two_processes_are_one_with_twice_the_tasks(place):
+    alone = run(command(place, "alone", 4))
     assert alone.returncode == 0, alone.stderr
-    expected, expected_losses, _ = read(place / f"alone{len(options)}")
-    output = f"two{len(options)}"
-    done = run(command(place, output, 2, *options), num_processes=2)
+    expected, expected_losses, _ = read(place / "alone")
+    done = run(command(place, "two", 2), num_processes=2)
     assert done.returncode == 0, done.stderr[-6000:]
-    weights, losses, card = read(place / output)
+    weights, losses, card = read(place / "two")
     assert card["processes"] == 2 and card["settings"]["tasks_per_step"] == 2
-    assert losses == pytest.approx(expected_losses, rel=1e-4) and len(losses) in (NUM_TASKS, 20)
+    assert losses == pytest.approx(expected_losses, rel=1e-4) and len(losses) == NUM_TASKS
     moved = 0
     base = load_file(place / "base" / "model.safetensors")
     for name, value in weights.items():
@@ -70,42 +65,41 @@ def test_two_processes_are_one_with_twice_the_tasks(place, options):
     assert moved == len(card["trained_tensors"]), "every frozen tensor is the base's, to the bit"
 
 
-@pytest.mark.slow
-def test_sharded_blocks_need_even_shares(place):
-    done = run(command(place, "uneven", 4, "--shard", "true"))
-    assert done.returncode == 2
-    assert "num_tasks must be a multiple of tasks_per_step times the processes (4 x 1), got 22" in done.stderr
+@pytest.mark.parametrize(
+    ("started", "own"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, [1, 3]),
+        ({"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "5"}, [2]),
+    ],
+)
+def test_processes_of_a_machine_share_its_gpus_out(monkeypatch, started, own):
+    """As many each, the first the one that accelerate gives the process."""
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    assert own_gpus() == own
 
 
-@pytest.fixture
-def process_group():
-    """A group of this process alone; what is spread over it is handled as over many."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield Processes(0, 1, "cpu")
-    torch.distributed.destroy_process_group()
+def test_shard_lets_transformers_spread_the_blocks(place, monkeypatch):
+    """Over this process's GPUs alone, as far as they have room; with one GPU or none the model is loaded as ever."""
+    config = MetaTrainConfig(str(place / "base"), layers=[1], shard=True, device="cuda:1", dtype="float32")
+    given = []
 
+    def load(folder, **options):
+        given.append(options)
+        raise RuntimeError("enough")
 
-def test_sharded_blocks_are_put_together_for_no_longer_than_they_are_needed(tokenizer, process_group):
-    """Below the trained layer, where there is no backward, and above it."""
-    model = tiny.make_model("llama", num_layers=5, dtype=torch.float32)
-    parameters = select_parameters(model, [2])
-    shard_frozen_blocks(model, parameters, process_group)
-    batch = collate([TextEncoder(tokenizer).encode_answer("Ann Lee lives in", "Peru")])
-
-    def sharded():
-        return [all(isinstance(p, DTensor) for p in block.parameters()) for block in get_blocks(model)]
-
-    at_rest = [True, True, False, True, True]
-    assert sharded() == at_rest
-    with only_trainable(model, parameters):
-        prefix = FrozenPrefix(model, parameters)
-        states = prefix.compute_states(batch)
-        assert sharded() == at_rest
-        with prefix.skipped(states):
-            loss = compute_answer_loss(model, batch).sum()
-        assert sharded() == at_rest
-        torch.autograd.grad(loss, list(parameters.values()))
-    assert sharded() == at_rest
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", load)
+    monkeypatch.setattr("propmeta_edit.models.loading.free_memory", lambda device: 1000 + device.index)
+    for own in ([1, 3], [1]):
+        monkeypatch.setattr(meta_training, "own_gpus", lambda own=own: own)
+        with pytest.raises(ModelError, match="enough"):
+            meta_training._load_for_training(config, str(place / "base"))
+    assert given[0]["device_map"] == "balanced" and given[0]["max_memory"] == {1: 1001, 3: 1003}
+    assert given[0]["attn_implementation"] is None and "device_map" not in given[1]
 
 
 def test_without_a_launcher_there_is_one_process(monkeypatch):

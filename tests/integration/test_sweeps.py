@@ -509,14 +509,16 @@ def test_a_plan_counts_the_rows_of_parts_and_writes_nothing(place, capsys):
 def test_a_plan_knows_the_memory_of_a_run(monkeypatch):
     """Eight billion numbers in bf16, of which two hundred million are trained in fp32: the rule of docs/reproducing.md."""
     shape = SimpleNamespace(parameters=lambda: [torch.empty(8_000_000_000, device="meta")])
-    layer = {"a": torch.nn.Parameter(torch.empty(200_000_000, device="meta"))}
+    sizes = (150_000_000, 50_000_000)
+    layer = {str(size): torch.nn.Parameter(torch.empty(size, device="meta")) for size in sizes}
     monkeypatch.setattr(cost, "shape_of", lambda model: shape)
     monkeypatch.setattr(cost, "select_parameters", lambda *of: layer)
     config = MetaTrainConfig("m", dtype="bfloat16", device="cpu")
     frozen = 2 * 7_800_000_000
-    assert cost.run_bytes(config, 100) == frozen + 8 * 4 * 200_000_000
-    assert cost.run_bytes(replace(config, tasks_per_step=4), 100) == frozen + (1 + 3 + 16) * 4 * 200_000_000
-    assert cost.run_bytes(replace(config, tasks_per_step=4, tasks_at_once=1), 100) == frozen + 9 * 4 * 200_000_000
+    copy, largest = 4 * 200_000_000, 4 * 150_000_000  # θ, its moments, and of each task the weights, two moments and one gradient
+    assert cost.run_bytes(config, 100) == frozen + (1 + 2 + 3) * copy + largest
+    assert cost.run_bytes(replace(config, tasks_per_step=4), 100) == frozen + (1 + 2 + 12) * copy + 4 * largest
+    assert cost.run_bytes(replace(config, tasks_per_step=4, tasks_at_once=1), 100) == frozen + 7 * copy + largest, "and a sum"
 
 
 def test_a_plan_needs_no_weights(place, monkeypatch, capsys):

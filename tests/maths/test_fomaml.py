@@ -18,6 +18,7 @@ from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
+from propmeta_edit.finetune.inner_steps import STEPS
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain import trainer
@@ -185,12 +186,17 @@ def test_first_order_and_not_second_order_on_a_quadratic(monkeypatch):
         w = model.model.layers[0](torch.ones(num_edits, 1, dtype=torch.float64)).flatten()
         return 0.5 * scale * (w - torch.tensor(centres)).square()
 
-    class PlainSgd(torch.optim.SGD):
-        def __init__(self, params, lr, betas, eps, weight_decay, fused):
-            super().__init__(params, lr=lr)
+    class PlainSgd:
+        def __init__(self, model, parameters, settings):
+            self.optimizer = torch.optim.SGD(parameters.values(), lr=settings.inner_lr)
+
+        def __call__(self, loss):
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
 
     monkeypatch.setattr("propmeta_edit.finetune.inner_loop.compute_answer_loss", loss)
-    monkeypatch.setattr(torch.optim, "AdamW", PlainSgd)
+    monkeypatch.setitem(STEPS, "adamw", PlainSgd)
     settings = EditSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
     parameters = {"model.layers.0.0.weight": model.w}
     related = partial(loss, batch=(b, relateds), num_edits=2)

@@ -10,7 +10,8 @@ import torch
 
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.edit_settings import INNER_STEPS, EditSettings
-from propmeta_edit.finetune.inner_steps import STEPS
+from propmeta_edit.finetune.inner_loop import apply_inner_loop
+from propmeta_edit.finetune.inner_steps import STEPS, AdamW
 from propmeta_edit.finetune.input_moments import (
     InputMoments,
     give_input_moments,
@@ -20,6 +21,8 @@ from propmeta_edit.finetune.input_moments import (
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.many_edits import many_edits
 from propmeta_edit.finetune.single_edit import put_in_place, write_facts
+from propmeta_edit.finetune.stacking import stacked_weights
+from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.models.artefacts import INPUT_MOMENTS, MAKERS
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.records import EditRequest
@@ -62,6 +65,59 @@ def by_hand(model, tokenizer, request, moments):
             for parameter, step in zip(parameters.values(), steps, strict=True):
                 parameter -= WHITENED.inner_lr * size / norm * step
     return {name: p.detach() for name, p in parameters.items()}
+
+
+@pytest.mark.parametrize("num_edits", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "gemma3_text"])
+def test_a_step_inside_the_backward_pass_is_one_after_it_to_the_bit(tokenizer, architecture, dtype, num_edits):
+    """torch's optimiser over all tensors at once, on a model of its own; two batches a pass, two layers."""
+    settings = EditSettings(layers=[0, 1], inner_lr=0.01, num_inner_steps=3)
+    target = encode_requests(TextEncoder(tokenizer), [REQUESTS] * num_edits)
+    found = []
+    for loop in (apply_inner_loop, step_after_the_pass):
+        model = tiny.make_model(architecture, dtype=dtype)
+        with stacked_weights(model, select_parameters(model, settings.layers), num_edits) as adapted:
+            with only_trainable(model, adapted.parameters):
+                losses = loop(model, adapted.parameters, target, settings, num_edits)
+            found.append([*losses, *(p.detach() for p in adapted.parameters.values())])
+    assert len(found[0]) > 10 and all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def step_after_the_pass(model, parameters, target, settings, num_edits):
+    """The plain loop: the frozen prefix aside, which has tests of its own."""
+    optimizer = torch.optim.AdamW(parameters.values(), lr=settings.inner_lr, weight_decay=settings.weight_decay, fused=True)
+    losses = []
+    for _ in range(settings.num_inner_steps):
+        for batch in target:
+            loss = compute_answer_loss(model, batch, num_edits=num_edits)
+            optimizer.zero_grad()
+            loss.sum().backward()
+            optimizer.step()
+            losses.append(loss.detach())
+    return losses
+
+
+def test_no_two_gradients_are_held_at_once(tokenizer, monkeypatch):
+    """Nor one after the loop, nor a hook on a model's own parameters."""
+    model = tiny.make_model("llama")
+    parameters = select_parameters(model, [0, 1])
+    held = []
+    monkeypatch.setattr(
+        AdamW, "_move", watched(AdamW._move, lambda: held.append(sum(p.grad is not None for p in parameters.values())))
+    )
+    with only_trainable(model, parameters):
+        apply_inner_loop(model, parameters, encode_requests(TextEncoder(tokenizer), [REQUESTS]), EditSettings(num_inner_steps=2))
+    assert held == [1] * len(parameters) * 2 * len(REQUESTS)
+    assert all(p.grad is None and not p._post_accumulate_grad_hooks for p in parameters.values())
+
+
+def watched(function, look):
+    def watching(*arguments):
+        look()
+        return function(*arguments)
+
+    return watching
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])

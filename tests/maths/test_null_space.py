@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from propmeta_edit.baselines.null_space import compute_projection, load_projection, solve_update
+from propmeta_edit.baselines.null_space import compute_projection, ensure_projection, load_projection, solve_update
 from propmeta_edit.baselines.second_moments import SecondMoments, write_statistics
 from propmeta_edit.errors import ModelError
 
@@ -43,7 +43,7 @@ def test_projection_agrees_with_the_singular_vectors_of_the_definition(kept_keys
 def test_update_keeps_old_keys_and_writes_new_ones(kept_keys):
     projection = compute_projection(second_moment(kept_keys), 2e-2)
     new, residuals = torch.randn(WIDTH, 2), torch.randn(OUT, 2)
-    update = solve_update(new, residuals, projection, torch.zeros(WIDTH, WIDTH), l2=1e-3)
+    update = solve_update(new, residuals, projection, torch.zeros(WIDTH, 0), l2=1e-3)
     assert (update @ kept_keys).abs().max() < 1e-2
     torch.testing.assert_close(update @ new, residuals, rtol=2e-2, atol=2e-2)
 
@@ -54,7 +54,46 @@ def test_update_is_the_papers_transposed_form(kept_keys):
     k, r, old = (torch.randn(*shape, dtype=torch.float64) for shape in ((WIDTH, 2), (OUT, 2), (WIDTH, 4)))
     s = old @ old.T
     by_paper = r @ k.T @ p @ torch.linalg.inv(s @ p + k @ k.T @ p + 10 * torch.eye(WIDTH, dtype=torch.float64))
-    torch.testing.assert_close(solve_update(k, r, p, s, l2=10), by_paper, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(solve_update(k, r, p, old, l2=10), by_paper, rtol=1e-9, atol=1e-12)
+
+
+def solve_densely(keys, residuals, projection, kept, l2):
+    """The definition: a system as wide as the layer."""
+    system = projection @ (keys @ keys.T + kept @ kept.T) + l2 * torch.eye(len(projection), dtype=projection.dtype)
+    return torch.linalg.solve(system, projection @ keys @ residuals.T).T
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 3e-4)])
+@pytest.mark.parametrize("num_kept", [0, 1, 30])
+@pytest.mark.parametrize("num_new", [1, 4])
+def test_update_by_a_small_system_is_that_of_the_dense_one(dtype, tolerance, num_new, num_kept):
+    """At a width of which a third is free; keys of one length and of very different ones. Relative to the update's norm."""
+    width = 96
+    generator = torch.Generator().manual_seed(num_kept)
+    some = torch.randn(width, 64, generator=generator, dtype=torch.float64)
+    projection = compute_projection(some @ some.T / 64, 2e-2).to(dtype)
+    sizes = torch.logspace(-1, 1, num_new + num_kept, dtype=torch.float64)
+    every = (torch.randn(width, num_new + num_kept, generator=generator, dtype=torch.float64) * sizes).to(dtype)
+    residuals = torch.randn(OUT, num_new, generator=generator, dtype=torch.float64).to(dtype)
+    arguments = every[:, :num_new], residuals, projection, every[:, num_new:], 10.0
+    update, dense = solve_update(*arguments), solve_densely(*arguments)
+    assert dense.norm() > 0 and (update - dense).norm() <= tolerance * dense.norm()
+
+
+def test_a_projection_is_computed_where_it_is_asked_for(kept_keys, tmp_path, monkeypatch):
+    """A GPU takes seconds where a CPU takes minutes; MPS has no float64."""
+    [file] = write_statistics(SecondMoments({"m": kept_keys @ kept_keys.T}, 40, 4), tmp_path, "model", "text")
+    places = []
+
+    class Moment:
+        def to(self, place):
+            places.append(place)
+            return second_moment(kept_keys)
+
+    monkeypatch.setattr("propmeta_edit.baselines.null_space.read_second_moment", lambda file: Moment())
+    for threshold, device in ((0.01, "cuda:0"), (0.02, "mps"), (0.03, "cpu")):
+        ensure_projection(file, threshold, device)
+    assert places == ["cuda:0", "cpu", "cpu"]
 
 
 def test_projection_is_kept_and_belongs_to_its_statistics(kept_keys, tmp_path):

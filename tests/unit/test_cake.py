@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -188,3 +189,23 @@ def test_padding_that_the_model_has_no_embedding_for_is_refused_where_it_is_lear
     with pytest.raises(ModelError, match=r"token 300 \('\[PAD\]'\), but the model has embeddings for 300"):
         train_cake_adapter(model, tokenizer, [EDIT], CakeSettings(num_epochs=1, learn_prompts=True))
     train_cake_adapter(model, tokenizer, [EDIT], CakeSettings(num_epochs=1)).unload()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_frozen_matrices_held_in_bf16_train_the_same_adapter(tokenizer, monkeypatch, family):
+    """To the bit: autocast rounds them in every product anyway. Afterwards they are the tensors that they were."""
+    settings = CakeSettings(num_epochs=2, batch_size=2, lora_dropout=0.1)
+    monkeypatch.setattr(cake, "has_native_bf16", lambda device: True)
+    found, dtypes = [], []
+    for held in (cake.held_in_bf16, lambda weights: nullcontext()):
+        monkeypatch.setattr(cake, "held_in_bf16", held)
+        model = tiny.make_model(family, dtype=torch.float32)
+        before = {name: (weight.data, weight.detach().clone()) for name, weight in cake.target_weights(model).items()}
+        some = next(iter(cake.target_weights(model).values()))
+        model.get_input_embeddings().register_forward_hook(lambda *of, some=some: dtypes.append(some.dtype))
+        adapted = train_cake_adapter(model, tokenizer, [EDIT], settings)
+        found.append([p.detach() for name, p in adapted.named_parameters() if "lora_" in name])
+        now = cake.target_weights(adapted.unload())
+        assert all(now[name].data_ptr() == own.data_ptr() and torch.equal(now[name], copy) for name, (own, copy) in before.items())
+    assert len(found[0]) > 4 and all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    assert dtypes == [torch.bfloat16] * (len(dtypes) // 2) + [torch.float32] * (len(dtypes) // 2)

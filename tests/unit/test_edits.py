@@ -522,7 +522,8 @@ def test_finished_edits_are_copied_from_the_device_unless_they_are_to_stay(model
 
 def test_the_state_that_many_edits_share_is_looked_at_once(model, tokenizer, monkeypatch):
     looked_at = []
-    monkeypatch.setattr(identity, "take_fingerprint", lambda value: looked_at.append(value) or take_fingerprint(value))
+    right = identity._sums_of_bits
+    monkeypatch.setattr(identity, "_sums_of_bits", lambda value: looked_at.append(value) or right(value))
     found = edit_many(model, tokenizer, REQUESTS, hparams(), at_once=2)
     assert len(found) == 3 and len(looked_at) == len(select_parameters(model, [1]))
     with torch.no_grad():
@@ -616,9 +617,11 @@ def test_every_module_is_in_the_mode_that_it_was_in(model, tokenizer):
 def test_as_many_at_once_as_the_memory_allows(model, edits, tokenizer, monkeypatch):
     edited = edits[0].weights
     size = sum(value.nbytes for value in edited.values())
-    assert [choose_at_once(edited, factor * size) for factor in (0, 9, 20, 30, 10**6)] == [1, 1, 2, 3, 64]
+    largest = max(value.nbytes for value in edited.values())
+    each = 2 * (4 * size + largest)  # its weights, two moments, one gradient, a result; half of the memory is for texts
+    assert [choose_at_once(edited, free) for free in (0, each - 1, 2 * each - 1, 2 * each, 1000 * each)] == [1, 1, 1, 2, 64]
     asked = []
-    monkeypatch.setattr("propmeta_edit.edits.compute.free_memory", lambda device: asked.append(device) or 20 * size)
+    monkeypatch.setattr("propmeta_edit.edits.compute.free_memory", lambda device: asked.append(device) or 2 * each)
     found = edit_many(model, tokenizer, REQUESTS, hparams())
     assert asked == [model.device] and len(found) == len(REQUESTS)
     assert free_memory(model.device) > 0

@@ -91,6 +91,18 @@ def test_edits_side_by_side_are_those_one_by_one(tokenizer):
             torch.testing.assert_close(edit.weights[name], value)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_factors_are_fp32_in_a_bf16_model(tokenizer, architecture):
+    """As meta-training on a GPU has them; alone and side by side."""
+    model = tiny.make_model(architecture, dtype=torch.bfloat16)
+    attach_factors(model, [0, 1], "attention+mlp", 3)
+    alone = [compute_edit(model, tokenizer, request, SETTINGS) for request in REQUESTS]
+    together = edit_many(model, tokenizer, REQUESTS, SETTINGS, at_once=2)
+    for edit in (*alone, *together):
+        assert all(value.dtype == torch.float32 and value.abs().max() > 0 for value in edit.weights.values())
+        assert edit.learning.last < edit.learning.before
+
+
 @pytest.fixture
 def base(tokenizer, tmp_path):
     return tiny.save_model_folder(tmp_path / "base", tokenizer)

@@ -7,6 +7,7 @@ import copy
 import pytest
 import tiny
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers import MambaConfig, MambaForCausalLM
 
 from propmeta_edit.errors import ModelError
@@ -79,3 +80,14 @@ def test_fp32_projection_inside_a_bf16_model_computes_in_fp32():
     expected = (x.float() @ linear.weight.T + linear.bias).bfloat16()
     assert torch.equal(linear(x), expected) and linear(x).dtype == torch.bfloat16
     assert linear(x.float()).dtype == torch.float32
+
+
+def test_accelerates_hook_calls_a_projection_that_casts():
+    """A model that transformers spread over devices has such hooks before its edited layer is put into fp32."""
+    linear = torch.nn.Linear(8, 4)
+    plain = copy.deepcopy(linear)
+    add_hook_to_module(linear, AlignDevicesHook("cpu", io_same_device=True))
+    for module in (linear, plain):
+        cast_around(module)
+    x = torch.randn(3, 8).bfloat16()
+    assert torch.equal(linear(x), plain(x)) and linear(x).dtype == torch.bfloat16

@@ -65,6 +65,31 @@ def test_leak_and_net_are_those_of_the_tables(asked, monkeypatch, at_once):
     assert (expected["leak"], expected["net"], expected["net_n"]) == (0.5, 0.0, 4)
 
 
+@pytest.mark.parametrize("count_of", [2, 3, 5])
+def test_processes_share_the_cases(asked, count_of):
+    """Each asks its own, and every one of them has the same numbers, those of one process alone."""
+    model = tiny.make_model("llama")
+    expected = meta_training.compute_validation(model, None, SETTINGS, {"valid-id": CASES})
+    said = []  # by each process, in every call of join
+    for rank in range(count_of):
+        said.append([])
+        meta_training.compute_validation(model, None, SETTINGS, {"valid-id": CASES}, Stub(rank, count_of, said[-1].append))
+    assert [len(own[0]) for own in said] == [len(CASES[rank::count_of]) for rank in range(count_of)]
+    joined = iter([[item for own in said for item in own[call]] for call in range(2)])
+    found = meta_training.compute_validation(
+        model, None, SETTINGS, {"valid-id": CASES}, Stub(0, count_of, lambda own: next(joined))
+    )
+    assert found == expected
+
+
+class Stub:
+    """What is used of ``Processes``."""
+
+    def __init__(self, rank, count, join):
+        self.rank, self.count = rank, count
+        self.join = lambda own: join(own) or own
+
+
 def as_row(case):
     probes = [
         as_record(probe, *(" the sol." if has else " the yen." for has in SAID[probe.question.text.removeprefix("What does ")[:6]]))

@@ -1,0 +1,154 @@
+"""The real edits and the real meta-training on a device without numbers, at the shapes of Llama-3-8B or of a small model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tiny
+from accelerate import dispatch_model
+from device import NAME, Counts, FakeDevice
+
+from propmeta_edit import compute_edit, edit_many
+from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.trainer import meta_train
+from propmeta_edit.models.factors import attach_factors
+from propmeta_edit.models.generation import generate_greedily
+from propmeta_edit.models.layers import cast_around, get_architecture, get_block_list, select_parameters
+from propmeta_edit.records import EditRequest, MetaTask, Question
+
+LLAMA3_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+}
+REQUEST = EditRequest("Ann Lee is a citizen of", "Peru")  # 12 tokens
+RELATED = Question("What is the capital of the country that Ann Lee is a citizen of?", ("Lima",))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the real code.
+
+    Args:
+        at_once: edits side by side, or tasks of an outer step.
+        family: of the model; ``llama3-8b`` for the shapes of that one, else a tiny model's.
+        layer: that is edited or trained; a list of them is.
+        steps: K.
+        rank: of factors that are trained in place of the matrices.
+        split: the first layer on a second device, where the last norm and the head are too; accelerate brings the states there, as
+            under transformers' ``device_map="auto"``.
+    """
+
+    kind: str = "edit"
+    at_once: int = 1
+    family: str = "llama3-8b"
+    layer: int | list[int] = 9
+    steps: int = 10
+    rank: int | None = None
+    split: int | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        return [self.layer] if isinstance(self.layer, int) else self.layer
+
+    @property
+    def name(self) -> str:
+        return f"{self.at_once} {self.kind}{'s' if self.at_once > 1 else ''}"
+
+
+JOBS = [Job("edit", 1), Job("edit", 8), Job("edit", 64), Job("task", 1), Job("task", 4)]
+
+
+def make_model(job: Job) -> Any:
+    """On torch's meta device: the layer in fp32, the rest in bf16."""
+    with torch.device("meta"):
+        if job.family == "llama3-8b":
+            config_class, model_class = tiny.CLASSES["llama"]
+            model = model_class(config_class(**LLAMA3_8B)).to(torch.bfloat16)
+        else:
+            model = tiny.make_model(job.family, dtype=torch.bfloat16)
+        model.set_attn_implementation("sdpa")
+        if job.rank is not None:
+            attach_factors(model, job.layers, "attention+mlp", job.rank)
+            return model.eval()
+        for name, parameter in select_parameters(model, job.layers).items():
+            module = model.get_submodule(name.rpartition(".")[0])
+            setattr(module, name.rpartition(".")[2], torch.nn.Parameter(parameter.float()))
+            cast_around(module)
+        return model.eval()
+
+
+def run_job(job: Job) -> Counts:
+    """What one run asks of the device. Of meta-training it is the second outer step, which has the optimiser's moments."""
+    model, tokenizer = make_model(job), tiny.make_tokenizer()
+    with (
+        FakeDevice() as device,
+        torch.autograd.set_multithreading_enabled(False),  # torch believes in one such device, and would have a thread for that one
+        mock.patch("propmeta_edit.models.ownership.require_whole"),  # it would refuse tensors without numbers, and nothing else
+        mock.patch.object(FakeTensor, "tolist", lambda self: self.cpu().tolist()),  # as a GPU's: not one number after the other
+        mock.patch("torch.tensor", lambda *given, device=None, **more: _make_tensor(*given, **more).to(device)),
+    ):
+        device.put(model)
+        if job.split is not None:
+            _spread(model, job.split, device)
+        device.restart()
+        _KINDS[job.kind](job, model, tokenizer, device)
+    return device.counts
+
+
+_make_tensor = torch.tensor
+
+
+def _spread(model: Any, split: int, device: FakeDevice) -> None:
+    first, second = f"{NAME}:0", f"{NAME}:1"
+    architecture = get_architecture(model)
+    body = architecture.blocks.rpartition(".")[0]
+    places = dict.fromkeys((name for name, _ in model.named_children() if name != body), second)
+    places |= {f"{body}.{name}": first for name, _ in model.get_submodule(body).named_children()}
+    places |= {f"{architecture.blocks}.{n}": first if n < split else second for n in range(len(get_block_list(model)))}
+    places[architecture.final_norm] = second
+    del places[architecture.blocks]
+    for name, place in places.items():
+        device.put(model.get_submodule(name), place)
+    dispatch_model(model, places, main_device=first)
+
+
+def _ask(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
+    generate_greedily(model, tokenizer, ["Ann Lee is a citizen of", "The capital of France is"], max_new_tokens=job.steps)
+
+
+def _edit(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
+    settings = EditSettings(layers=job.layers, num_inner_steps=job.steps)
+    if job.at_once == 1:
+        compute_edit(model, tokenizer, REQUEST, settings)
+    else:
+        edit_many(model, tokenizer, [REQUEST] * job.at_once, settings, at_once=job.at_once)
+
+
+def _meta_train(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
+    tasks = [MetaTask(f"t{n}", REQUEST, RELATED) for n in range(2 * job.at_once)]
+    config = MetaTrainConfig("m", layers=job.layers, num_inner_steps=job.steps, tasks_per_step=job.at_once, dtype="bfloat16")
+
+    def restart_after_the_first(num_done: int, numbers: dict[str, float]) -> None:
+        if num_done < len(tasks):
+            device.restart()
+
+    meta_train(model, tokenizer, tasks, config, report=restart_after_the_first)
+
+
+_KINDS: dict[str, Callable[..., None]] = {"edit": _edit, "task": _meta_train, "question": _ask}

@@ -1,0 +1,132 @@
+"""Reads, copies, launches and memory of a GPU, counted on one that exists only in Python (``tests/fake_device``)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+from transformers import LlamaConfig
+
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.studies import cost
+from propmeta_edit.studies.methods import METHODS
+from propmeta_edit.studies.runs import shape_of
+from propmeta_edit.studies.variants import Bench
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fake_device"))
+
+from jobs import LLAMA3_8B
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+FAMILIES = [*tiny.FAMILIES, "gemma3_text"]
+AT_8B = {  # the last layer is edited where memory alone is asked for: no block is above it, and it has the same sizes
+    "edit": {"steps": 2},
+    "8 edits": {"at_once": 8, "layer": 31, "steps": 2},
+    "64 edits": {"at_once": 64, "layer": 31, "steps": 2},
+    "task": {"kind": "task", "layer": 31, "steps": 2},
+    "4 tasks": {"kind": "task", "at_once": 4, "layer": 31, "steps": 2},
+    "4 tasks of rank 16": {"kind": "task", "at_once": 4, "layer": 31, "steps": 2, "rank": 16},
+}
+KINDS = {"edit": 1, "task": 2}  # how many at once: an edit in place, and tasks on stacked weights
+SMALL = {
+    f"{family} {kind} {steps}": {"family": family, "kind": kind, "at_once": at_once, "layer": 1, "steps": steps}
+    for family in FAMILIES
+    for kind, at_once in KINDS.items()
+    for steps in (2, 3)
+}
+SPREAD = {  # the edited layer before the cut, behind it, and on both sides of it
+    f"{family} {kind} {layer} {at_once}": {
+        "family": family,
+        "kind": kind,
+        "layer": layer,
+        "at_once": at_once,
+        "steps": 3,
+        "split": 1,
+    }
+    for family in FAMILIES
+    for kind, layer, at_once in (("edit", 0, 1), ("edit", [0, 2], 2), ("task", 1, 2), ("question", 1, 1))
+}
+LAUNCHES_A_STEP = {"llama": 280, "qwen2": 290, "gpt2": 145, "gemma3_text": 485}  # two blocks of three
+
+
+def count(jobs):
+    """The counts of each job, from a process of its own: the device is registered for good."""
+    command = [sys.executable, str(ROOT / "tests" / "fake_device"), "--jobs", json.dumps(list(jobs.values()))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(zip(jobs, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.fixture(scope="module")
+def at_8b():
+    return count(AT_8B)
+
+
+@pytest.fixture(scope="module")
+def small():
+    return count(SMALL)
+
+
+@pytest.fixture(scope="module")
+def spread():
+    return count(SPREAD)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Settings of a run on the shape of Llama-3-8B, of which there is the configuration alone."""
+    LlamaConfig(**LLAMA3_8B).save_pretrained(tmp_path / "llama3-8b")
+    shape_of.cache_clear()
+    return MetaTrainConfig(str(tmp_path / "llama3-8b"), layers=[31], dtype="bfloat16", device="cpu")
+
+
+@pytest.mark.parametrize(("name", "num_edits", "goal"), [("edit", 1, 18.02), ("8 edits", 8, 36.6), ("64 edits", 64, 185.4)])
+def test_a_plan_says_what_edits_take(at_8b, plan, name, num_edits, goal):
+    peak = at_8b[name]["peak"] / GIB
+    bench = Bench(plan.model, "llama3-8b", "cpu", "bfloat16", edits_at_once=num_edits)
+    assert cost.estimate_memory(METHODS["FT"], bench)[0] == pytest.approx(peak, rel=0.03)
+    assert peak == pytest.approx(goal, rel=0.01), "three copies an edit and one gradient"
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "goal"),
+    [
+        ("task", {}, 19.65),
+        ("4 tasks", {"tasks_per_step": 4}, 27.6),
+        ("4 tasks of rank 16", {"tasks_per_step": 4, "rank": 16}, 15.03),
+    ],
+)
+def test_a_dry_run_says_what_meta_training_takes(at_8b, plan, name, more, goal):
+    peak = at_8b[name]["peak"] / GIB
+    assert cost.run_bytes(replace(plan, **more), 100) / GIB == pytest.approx(peak, rel=0.03)
+    assert peak == pytest.approx(goal, rel=0.01)
+
+
+def test_an_edit_of_8b_keeps_to_its_launches_and_waits_only_at_its_end(at_8b):
+    """2,337 a step; what is read is whether all numbers are finite, the first and last loss, and what the edit is known by."""
+    counts = at_8b["edit"]
+    assert counts["launches"] <= 5150
+    assert (counts["reads"], counts["to_host"], counts["to_device"]) == (1, 4, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_inner_step_waits_for_the_device(small, family, kind):
+    """A run of three steps against one of two."""
+    two, three = (small[f"{family} {kind} {steps}"] for steps in (2, 3))
+    assert all(two[what] == three[what] for what in ("reads", "to_host", "to_device"))
+    assert 0 < three["launches"] - two["launches"] <= LAUNCHES_A_STEP[family]
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_a_model_may_be_spread_over_two_devices(spread, name):
+    """What is on one device and meets what is on the other raises; no state goes through the host."""
+    assert spread[name]["launches"] > 100 and spread[name]["to_device"] <= 8
