@@ -90,6 +90,7 @@ def build_whole(folder: Path, build: Callable[[Path], object]) -> None:
 
     Two processes that want the same folder take turns; the second finds it there.
     """
+    new_parents = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(_locks_folder() / f"{sha256_of_json(str(folder.resolve()))[:16]}.lock"):
         if folder.exists():
@@ -103,6 +104,9 @@ def build_whole(folder: Path, build: Callable[[Path], object]) -> None:
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            for parent in new_parents:  # those that stay empty; the deepest comes first
+                with suppress(OSError):
+                    parent.rmdir()
 
 
 def _locks_folder() -> Path:

@@ -154,3 +154,18 @@ def test_easyedit_finds_its_loader_in_the_path():
     """EasyEdit's first matching word must be gpt (the tokenizer), with llama for the padding side, and never t5."""
     path = str(artefact_folder("smollm2-135m")).removeprefix(str(cache_home()))
     assert "gpt" in path and "llama" in path and "t5" not in path
+
+
+def test_a_build_that_fails_leaves_no_empty_parents(tmp_path):
+    def fail(folder):
+        (folder / "half").write_text("")
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        build_whole(tmp_path / "a" / "b" / "model", fail)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine").write_text("")
+    with pytest.raises(ValueError, match="no"):
+        build_whole(tmp_path / "a" / "b" / "model", fail)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["mine"]
