@@ -29,7 +29,7 @@ def test_a_failed_build_leaves_nothing(tmp_path):
 
     with pytest.raises(OSError, match="No space left"):
         build_whole(tmp_path / "models" / "a", build)
-    assert [p.name for p in (tmp_path / "models").iterdir()] == []
+    assert not (tmp_path / "models").exists()
 
 
 def test_what_a_killed_build_left_is_cleared_by_the_next(tmp_path):
@@ -163,7 +163,7 @@ def test_a_build_that_fails_leaves_no_empty_parents(tmp_path):
 
     with pytest.raises(ValueError, match="no"):
         build_whole(tmp_path / "a" / "b" / "model", fail)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "a").exists()
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "mine").write_text("")
     with pytest.raises(ValueError, match="no"):
