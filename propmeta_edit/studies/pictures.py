@@ -199,8 +199,7 @@ def draw_leaks(summary: Sequence[Mapping[str, Any]]) -> Figure | None:
     Args:
         summary: as ``evaluation.tables.summarise`` gives it.
     """
-    known = [entry for entry in summary if entry["leak"] is not None]
-    datasets = list(dict.fromkeys(entry["dataset"] for entry in known))
+    known, datasets = _those_with(summary, ["leak"])
     if not known:
         return None
     most = max(sum(entry["dataset"] == name for entry in known) for name in datasets)
@@ -231,8 +230,7 @@ def draw_plane(summary: Sequence[Mapping[str, Any]]) -> Figure | None:
     Args:
         summary: as ``evaluation.tables.summarise`` gives it.
     """
-    known = [entry for entry in summary if entry["leak"] is not None]
-    datasets = list(dict.fromkeys(entry["dataset"] for entry in known))
+    known, datasets = _those_with(summary, ["leak"])
     if not known:
         return None
     styles = dict(zip(dict.fromkeys(entry["method"] for entry in known), itertools.cycle(PLANE_STYLES), strict=False))
@@ -281,8 +279,7 @@ def draw_told_apart(summary: Sequence[Mapping[str, Any]]) -> Figure | None:
         summary: as ``evaluation.tables.summarise`` gives it.
     """
     sizes = sorted({int(key.removeprefix(TOLD)) for entry in summary for key in entry if re.fullmatch(rf"{TOLD}\d+", key)})
-    known = [entry for entry in summary if any(entry.get(f"{TOLD}{k}") is not None for k in sizes)]
-    datasets = list(dict.fromkeys(entry["dataset"] for entry in known))
+    known, datasets = _those_with(summary, [f"{TOLD}{k}" for k in sizes])
     if not known:
         return None
     styles = dict(zip(dict.fromkeys(entry["method"] for entry in known), itertools.cycle(STYLES), strict=False))
@@ -303,6 +300,12 @@ def draw_told_apart(summary: Sequence[Mapping[str, Any]]) -> Figure | None:
     entries = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
+
+
+def _those_with(summary: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """The entries that have a number in one of the columns, and their data sets, in order."""
+    known = [entry for entry in summary if any(entry.get(column) is not None for column in columns)]
+    return known, list(dict.fromkeys(entry["dataset"] for entry in known))
 
 
 def _arms(entry: Mapping[str, Any], column: str) -> list[list[float]]:
