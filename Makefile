@@ -17,7 +17,7 @@ OUTPUT ?= results/table2
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup table2 table2-full evidence test test-fast test-gpu test-all lint docs table2-smoke clean
+.PHONY: help setup table2 table2-full evidence test test-fast test-gpu test-all test-oldest test-newest test-versions gpu-counts lint docs table2-smoke clean
 
 help:
 	@sed -n '1,5p' Makefile
@@ -70,6 +70,31 @@ test-gpu: setup
 
 test-all: setup
 	@$(BIN)/python -m pytest
+
+# Of a maintainer: the fast tests on the lowest versions of torch and transformers that pyproject.toml allows, and on the newest there are,
+# each in an environment of its own.
+OLDEST := torch==2.6.0 transformers==5.0.0
+NEWEST := torch transformers
+
+test-oldest:
+	@$(MAKE) --no-print-directory test-versions VENV=$(VENV)-oldest VERSIONS="$(OLDEST)"
+
+test-newest:
+	@$(MAKE) --no-print-directory test-versions VENV=$(VENV)-newest VERSIONS="$(NEWEST)"
+
+test-versions: $(VENV)/.ready-versions
+	@$(BIN)/python -c "import torch, transformers; print('torch', torch.__version__, 'transformers', transformers.__version__)"
+	@$(PYTEST) -m "not slow and not easyedit and not gpu and not long"
+
+$(VENV)/.ready-versions: pyproject.toml
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade $(TORCH_OPTIONS) $(filter torch%,$(VERSIONS))
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --editable ".[bench,dev]" $(VERSIONS)
+	@touch $@
+
+# What edits and meta-training ask of a GPU, counted without one: docs/speed.md.
+gpu-counts: setup
+	@$(BIN)/python tests/fake_device
 
 lint: setup
 	@$(BIN)/ruff check .

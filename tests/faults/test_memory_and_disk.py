@@ -93,17 +93,17 @@ def test_out_of_memory_in_validation_says_so(tokenizer, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "side_by_side", "gibibytes"),
     [
-        ({}, 2, 3 + 4 * 2),
-        ({"tasks_at_once": 1}, 1, 3 + 4 + 1),
-        ({"tasks_per_step": 1}, 1, 3 + 4),
+        ({}, 2, 2 + 3.5 * 2),
+        ({"tasks_at_once": 1}, 1, 2 + 3.5 + 1),
+        ({"tasks_per_step": 1}, 1, 2 + 3.5),
     ],
 )
 def test_the_dry_run_counts_the_gradient_of_a_part(tokenizer, monkeypatch, tmp_path, options, side_by_side, gibibytes):
-    """Of trained tensors of one GiB each copy shows; the model around them is tiny."""
+    """Of two trained tensors of half a GiB each copy shows, and each single gradient; the model around them is tiny."""
     base = tiny.save_model_folder(tmp_path / "base", tokenizer)
     data = tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 4))
     config = replace(CONFIG, model=str(base), data=str(data), device="cpu", **options)
-    monkeypatch.setattr(cost, "num_parameters", lambda parameters: 2**28)
+    monkeypatch.setattr(cost, "_sizes_of", lambda *of: [2**29, 2**29])
     plan = cost.describe_run(config, steps=1)
     assert f"{config.tasks_per_step} a step, {side_by_side} at once" in plan and f"at least {gibibytes:.2f} GiB" in plan
 

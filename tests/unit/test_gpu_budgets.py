@@ -7,20 +7,31 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import tiny
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 
+from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.losses import compute_answer_loss
+from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.fomaml import compute_task_gradients
+from propmeta_edit.models.layers import select_parameters
+from propmeta_edit.records import EditRequest
 from propmeta_edit.studies import cost
 from propmeta_edit.studies.methods import METHODS
 from propmeta_edit.studies.runs import shape_of
 from propmeta_edit.studies.variants import Bench
+from propmeta_edit.text.encoding import TextEncoder, collate, encode_requests
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fake_device"))
 
+from device import READS, UNKNOWN_SIZES
 from jobs import LLAMA3_8B
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +135,37 @@ def test_no_inner_step_waits_for_the_device(small, family, kind):
     two, three = (small[f"{family} {kind} {steps}"] for steps in (2, 3))
     assert all(two[what] == three[what] for what in ("reads", "to_host", "to_device"))
     assert 0 < three["launches"] - two["launches"] <= LAUNCHES_A_STEP[family]
+
+
+class CountReads(TorchDispatchMode):
+    """Numbers taken out of tensors, and shapes that depend on them: what a GPU would be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.reads += function._schema.name in (*READS, *UNKNOWN_SIZES)
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_number_is_read_in_a_task_of_real_tensors(family, num_tasks, tokenizer):
+    """transformers skips some reads where it sees a tensor without numbers; here all have theirs. Texts of different length."""
+    model = tiny.make_model(family, dtype=torch.float32)
+    model.set_attn_implementation("sdpa")
+    parameters = select_parameters(model, [1])
+    encoder = TextEncoder(tokenizer)
+    target = encode_requests(encoder, [[EditRequest("Ann Lee lives in", "Peru" * n)] for n in range(1, num_tasks + 1)])
+    related = collate([encoder.encode_answer("What is the capital? It is", "Lima" * n) for n in range(1, num_tasks + 1)])
+    settings = EditSettings(layers=[1], num_inner_steps=3)
+    with only_trainable(model, parameters), CountReads() as counting:
+        outer_loss = partial(compute_answer_loss, batch=related, num_edits=num_tasks)
+        gradients = compute_task_gradients(model, parameters, target, outer_loss, settings, num_tasks)
+        assert counting.reads == 0
+        gradients.related_losses.sum().item()  # what is counted
+    assert counting.reads == 1
 
 
 @pytest.mark.parametrize("name", SPREAD)
