@@ -10,6 +10,7 @@ import torch
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.run import read_kept_state
+from propmeta_edit.models.devices import in_double
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -41,14 +42,14 @@ def describe_matrix(before: torch.Tensor, change: torch.Tensor) -> MatrixChange:
     """
     if change.dim() != 2 or before.shape != change.shape:
         raise ModelError(f"two matrices of one shape are needed, got {list(before.shape)} and its change {list(change.shape)}")
-    singular = torch.linalg.svdvals(change.double())
+    singular = torch.linalg.svdvals(in_double(change))
     energy = singular.square()
     share = singular / singular.sum()
     entropy = -torch.special.xlogy(share, share).sum()
     norm = energy.sum().sqrt()
     return MatrixChange(
         float(norm),
-        float(norm / before.double().norm()),
+        float(norm / in_double(before).norm()),
         float(energy[0] / energy.sum()),
         float(energy.sum() / energy[0]),
         float(entropy.exp()),
@@ -73,7 +74,7 @@ def _leaf(name: str) -> str:
 
 def compute_norm(tensors: Tensors) -> float:
     """Of all numbers together, as one vector."""
-    return float(torch.stack([value.double().square().sum() for value in tensors.values()]).sum().sqrt())
+    return float(torch.stack([in_double(value).square().sum() for value in tensors.values()]).sum().sqrt())
 
 
 def compute_cosine(first: Tensors, second: Tensors) -> float:
@@ -85,7 +86,7 @@ def compute_cosine(first: Tensors, second: Tensors) -> float:
     if set(first) != set(second):
         differing = sorted(set(first) ^ set(second))
         raise ModelError(f"two changes of the same tensors are needed, and only one has {differing[0]}; compare edits of one layer")
-    inner = sum(float((first[name].double() * second[name].double()).sum()) for name in first)
+    inner = sum(float((in_double(first[name]) * in_double(second[name])).sum()) for name in first)
     norms = compute_norm(first) * compute_norm(second)
     return inner / norms if norms else float("nan")
 

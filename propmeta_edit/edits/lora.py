@@ -9,6 +9,7 @@ import torch
 
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.models.artefacts import build_whole
+from propmeta_edit.models.devices import in_double
 from propmeta_edit.models.factors import as_adapter, lora_config, matrix_of, rank_of, write_adapter
 
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe")  # of the supported architectures; PEFT keeps LoRAs of these in another form
@@ -38,7 +39,7 @@ def write_lora(
         raise ConfigError(f"the rank of a LoRA must be a whole number, 1 or more, got {rank!r}")
     _require_new(folder)
     matrices = _choose_matrices(changes, transposed)
-    tensors, lost = {}, sum(float(change.double().square().sum()) for name, change in changes.items() if name not in matrices)
+    tensors, lost = {}, sum(float(in_double(change).square().sum()) for name, change in changes.items() if name not in matrices)
     whole = lost
     for name, change in matrices.items():
         a, b, singular = _factorise(change, rank)
@@ -93,7 +94,7 @@ def _choose_matrices(changes: Mapping[str, torch.Tensor], transposed: Collection
 
 def _factorise(change: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(A [rank, in], B [out, rank], all singular values): B A is the closest matrix of that rank; rank that is not used is zero."""
-    u, s, vh = torch.linalg.svd(change.double(), full_matrices=False)
+    u, s, vh = torch.linalg.svd(in_double(change), full_matrices=False)
     kept = min(rank, len(s))
     root = s[:kept].sqrt()
     a, b = torch.zeros(rank, change.shape[1]), torch.zeros(change.shape[0], rank)

@@ -17,6 +17,7 @@ from propmeta_edit.errors import ConfigError, ModelError, RequestError, record_n
 from propmeta_edit.evaluation.runner import batches_of
 from propmeta_edit.evaluation.statistics import ratio_interval
 from propmeta_edit.finetune.losses import compute_token_losses, reduce_answer_tokens
+from propmeta_edit.models.devices import in_double
 from propmeta_edit.progress import progress_bar
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.text.encoding import EncodedText, TextEncoder, collate
@@ -72,7 +73,7 @@ def compute_perplexity(
         for some in batches_of(encoded, batch_size):
             batch = collate(some).to(model.device)
             token_losses = compute_token_losses(model, batch)
-            losses += reduce_answer_tokens(token_losses.double(), batch, "sum").tolist()
+            losses += reduce_answer_tokens(in_double(token_losses), batch, "sum").tolist()
             bar.update(len(some))
     if not np.isfinite(losses).all():
         raise ModelError("the model gives losses that are not finite: no perplexity can be computed from its weights")

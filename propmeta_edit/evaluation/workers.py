@@ -14,7 +14,9 @@ from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import GroupRunner, MethodSpec, Work
 
 LOG = logging.getLogger(__name__)
-PASSED_ON = ("PROPMETA_HOME", "EASYEDIT_HOME", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
+# With which workers find models and data as this process does. Not HF_TOKEN, which Ray would show: HF_TOKEN_PATH names its file.
+HUB = ("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN_PATH", "TRANSFORMERS_OFFLINE")
+PASSED_ON = ("PROPMETA_HOME", "PROPMETA_DATA", "EASYEDIT_HOME", "OMP_NUM_THREADS", *HUB)
 MAX_DEATHS = 3  # of workers on one group of cases
 
 

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.models.artefacts import INPUT_MOMENTS, MAKERS
+from propmeta_edit.models.devices import in_double
 from propmeta_edit.models.wrappers import unwrap
 from propmeta_edit.protocols import LanguageModel
 
@@ -36,9 +37,9 @@ class InputMoments:
     def inverse(self, module: str, damping: float) -> torch.Tensor:
         """``(C + λ c I)⁻¹``, c the mean of C's diagonal; computed once."""
         if (module, damping) not in self._inverses:
-            wide = self.moments[module].double()
+            wide = in_double(self.moments[module])
             damped = wide + damping * wide.diagonal().mean() * torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(self.moments[module].dtype)
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(self.moments[module])
             self._inverses[module, damping] = inverse
         return self._inverses[module, damping]
 

@@ -148,3 +148,8 @@ def peak_memory(run: Callable[[], Any], device: torch.device) -> float:
 
 def _resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
+
+
+def in_double(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in float64: on their device, but for MPS, which has no such numbers, on the CPU."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
