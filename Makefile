@@ -30,7 +30,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt tools/world/requirements.txt
 	@$(PYTHON) -m venv $(VENV)
 	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --dry-run --report - $(TORCH_OPTIONS) torch==2.13.0 2>/dev/null | grep -q '"name": "nvidia-'; then \
-	  echo "this index gives torch as a CUDA build of several GB, and this machine has no GPU: name one with CPU builds, see README.md" >&2; \
+	  echo "this index gives torch as a CUDA build of several GB, and this machine has no GPU: name one with CPU builds, see docs/install.md" >&2; \
 	  exit 2; fi
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TORCH_OPTIONS) torch==2.13.0
 	@echo "torch is installed; now the other packages"

@@ -181,7 +181,7 @@ def test_ones_own_model_in_four_commands_and_on_to_a_report(tmp_path, tokenizer,
     tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 6))
     tiny.write_records(tmp_path / "test.jsonl", tiny.world_records("test_data_ood", 6))
     blocks = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8").split("```bash")[1:3]
-    lines = [line for block in blocks for line in block.split("```")[0].strip().splitlines()]
+    lines = [line for block in blocks for line in block.split("```")[0].replace("\\\n", "").strip().splitlines()]
     check, dry_run, run, edit, plan, table, report = (shlex.split(line, comments=True)[1:] for line in lines)
     assert main(check) == 0 and "CRE, 6 records" in capsys.readouterr().out
     assert main([*dry_run, "--dtype", "bfloat16"]) == 0 and not (tmp_path / "llama-metaft").exists()

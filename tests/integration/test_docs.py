@@ -39,6 +39,17 @@ def test_links_lead_somewhere(page):
             assert (ROOT / page).parent.joinpath(target.split("#")[0]).exists(), target
 
 
+def test_the_readme_is_short():
+    """At most 120 lines, and 16 words a sentence on average: of its prose, without code, tables, pictures and headings."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    without_code = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    prose = " ".join(line for line in without_code.splitlines() if line and not line.startswith(("#", "|", "!")))
+    link_texts = re.sub(r"\]\([^)]*\)", "]", prose)
+    sentences = re.split(r"(?<=[.:?!])(?<!\b[A-Z]\.)\s+", link_texts)  # an initial ends no sentence
+    assert len(sentences) > 20 and len(link_texts.split()) / len(sentences) <= 16
+
+
 @pytest.mark.slow
 def test_the_ten_lines(tmp_path):
     pages = [python_of(page) for page in ("README.md", "docs/index.md")]
