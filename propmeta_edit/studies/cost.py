@@ -24,9 +24,11 @@ from propmeta_edit.finetune.learning import Learning
 from propmeta_edit.finetune.memory import bytes_of_edits, bytes_of_training
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.fomaml import apply_outer_step
 from propmeta_edit.metatrain.task_texts import encode_step, tasks_side_by_side
 from propmeta_edit.metatrain.trainer import compute_step_gradients, describe_learning, read_task_learning
 from propmeta_edit.models.artefacts import BUNDLED, find_model_folder
+from propmeta_edit.models.devices import wait_for
 from propmeta_edit.models.layers import resolve_layers, select_parameters
 from propmeta_edit.models.loading import DTYPES, load_model, read_model_config
 from propmeta_edit.recipes.meta_training import load_tasks, resolve
@@ -126,11 +128,14 @@ def describe_run(config: MetaTrainConfig, steps: int = 3) -> str:
 
 
 def try_tasks(config: MetaTrainConfig, tasks: Sequence[MetaTask], steps: int = 3) -> tuple[list[float], list[Learning]]:
-    """Seconds a task of each of a few steps, whose gradients are thrown away, and how the inner loop of each task went; fewer steps
-    where they take long."""
+    """Seconds a task of each of a few whole steps, and how the inner loop of each task went; fewer steps where they take long.
+
+    The outer step is taken at rate 0: it costs what it will, and every task starts at the same θ.
+    """
     where: dict[str, Any] = {"layers": config.layers, "modules": config.modules}
     model, tokenizer = load_model(config.model, device=config.device, dtype=config.dtype, rank=config.rank, **where)
     parameters, encoder = select_parameters(model, **where), TextEncoder(tokenizer, model.config)
+    optimizer = torch.optim.AdamW(list(parameters.values()), lr=0.0, weight_decay=config.weight_decay, fused=True)
     seconds: list[float] = []
     learning: list[Learning] = []
     begun = time.perf_counter()
@@ -140,8 +145,8 @@ def try_tasks(config: MetaTrainConfig, tasks: Sequence[MetaTask], steps: int = 3
             started = time.perf_counter()
             gradients = compute_step_gradients(model, parameters, encode_step(encoder, some, config), config)
             learning += read_task_learning(gradients, config.num_inner_steps)
-            if gradients is not None:
-                gradients.related_losses.tolist()  # waits for the device
+            apply_outer_step(optimizer, parameters, gradients)
+            wait_for(torch.device(config.device))
             seconds.append((time.perf_counter() - started) / len(some))
             if time.perf_counter() - begun > ENOUGH_SECONDS:
                 break

@@ -7,13 +7,17 @@ import json
 import huggingface_hub
 import pytest
 import tiny
+import torch
 
 from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import DataSet
+from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.metatrain.fomaml import apply_outer_step
 from propmeta_edit.models.artefacts import find_model_folder
+from propmeta_edit.recipes.meta_training import load_tasks, resolve
 from propmeta_edit.records import Case, EditRequest, Question
 from propmeta_edit.studies import cost
-from propmeta_edit.studies.cost import TYPICAL_SECONDS, Asked, describe_plan, estimate_memory
+from propmeta_edit.studies.cost import TYPICAL_SECONDS, Asked, describe_plan, estimate_memory, try_tasks
 from propmeta_edit.studies.methods import METHODS
 from propmeta_edit.studies.runs import shape_of
 from propmeta_edit.studies.variants import Bench
@@ -113,3 +117,24 @@ def test_memory_counts_the_edits_side_by_side(llama):
 
 def test_every_row_has_a_typical_time():
     assert {variant.edit for variant in METHODS.values()} <= set(TYPICAL_SECONDS)
+
+
+def test_a_dry_run_times_the_outer_step_too_and_moves_nothing(tmp_path, tokenizer, monkeypatch):
+    """Every task starts at the same weights: its losses are those of a first step."""
+    folder = tiny.save_model_folder(tmp_path / "base", tokenizer)
+    data = tiny.write_records(tmp_path / "train.jsonl", tiny.world_records("train_data_id", 6))
+    config = resolve(MetaTrainConfig(str(folder), str(data), layers=[1], inner_lr=0.01, device="cpu", tasks_per_step=2))
+    tasks, _ = load_tasks(config)
+    taken, moved = [], []
+
+    def step(optimizer, parameters, gradients):
+        before = {name: value.detach().clone() for name, value in parameters.items()}
+        apply_outer_step(optimizer, parameters, gradients)
+        taken.append(len(gradients.related_losses))
+        moved.extend(name for name, value in parameters.items() if not torch.equal(value, before[name]))
+
+    monkeypatch.setattr(cost, "apply_outer_step", step)
+    seconds, learning = try_tasks(config, tasks)
+    assert taken == [2, 2, 2] and moved == [] and len(seconds) == 3 and len(learning) == 6
+    alone = [one for pair in (tasks[:2], tasks[2:4], tasks[4:6]) for one in try_tasks(config, pair, steps=1)[1]]
+    assert learning == alone
