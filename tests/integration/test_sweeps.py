@@ -147,7 +147,7 @@ def checkpoints(place):
 def test_runs_are_named_as_before_and_alike_on_every_device():
     """A stopped sweep finds its checkpoints and rows again, and parts made elsewhere fit together; a setting of meta-training that
     comes or goes changes the names."""
-    config = MetaTrainConfig("smollm2-135m", layers=[8], num_tasks=1600, device="cpu")
+    config = MetaTrainConfig("smollm2-135m", layers=[8], num_tasks=1600, device="cpu", dtype="float32")
     assert (
         name_of_run(config)
         == "smollm2-135m_layer-8_attention+mlp_1600-tasks_ced368b1"
