@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from propmeta_edit.baselines.second_moments import read_second_moment
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_file, written_whole
+from propmeta_edit.models.devices import place_of_doubles
 
 
 def compute_projection(second_moment: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -108,8 +109,8 @@ def ensure_projection(statistics: Path, threshold: float, device: str = "cpu") -
         if card["statistics_sha256"] == digest:
             return float(card["seconds"])
     started = time.perf_counter()
-    place = "cpu" if torch.device(device).type == "mps" else device
-    projection = compute_projection(read_second_moment(statistics).to(place), threshold).cpu()
+    moment = read_second_moment(statistics).to(place_of_doubles(device))
+    projection = compute_projection(moment, threshold).cpu()
     if not projection.any():
         raise ModelError(f"no eigenvalue of {statistics} is below nullspace_threshold {threshold}; raise it")
     seconds = time.perf_counter() - started

@@ -150,6 +150,11 @@ def _resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def place_of_doubles(device: str | torch.device) -> str:
+    """Where a device's numbers are computed with in float64: there, but for MPS, which has no such numbers, on the CPU."""
+    return "cpu" if torch.device(device).type == "mps" else str(device)
+
+
 def in_double(tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers in float64: on their device, but for MPS, which has no such numbers, on the CPU."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+    """The same numbers in float64, at the ``place_of_doubles``."""
+    return tensor.to(place_of_doubles(tensor.device)).double()

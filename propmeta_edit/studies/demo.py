@@ -77,7 +77,7 @@ class Bench:
 
     def __init__(self, model: str | None, device: str) -> None:
         self._metaft = edit_facts.read_hparams(model, None, device)
-        self._ft = _plain_settings(model, self._metaft)
+        self._ft = _plain_settings(model, self._metaft, device)
         self._taking_turns = threading.Lock()
         self._loaded: list[tuple[MetaFTHyperParams, Any, Any]] = []
         self.edit: Edit | None = None
@@ -105,10 +105,10 @@ class Bench:
         ]
 
 
-def _plain_settings(model: str | None, metaft: MetaFTHyperParams) -> MetaFTHyperParams:
+def _plain_settings(model: str | None, metaft: MetaFTHyperParams, device: str) -> MetaFTHyperParams:
     """Of plain fine-tuning: the shipped ones of the bundled base, or a checkpoint's own on the base that it was trained from."""
     if model is None:
-        return MetaFTHyperParams.from_hparams("hparams/FT/smollm2-135m.yaml")
+        return edit_facts.read_hparams(None, "hparams/FT/smollm2-135m.yaml", device)
     return replace(metaft, model_name=read_checkpoint_card(resolve_model_folder(model))["base_model"])
 
 

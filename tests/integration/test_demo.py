@@ -125,3 +125,10 @@ def test_the_page_in_a_browser(served, width, scheme):
         window.close()
     assert last["x"] + last["width"] <= width and ink != ground
     assert all(url.startswith((served, "data:", "blob:")) for url in asked)
+
+
+def test_both_models_of_the_page_are_on_the_device_that_was_named(monkeypatch):
+    """The bundled ones too, whose settings say auto."""
+    monkeypatch.setattr("propmeta_edit.models.devices.torch.backends.mps.is_available", lambda: True)
+    bench = Bench(None, "cpu")
+    assert [bench._ft.device, bench._metaft.device] == ["cpu", "cpu"] and bench._ft.model_name == "smollm2-135m"

@@ -12,5 +12,8 @@ from propmeta_edit.models.devices import in_double
 def test_numbers_stay_where_they_are_but_for_mps():
     tensor = torch.rand(3)
     assert torch.equal(in_double(tensor), tensor.double())
-    away = SimpleNamespace(device=torch.device("mps", 0), cpu=lambda: tensor)  # MPS would raise on double()
+    places = []
+    # A tensor on MPS would raise on double().
+    away = SimpleNamespace(device=torch.device("mps", 0), to=lambda place: places.append(place) or tensor)
     assert torch.equal(in_double(away), tensor.double())
+    assert places == ["cpu"]
