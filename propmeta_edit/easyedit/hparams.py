@@ -86,6 +86,7 @@ class MetaFTHyperParams(FromYaml):
         num_steps: K of Eq. 2, EasyEdit's name for it.
         inner_step: adamw, the paper's, or whitened (``finetune.inner_steps``).
         damping: λ of the whitened step.
+        positions: the tokens that are written at: all, or the subject's alone, which requests must name then (``finetune.writes``).
         weight_decay: AdamW's.
         loss_reduction: over answer tokens, mean or sum.
         batch_size: target facts in one update; ``edit`` wants 1, ``batch_edit`` writes this many facts together.
@@ -107,6 +108,7 @@ class MetaFTHyperParams(FromYaml):
     num_steps: int = 10
     inner_step: str = "adamw"
     damping: float = 0.03
+    positions: str = "all"
     weight_decay: float = 0.01
     loss_reduction: str = "mean"
     batch_size: int = 1
@@ -186,8 +188,8 @@ def edit_settings_of(trained: Mapping[str, Any]) -> dict[str, Any]:
         KeyError: one that ``trained`` lacks.
     """
     known = {field.name for field in fields(MetaFTHyperParams)}
-    step = EditSettings().inner_step  # of checkpoints from before there was a choice
-    names = {own: EASYEDIT_NAMES.get(own, own) for own in EditSettings(inner_step=trained.get("inner_step", step)).to_dict()}
+    chosen = {name: trained[name] for name in ("inner_step", "positions") if name in trained}  # older checkpoints had no choice
+    names = {own: EASYEDIT_NAMES.get(own, own) for own in EditSettings(**chosen).to_dict()}
     return {"alg_name": "MetaFT", **{name: trained[own] for own, name in names.items() if name in known}}
 
 

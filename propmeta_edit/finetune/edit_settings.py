@@ -9,6 +9,7 @@ from typing import Any
 from propmeta_edit.errors import ConfigError
 
 INNER_STEPS = ("adamw", "whitened")
+POSITIONS = ("all", "subject")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class EditSettings:
         inner_step: adamw, the paper's, or whitened (``finetune.inner_steps``).
         weight_decay, beta1, beta2, eps: AdamW's, torch's defaults.
         damping: λ of the whitened step.
+        positions: the tokens whose gradients an inner step takes: all, the paper's, or the subject's alone, so that what is written
+            is found where the subject is read (``finetune.writes``).
         loss_reduction: over answer tokens, ``mean`` or ``sum``.
         batch_size: target facts of one edit in one update.
 
@@ -40,6 +43,7 @@ class EditSettings:
     beta2: float = 0.999
     eps: float = 1e-8
     damping: float = 0.03
+    positions: str = "all"
     loss_reduction: str = "mean"
     batch_size: int = 1
 
@@ -52,15 +56,23 @@ class EditSettings:
             raise ConfigError(f"inner_step must be {' or '.join(INNER_STEPS)}, got {self.inner_step!r}")
         if self.damping <= 0:
             raise ConfigError(f"damping must be above 0, got {self.damping}")
+        if self.positions not in POSITIONS:
+            raise ConfigError(f"positions must be {' or '.join(POSITIONS)}, got {self.positions!r}")
         if self.loss_reduction not in ("mean", "sum"):
             raise ConfigError(f"loss_reduction must be mean or sum, got {self.loss_reduction!r}")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}")
 
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether an edit is factors from the start (``finetune.low_rank``), and no copy of a matrix."""
+        return self.inner_step == "whitened"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values of all that decides an edit of one fact, which ``batch_size`` does not: what saved edits and rows say.
 
-        Those of the whitened step are left out where the step is the paper's.
+        Those of the whitened step, and ``positions``, are left out where they are the paper's.
         """
         left_out = {"batch_size", *(("inner_step", "damping") if self.inner_step == "adamw" else ())}
+        left_out |= {"positions"} if self.positions == "all" else set()
         return {name: value for name, value in asdict(self).items() if name not in left_out}

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from propmeta_edit.finetune.edit_settings import EditSettings
-from propmeta_edit.finetune.inner_steps import make_step
+from propmeta_edit.finetune.inner_steps import inner_step
 from propmeta_edit.finetune.losses import compute_answer_loss
+from propmeta_edit.finetune.low_rank import LowRankChanges
 from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.models.packed import packed_products
 from propmeta_edit.protocols import LanguageModel
@@ -25,6 +26,7 @@ def apply_inner_loop(
     target: Sequence[EncodedBatch],
     settings: EditSettings,
     num_edits: int = 1,
+    changes: LowRankChanges | None = None,
 ) -> list[torch.Tensor]:
     """Move ``parameters`` in place from θ to θ_τ (Eq. 2); call it under ``only_trainable``.
 
@@ -32,6 +34,7 @@ def apply_inner_loop(
 
     Args:
         parameters: the model's own, or the stacked copies of ``num_edits`` independent edits (``finetune.stacking``).
+        changes: what a step of low rank adds to, standing in the model; θ is then left alone.
         target: the facts; with several edits, each batch holds as many texts of every edit, those of an edit side by side.
 
     Returns:
@@ -40,14 +43,14 @@ def apply_inner_loop(
     losses: list[torch.Tensor] = []
     if not settings.num_inner_steps:
         return losses
-    step = make_step(model, parameters, settings)
     prefix = FrozenPrefix(model, parameters)
-    with packed_products(model, parameters):
+    num_updates = settings.num_inner_steps * len(target)
+    with packed_products(model, parameters), inner_step(model, parameters, settings, num_updates, changes) as step:
         states = [prefix.compute_states(batch) for batch in target]
         for _ in range(settings.num_inner_steps):
             for batch, state in zip(target, states, strict=True):
                 with prefix.skipped(state):
                     loss = compute_answer_loss(model, batch, settings.loss_reduction, num_edits)
                 losses.append(loss.detach())
-                step(loss.sum())
+                step(loss.sum(), batch)
     return losses

@@ -6,16 +6,13 @@ first use by what was registered for that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.models.artefacts import INPUT_MOMENTS, MAKERS
@@ -24,7 +21,6 @@ from propmeta_edit.models.wrappers import unwrap
 from propmeta_edit.protocols import LanguageModel
 
 FILE = "input_moments.safetensors"  # in a model's folder
-Whiten = Callable[[torch.Tensor], torch.Tensor]  # a gradient to D
 
 
 class InputMoments:
@@ -84,22 +80,15 @@ def write_input_moments(moments: InputMoments, folder: Path) -> None:
     save_file({name: value.cpu().contiguous() for name, value in moments.moments.items()}, folder / FILE)
 
 
-def find_whiteners(model: LanguageModel, weights: Iterable[str], damping: float) -> list[Whiten]:
-    """For each weight what turns its gradient G, in the shape that it comes in, into ``G (C + λ c I)⁻¹``.
+def find_whiteners(model: LanguageModel, weights: Iterable[str], damping: float) -> dict[str, torch.Tensor]:
+    """For the projection of each weight ``(C + λ c I)⁻¹``, c the mean of C's diagonal, where the weight is; biases have none.
 
     Raises:
         ModelError: as ``require_input_moments``.
     """
-    weights = list(weights)
+    weights = [name for name in weights if name.endswith(".weight")]
     given = require_input_moments(model, weights)
-    found: list[Whiten] = []
-    for module in (name.removesuffix(".weight") for name in weights):
-        projection: Any = model.get_submodule(module)
-        inverse = given.inverse(module, damping).to(projection.weight.device)
-        found.append(partial(_whiten, inverse, isinstance(projection, Conv1D)))
-    return found
-
-
-def _whiten(inverse: torch.Tensor, is_input_first: bool, gradient: torch.Tensor) -> torch.Tensor:
-    """Stacked copies [N, in, out] have their input first, whatever the projection."""
-    return inverse @ gradient if is_input_first or gradient.dim() == 3 else gradient @ inverse
+    return {
+        name.removesuffix(".weight"): given.inverse(name.removesuffix(".weight"), damping).to(model.get_parameter(name).device)
+        for name in weights
+    }

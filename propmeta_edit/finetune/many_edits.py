@@ -2,63 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
+from propmeta_edit.finetune.adapted import Adapted, adapted_copies
 from propmeta_edit.finetune.edit_settings import EditSettings
-from propmeta_edit.finetune.inner_loop import apply_inner_loop
-from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.finetune.single_edit import require_full_precision
-from propmeta_edit.finetune.stacking import StackedWeights, stacked_weights
-from propmeta_edit.finetune.weights import only_trainable
-from propmeta_edit.models.generation import keeps_states
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.ownership import locked
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.records import EditRequest
-from propmeta_edit.text.encoding import EncodedBatch, TextEncoder, encode_requests
-
-
-@contextmanager
-def adapted_copies(
-    model: LanguageModel,
-    parameters: Mapping[str, nn.Parameter],
-    target: Sequence[EncodedBatch],
-    settings: EditSettings,
-    num_edits: int,
-) -> Iterator[tuple[StackedWeights, list[torch.Tensor]]]:
-    """Inside, row block n of any batch meets the n-th of N copies of θ, which the inner loop has moved to its own θ_τ (Eq. 2).
-
-    θ itself is never written. Meta-training takes its outer gradient inside, edits are read off or answer inside.
-
-    Args:
-        parameters: θ, by name in the model.
-        target: as for ``apply_inner_loop``, on the model's device.
-        num_edits: N.
-
-    Yields:
-        The copies, and what ``apply_inner_loop`` returns: their losses before each update.
-    """
-    try_shortcuts(model, parameters)  # now: rows of their own would be taken for rows of an edit
-    with stacked_weights(model, parameters, num_edits) as adapted:
-        with only_trainable(model, adapted.parameters):
-            losses = apply_inner_loop(model, adapted.parameters, target, settings, num_edits)
-        yield adapted, losses
-
-
-def try_shortcuts(model: LanguageModel, parameter_names: Iterable[str]) -> None:
-    """Try all that the inner loop and generation may take with a model that is not known by name."""
-    FrozenPrefix(model, parameter_names)
-    keeps_states(model)
+from propmeta_edit.text.encoding import TextEncoder, encode_requests
 
 
 @contextmanager
 def many_edits(
     model: LanguageModel, tokenizer: Tokenizer, edits: Sequence[Sequence[EditRequest]], settings: EditSettings
-) -> Iterator[StackedWeights]:
+) -> Iterator[Adapted]:
     """Inside, row block n of any batch is answered with ``edits[n]`` written in (Eq. 2), and with no other edit.
 
     Yields:
@@ -71,7 +33,7 @@ def many_edits(
 @contextmanager
 def learnt_edits(
     model: LanguageModel, tokenizer: Tokenizer, edits: Sequence[Sequence[EditRequest]], settings: EditSettings
-) -> Iterator[tuple[StackedWeights, list[torch.Tensor]]]:
+) -> Iterator[tuple[Adapted, list[torch.Tensor]]]:
     """``many_edits``, and how they went.
 
     The numbers are those of one edit after another up to rounding. Outside, the model has the weights it had, to the bit.
@@ -89,6 +51,8 @@ def learnt_edits(
         parameters = select_parameters(model, settings.layers, settings.modules)
         require_full_precision(parameters)
         encoder = TextEncoder(tokenizer, model.config)
-        target = [batch.to(model.device) for batch in encode_requests(encoder, edits, settings.batch_size)]
+        target = [
+            batch.to(model.device) for batch in encode_requests(encoder, edits, settings.batch_size, positions=settings.positions)
+        ]
         with adapted_copies(model, parameters, target, settings, len(edits)) as (adapted, losses):
             yield adapted, losses

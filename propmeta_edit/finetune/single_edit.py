@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from propmeta_edit.errors import ModelError
+from propmeta_edit.finetune.adapted import adapted_copies
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.learning import Learning, read_learning
@@ -46,7 +47,14 @@ def compute_facts(
     parameters = select_parameters(model, settings.layers, settings.modules)
     require_full_precision(parameters)
     encoder = TextEncoder(tokenizer, model.config)
-    target = [batch.to(model.device) for batch in encode_requests(encoder, [requests], settings.batch_size)]
+    target = [
+        batch.to(model.device) for batch in encode_requests(encoder, [requests], settings.batch_size, positions=settings.positions)
+    ]
+    if settings.is_low_rank:
+        with memory_errors_named(NO_ROOM), adapted_copies(model, parameters, target, settings, 1) as (adapted, losses):
+            edited = adapted.take(0)
+        require_finite(edited, settings)
+        return edited, read_learning(losses, settings.num_inner_steps)
     with memory_errors_named(NO_ROOM), copies_in_place(model, parameters) as copies:
         with only_trainable(model, copies):
             losses = apply_inner_loop(model, copies, target, settings)

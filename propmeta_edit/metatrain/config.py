@@ -12,7 +12,7 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 PAIRINGS = ("matched", "shuffled")
 OUTER_TERMS = ("related", "in-context", "locality", "efficacy", "bystander", "known")
 SCHEDULES = ("constant", "linear")
-NEWER = ("rank", "facts_per_task", "batch_size", "inner_step", "damping")  # settings that there were not always
+NEWER = ("rank", "facts_per_task", "batch_size", "inner_step", "damping", "positions")  # settings that there were not always
 ROUNDING = ("tasks_at_once", "compile")  # settings on which nothing but rounding depends
 
 
@@ -32,6 +32,7 @@ class MetaTrainConfig:
         num_inner_steps: K of Eq. 2.
         inner_step: adamw, the paper's, or whitened, which needs second moments of the model's inputs (``finetune.inner_steps``).
         damping: λ of the whitened step.
+        positions: the tokens whose gradients an inner step takes: all, or the subject's alone (``finetune.writes``).
         outer_lr: β of Eq. 3.
         outer_schedule: constant, as in the paper, or linear: β falls to zero over the run's tasks.
         weight_decay: AdamW's, in both loops.
@@ -76,6 +77,7 @@ class MetaTrainConfig:
     num_inner_steps: int = 10
     inner_step: str = "adamw"
     damping: float = 0.03
+    positions: str = "all"
     outer_lr: float = 1e-5
     outer_schedule: str = "constant"
     weight_decay: float = 0.01

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from propmeta_edit.finetune.adapted import adapted_copies
 from propmeta_edit.finetune.edit_settings import EditSettings
-from propmeta_edit.finetune.many_edits import adapted_copies
 from propmeta_edit.metatrain.outer_losses import OuterLoss
 from propmeta_edit.metatrain.processes import ALONE, Processes
 from propmeta_edit.models.packed import packed_products

@@ -73,7 +73,7 @@ def _encode(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainCo
 
 
 def _encode_targets(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
-    return _encode_facts(encoder, tasks, config.batch_size)
+    return _encode_facts(encoder, tasks, config.batch_size, config.positions)
 
 
 def _encode_related(encoder: TextEncoder, tasks: Sequence[MetaTask], config: MetaTrainConfig) -> Batches:
@@ -102,8 +102,9 @@ def _encode_all_targets(encoder: TextEncoder, tasks: Sequence[MetaTask], config:
     return _encode_facts(encoder, tasks, len(tasks[0].facts))
 
 
-def _encode_facts(encoder: TextEncoder, tasks: Sequence[MetaTask], batch_size: int) -> Batches:
-    return encode_requests(encoder, [[fact.target for fact in task.facts] for task in tasks], batch_size, _names(tasks))
+def _encode_facts(encoder: TextEncoder, tasks: Sequence[MetaTask], batch_size: int, positions: str = "all") -> Batches:
+    facts = [[fact.target for fact in task.facts] for task in tasks]
+    return encode_requests(encoder, facts, batch_size, _names(tasks), positions)
 
 
 def _encode_single(name: str) -> _Encode:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +22,7 @@ from propmeta_edit.text.prompts import format_question
 IGNORED = -100  # what torch's cross-entropy skips
 _SAMPLE = "a"  # a text of which every tokenizer makes tokens
 
+Item = TypeVar("Item")
 EncodedText = tuple[list[int], list[int]]  # token ids and labels of one text, equally long
 
 
@@ -36,12 +38,15 @@ class EncodedBatch:
         attention_mask: [B, T], int64, 0 on padding: where padding itself is learnt, as CaKE's code does; else None.
         scored: [2, M], int64; text and position of each of the M answer tokens, text by text; a first token is never one, as
             nothing predicts it. Found from ``labels`` once, so that no step of a loop has to wait for the device to count them.
+        written: [B, W], int64; the positions that an inner step writes at, filled up with -1, where it does not write at all; else
+            None.
         answer_lengths: [B], int64; how many answer tokens each text has.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
     attention_mask: torch.Tensor | None = None
+    written: torch.Tensor | None = None
     scored: torch.Tensor = field(init=False)
     answer_lengths: torch.Tensor = field(init=False)
 
@@ -54,7 +59,7 @@ class EncodedBatch:
     def to(self, device: torch.device | str) -> EncodedBatch:
         """The same batch on another device."""
         moved = copy(self)
-        for name in ("input_ids", "labels", "attention_mask", "scored", "answer_lengths"):
+        for name in ("input_ids", "labels", "attention_mask", "written", "scored", "answer_lengths"):
             tensor = getattr(self, name)
             object.__setattr__(moved, name, None if tensor is None else tensor.to(device))
         return moved
@@ -132,6 +137,24 @@ class TextEncoder:
         if not labels or labels[0] != IGNORED:
             raise RequestError(f"the text {text!r} needs at least one token before its answer {answer!r}")
         return self._hold(input_ids, text), labels
+
+    def find_subject(self, request: EditRequest) -> list[int]:
+        """Positions of the subject's tokens in a fact encoded as ``encode_answer`` does: where it stands in the prompt first.
+
+        The text's first token is never among them if another one is, since to a model the first token of all texts is alike
+        (attention rests on it). A fact without a subject gives all its tokens.
+
+        Raises:
+            ModelError: the tokenizer does not say which characters a token is of, as slow ones do not.
+        """
+        if not self.tokenizer.is_fast:
+            raise ModelError("writing at the subject's tokens needs a fast tokenizer (use_fast=True); or set positions to all")
+        context = request.prompt.rstrip()
+        _, offsets = self.encode_with_offsets(f"{context} {request.target_new.strip()}")
+        start = context.find(request.subject or "")
+        end = start + len(request.subject) if request.subject else len(context)
+        found = [place for place, (first, last) in enumerate(offsets) if first < end and last > start and last > first]
+        return found[1:] if found[0] == 0 and len(found) > 1 else found
 
     def encode_ended_answer(self, context: str, answer: str) -> EncodedText:
         """The same with the end-of-sequence token after it, to be learnt too.
@@ -247,20 +270,31 @@ def _shorten(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:50]} ... {text[-25:]}")
 
 
-def collate(encoded: Sequence[EncodedText], pad_id: int = 0) -> EncodedBatch:
+def collate(encoded: Sequence[EncodedText], pad_id: int = 0, written: Sequence[Sequence[int]] | None = None) -> EncodedBatch:
     """Pad encoded texts into one batch.
 
     Args:
         pad_id: any token of the model will do where padding is not learnt, since nothing sees it.
+        written: of each text, the positions that an inner step writes at; None for all.
     """
     width = max(len(ids) for ids, _ in encoded)
     ids = [ids + [pad_id] * (width - len(ids)) for ids, _ in encoded]
     labels = [labels + [IGNORED] * (width - len(labels)) for _, labels in encoded]
-    return EncodedBatch(input_ids=torch.tensor(ids), labels=torch.tensor(labels))
+    places = None if written is None else _fill_up(written)
+    return EncodedBatch(input_ids=torch.tensor(ids), labels=torch.tensor(labels), written=places)
+
+
+def _fill_up(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows])
 
 
 def encode_requests(
-    encoder: TextEncoder, edits: Sequence[Sequence[EditRequest]], batch_size: int = 1, records: Sequence[str] = ()
+    encoder: TextEncoder,
+    edits: Sequence[Sequence[EditRequest]],
+    batch_size: int = 1,
+    records: Sequence[str] = (),
+    positions: str = "all",
 ) -> list[EncodedBatch]:
     """Target facts for the inner loop, for one edit or for several independent ones side by side.
 
@@ -268,6 +302,7 @@ def encode_requests(
         edits: for each edit its facts, in the order they are learned; as many for every edit.
         batch_size: facts of an edit in one update.
         records: what errors call each edit.
+        positions: ``all``, or ``subject`` for batches that say which tokens are the subjects'.
 
     Returns:
         One batch an update: the first ``batch_size`` facts of the first edit, then those of the second, and so on.
@@ -285,8 +320,16 @@ def encode_requests(
             of_several = [f"request {number}"] if len(requests) > 1 or not name else []
             with record_named(", ".join([name, *of_several] if name else of_several)):
                 encoded[-1].append(encoder.encode_answer(request.prompt, request.target_new))
-    starts = range(0, len(encoded[0]), batch_size)
-    return [collate([text for texts in encoded for text in texts[start : start + batch_size]]) for start in starts]
+    written = None if positions == "all" else [[encoder.find_subject(request) for request in requests] for requests in edits]
+    return [
+        collate(_next_of(encoded, start, batch_size), written=None if written is None else _next_of(written, start, batch_size))
+        for start in range(0, len(encoded[0]), batch_size)
+    ]
+
+
+def _next_of(several: Sequence[Sequence[Item]], start: int, number: int) -> list[Item]:
+    """``number`` items of each from ``start`` on."""
+    return [item for own in several for item in own[start : start + number]]
 
 
 def encode_questions(

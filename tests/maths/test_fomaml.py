@@ -18,7 +18,6 @@ from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
-from propmeta_edit.finetune.inner_steps import STEPS
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import only_trainable, snapshot
 from propmeta_edit.metatrain import trainer
@@ -187,16 +186,16 @@ def test_first_order_and_not_second_order_on_a_quadratic(monkeypatch):
         return 0.5 * scale * (w - torch.tensor(centres)).square()
 
     class PlainSgd:
-        def __init__(self, model, parameters, settings):
+        def __init__(self, parameters, settings):
             self.optimizer = torch.optim.SGD(parameters.values(), lr=settings.inner_lr)
 
-        def __call__(self, loss):
+        def __call__(self, loss, batch):
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
 
     monkeypatch.setattr("propmeta_edit.finetune.inner_loop.compute_answer_loss", loss)
-    monkeypatch.setitem(STEPS, "adamw", PlainSgd)
+    monkeypatch.setattr("propmeta_edit.finetune.inner_steps.AdamW", PlainSgd)
     settings = EditSettings(inner_lr=alpha, num_inner_steps=k, weight_decay=0.0)
     parameters = {"model.layers.0.0.weight": model.w}
     related = partial(loss, batch=(b, relateds), num_edits=2)
@@ -357,7 +356,7 @@ def test_meta_training_and_editing_share_one_inner_loop(family, tokenizer, monke
         seen.update({name: value[0].T if value.dim() == 3 and family != "gpt2" else value[0] for name, value in adapted.items()})
         return losses
 
-    monkeypatch.setattr("propmeta_edit.finetune.many_edits.apply_inner_loop", record)
+    monkeypatch.setattr("propmeta_edit.finetune.adapted.apply_inner_loop", record)
     meta_train(model, tokenizer, [MetaTask("t", REQUEST, QUESTION)], config)
     assert all(torch.equal(p.data, before[name]) for name, p in parameters.items())
     hparams = MetaFTHyperParams(model_name="tiny", device="cpu", layers=[1], lr=0.01, num_steps=4)

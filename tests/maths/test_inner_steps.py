@@ -8,10 +8,11 @@ import pytest
 import tiny
 import torch
 
+from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.edit_settings import INNER_STEPS, EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
-from propmeta_edit.finetune.inner_steps import STEPS, AdamW
+from propmeta_edit.finetune.inner_steps import AdamW
 from propmeta_edit.finetune.input_moments import (
     InputMoments,
     give_input_moments,
@@ -45,25 +46,29 @@ def moments_of(model, seed=5):
     return moments
 
 
-def by_hand(model, tokenizer, request, moments):
-    """The equation, matrix by matrix, with gradients of the whole model's loss."""
+def by_hand(model, tokenizer, requests, moments, settings):
+    """The equation, fact by fact and matrix by matrix, with gradients of the whole model's loss; of all tokens."""
     parameters = {name: p for name, p in select_parameters(model, [1]).items() if name.endswith(".weight")}
-    [batch] = encode_requests(TextEncoder(tokenizer), [[request]])
+    batches = [encode_requests(TextEncoder(tokenizer), [[request]])[0] for request in requests]
     size = sum(float(p.detach().square().sum()) for p in parameters.values()) ** 0.5
-    for _ in range(WHITENED.num_inner_steps):
-        gradients = torch.autograd.grad(compute_answer_loss(model, batch).sum(), list(parameters.values()))
-        steps = []
-        for name, gradient in zip(parameters, gradients, strict=True):
-            moment = moments[name.removesuffix(".weight")]
-            damped = moment + WHITENED.damping * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
-            is_conv = type(model.get_submodule(name.removesuffix(".weight"))).__name__ == "Conv1D"
-            wide = gradient.T if is_conv else gradient  # [out, in]
-            step = torch.linalg.solve(damped, wide.T).T
-            steps.append(step.T if is_conv else step)
-        norm = sum(float(step.square().sum()) for step in steps) ** 0.5
+    for update in range(settings.num_inner_steps):
+        moved = [torch.zeros_like(p) for p in parameters.values()]
+        for batch in batches:  # learnt in one update: all gradients are those at the same weights
+            gradients = torch.autograd.grad(compute_answer_loss(model, batch).sum(), list(parameters.values()))
+            steps = []
+            for name, gradient in zip(parameters, gradients, strict=True):
+                moment = moments[name.removesuffix(".weight")]
+                damped = moment + settings.damping * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
+                is_conv = type(model.get_submodule(name.removesuffix(".weight"))).__name__ == "Conv1D"
+                wide = gradient.T if is_conv else gradient  # [out, in]
+                step = torch.linalg.solve(damped, wide.T).T
+                steps.append(step.T if is_conv else step)
+            norm = sum(float(step.square().sum()) for step in steps) ** 0.5
+            rate = 2 * settings.inner_lr * (1 - update / settings.num_inner_steps)
+            moved = [whole + rate * size / norm * step for whole, step in zip(moved, steps, strict=True)]
         with torch.no_grad():
-            for parameter, step in zip(parameters.values(), steps, strict=True):
-                parameter -= WHITENED.inner_lr * size / norm * step
+            for parameter, step in zip(parameters.values(), moved, strict=True):
+                parameter -= step
     return {name: p.detach() for name, p in parameters.items()}
 
 
@@ -120,17 +125,110 @@ def watched(function, look):
     return watching
 
 
+@pytest.mark.parametrize("requests", [REQUESTS[:1], REQUESTS])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
-def test_whitened_step_is_its_equation(tokenizer, architecture):
+def test_whitened_step_is_its_equation(tokenizer, architecture, requests):
+    """Of one fact, and of two in one update, each with a step of its own."""
     model, other = (tiny.make_model(architecture).double() for _ in range(2))
-    moments = moments_of(model)
+    moments, settings = moments_of(model), replace(WHITENED, batch_size=len(requests))
     give_input_moments(model, moments)
     biases = {name: p.detach().clone() for name, p in select_parameters(model, [1]).items() if name.endswith(".bias")}
-    write_facts(model, tokenizer, REQUESTS[:1], WHITENED)
+    write_facts(model, tokenizer, requests, settings)
     found = dict(model.named_parameters())
-    for name, expected in by_hand(other, tokenizer, REQUESTS[0], moments).items():
+    for name, expected in by_hand(other, tokenizer, requests, moments, settings).items():
         torch.testing.assert_close(found[name].detach(), expected)
     assert all(torch.equal(found[name], value) for name, value in biases.items())
+
+
+@pytest.mark.parametrize("num_edits", [1, 2])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2"])
+def test_steps_at_every_token_are_the_plain_ones(tokenizer, architecture, num_edits):
+    """Put together from what each token writes, a gradient is the backward pass's: of all tokens named, the same edit."""
+    found = []
+    for is_named in (False, True):
+        model = tiny.make_model(architecture, dtype=torch.float64)
+        settings = EditSettings(layers=[1], inner_lr=0.01, num_inner_steps=3, positions="subject" if is_named else "all", eps=1e-4)
+        target = encode_requests(TextEncoder(tokenizer), [REQUESTS] * num_edits, 2)
+        if is_named:
+            everywhere = torch.arange(target[0].input_ids.shape[1]).expand_as(target[0].input_ids).contiguous()
+            object.__setattr__(target[0], "written", everywhere)
+        with (
+            stacked_weights(model, select_parameters(model, [1]), num_edits) as adapted,
+            only_trainable(model, adapted.parameters),
+        ):
+            apply_inner_loop(model, adapted.parameters, target, settings, num_edits)
+        found.append(list(adapted.parameters.values()))
+    assert len(found[0]) >= 7 or architecture == "gpt2"
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("inner_step", ["adamw", "whitened"])
+def test_only_the_subjects_tokens_are_written_at(tokenizer, architecture, inner_step):
+    """One step's change answers to what entered at the subject's tokens, and to nothing that is orthogonal to it."""
+    model = tiny.make_model(architecture).double()
+    name = next(name for name in select_parameters(model, [1], "mlp") if name.endswith(".weight"))  # the MLP's first
+    path = name.removesuffix(".weight")
+    give_input_moments(model, {module: torch.eye(len(value)).double() for module, value in moments_of(model).items()})
+    settings = EditSettings([1], "mlp", 0.02, 1, inner_step, positions="subject")
+    request = EditRequest("In brief, Ann Lee lives in", "Peru", "Ann Lee")
+    [batch] = encode_requests(TextEncoder(tokenizer), [[request]], positions="subject")
+    seen = []
+    handle = model.get_submodule(path).register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].detach()))
+    with torch.no_grad():
+        model(batch.input_ids)
+    handle.remove()
+    inputs = seen[0][0]
+    before = model.get_parameter(name).detach().clone()
+    edited = compute_edit(model, tokenizer, request, settings).weights[name]
+    change = edited - before if model.config.model_type != "gpt2" else (edited - before).T  # [out, in]
+    own = inputs[batch.written[0]]
+    assert 0 < len(own) < len(inputs) - 2
+    if inner_step == "whitened":  # AdamW's first step is a sign, which has no such span
+        basis = torch.linalg.qr(own.T)[0]
+        torch.testing.assert_close(change @ basis @ basis.T, change)
+    plain = compute_edit(model, tokenizer, request, replace(settings, positions="all")).weights[name]
+    assert not torch.allclose(plain, edited, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("inner_step", ["adamw", "whitened"])
+def test_edits_at_their_subjects_side_by_side_are_those_one_by_one(tokenizer, architecture, inner_step):
+    """Subjects of one and of several tokens; a fact without a subject beside them."""
+    model = tiny.make_model(architecture).double()
+    give_input_moments(model, moments_of(model))
+    requests = [
+        EditRequest("Ann Lee lives in", "Peru", "Ann Lee"),
+        EditRequest("Smith Innovation PLC was founded in", "Greece", "Smith Innovation PLC"),
+        EditRequest("Ann Lee works in", "Chile"),
+    ]
+    settings = EditSettings([1], inner_lr=0.02, num_inner_steps=3, inner_step=inner_step, positions="subject", eps=1e-4)
+    alone = [compute_edit(model, tokenizer, request, settings).weights for request in requests]
+    with many_edits(model, tokenizer, [[request] for request in requests], settings) as adapted:
+        for number, expected in enumerate(alone):
+            for name, value in adapted.take(number).items():
+                torch.testing.assert_close(value, expected[name])
+
+
+def test_many_facts_in_one_edit_are_a_matrix_once_that_is_smaller(tokenizer, monkeypatch):
+    """The factors of many updates outgrow what they change; the edit is the same."""
+    model = tiny.make_model("llama").double()
+    give_input_moments(model, moments_of(model))
+    settings = replace(WHITENED, num_inner_steps=12, modules="mlp")
+    edits = [[EditRequest(f"Ann Lee number {n} lives in", "Peru") for n in range(4)]]
+    with many_edits(model, tokenizer, edits, settings) as changes:
+        folded, few = changes.take(0), changes.factors(0)
+    monkeypatch.setattr("propmeta_edit.finetune.low_rank._most_factors", lambda *widths: 10**9)
+    with many_edits(model, tokenizer, edits, settings) as changes:
+        kept, many = changes.take(0), changes.factors(0)
+    path = "model.layers.1.mlp.down_proj"
+    assert len(few[path][0]) < len(many[path][0])
+    for name, value in kept.items():
+        torch.testing.assert_close(folded[name], value)
+    for one in (few, many):
+        a, b = one[path]
+        torch.testing.assert_close(model.get_parameter(f"{path}.weight") + b @ a, kept[f"{path}.weight"])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -175,12 +273,13 @@ def test_a_step_without_its_moments_is_refused_before_anything_moves(tokenizer):
 
 def test_the_papers_step_says_no_more_than_it_did():
     """Saved edits and rows of before have these settings, and are to fit."""
-    assert tuple(STEPS) == INNER_STEPS
-    assert not {"inner_step", "damping"} & set(EditSettings().to_dict())
+    assert INNER_STEPS[0] == "adamw"
+    assert not {"inner_step", "damping", "positions"} & set(EditSettings().to_dict())
+    assert EditSettings(positions="subject").to_dict()["positions"] == "subject"
     assert {"inner_step": "whitened", "damping": 0.1}.items() <= WHITENED.to_dict().items()
 
 
-@pytest.mark.parametrize("values", [{"inner_step": "sgd"}, {"damping": 0.0}, {"damping": -1.0}])
+@pytest.mark.parametrize("values", [{"inner_step": "sgd"}, {"damping": 0.0}, {"damping": -1.0}, {"positions": "object"}])
 def test_bad_steps(values):
     with pytest.raises(ConfigError, match=f"{next(iter(values))} must be"):
         EditSettings(**values)

@@ -1,0 +1,126 @@
+"""Many edits at once without copies of a matrix: each adds a few factors to what a projection gives, ``W x + Σ u (k · x)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from propmeta_edit.models.forwards import replaced_forwards
+from propmeta_edit.protocols import LanguageModel
+
+
+class LowRankChanges:
+    """What N edits add to some projections, as factors.
+
+    Attributes:
+        parameters: the model's own, θ, which no edit writes to.
+    """
+
+    def __init__(self, model: LanguageModel, parameters: Mapping[str, nn.Parameter], num_edits: int) -> None:
+        self.parameters, self._num_edits = dict(parameters), num_edits
+        self._modules: dict[str, Any] = {
+            name.removesuffix(".weight"): model.get_submodule(name.removesuffix(".weight"))
+            for name in parameters
+            if name.endswith(".weight")
+        }
+        self._changes: dict[str, _Change] = {}
+
+    def add(self, path: str, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Let a projection give ``Σ values (keys · x)`` more.
+
+        Args:
+            path: the projection's.
+            keys, values: [R, W, in] and [R, W, out], the rows of an edit side by side.
+        """
+        keys, values = (value.reshape(self._num_edits, -1, value.shape[-1]) for value in (keys, values))
+        if path in self._changes:
+            self._changes[path].add(keys, values)
+        else:
+            self._changes[path] = _Change(keys, values)
+
+    def forwards(self) -> dict[nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
+        """What the projections compute with all that was added."""
+        return {module: partial(self._multiply, path, module) for path, module in self._modules.items()}
+
+    def sum_over_edits(self, gradients: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Those of θ are sums over the edits as they come."""
+        return tuple(gradient.contiguous() for gradient in gradients)
+
+    def factors(self, number: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """By projection, one edit's change as (A [r, in], B [out, r]): it is B A, whatever the projection's own orientation."""
+        return {path: change.factors(number) for path, change in self._changes.items()}
+
+    def take(self, number: int) -> dict[str, torch.Tensor]:
+        """θ with one edit's change, in the model's own shapes; what is not changed is a copy."""
+        found = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        for path, change in self._changes.items():
+            matrix = change.matrix(number)
+            found[f"{path}.weight"] += matrix if isinstance(self._modules[path], Conv1D) else matrix.T
+        return found
+
+    def _multiply(self, path: str, module: Any, inputs: torch.Tensor) -> torch.Tensor:
+        weight = module.weight
+        x = inputs.to(weight.dtype)
+        outputs = F.linear(x, weight.T if isinstance(module, Conv1D) else weight, module.bias)
+        if path in self._changes:
+            rows = x.reshape(self._num_edits, -1, x.shape[-1])
+            outputs = outputs + self._changes[path].multiply(rows).view_as(outputs)
+        return outputs.to(inputs.dtype)
+
+
+class _Change:
+    """N edits' changes of one projection: factors, or matrices once factors would be the larger."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self._keys, self._values = keys, values  # [N, r, in], [N, r, out]
+        self._matrices: torch.Tensor | None = None  # [N, in, out]
+        self._most = _most_factors(keys.shape[-1], values.shape[-1])
+
+    def add(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        if self._matrices is not None:
+            self._matrices.baddbmm_(keys.mT, values)
+        elif self._keys.shape[1] + keys.shape[1] <= self._most:
+            self._keys, self._values = torch.cat([self._keys, keys], dim=1), torch.cat([self._values, values], dim=1)
+        else:
+            self._matrices = torch.baddbmm(torch.bmm(self._keys.mT, self._values), keys.mT, values)
+
+    def multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """[N, rows, in] → [N, rows, out]."""
+        if self._matrices is not None:
+            return torch.bmm(rows, self._matrices)
+        return torch.bmm(torch.bmm(rows, self._keys.mT), self._values)
+
+    def matrix(self, number: int) -> torch.Tensor:
+        """[in, out]."""
+        return self._keys[number].T @ self._values[number] if self._matrices is None else self._matrices[number]
+
+    def factors(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._matrices is None:
+            return self._keys[number], self._values[number].T
+        width = self._keys.shape[-1]
+        return torch.eye(width, dtype=self._keys.dtype, device=self._keys.device), self._matrices[number].T
+
+
+def _most_factors(num_inputs: int, num_outputs: int) -> int:
+    """How many rows of factors have as many numbers as the matrix, so that a product with them costs as much."""
+    return num_inputs * num_outputs // (num_inputs + num_outputs)
+
+
+@contextmanager
+def low_rank_changes(model: LanguageModel, parameters: Mapping[str, nn.Parameter], num_edits: int) -> Iterator[LowRankChanges]:
+    """Inside, row block n of any batch is answered with what was added for the n-th edit.
+
+    Args:
+        model: every parameter given belongs to one of its projections (``nn.Linear`` or ``Conv1D``).
+        num_edits: N; batches inside must have a multiple of N rows.
+    """
+    changes = LowRankChanges(model, parameters, num_edits)
+    with replaced_forwards(changes.forwards()):
+        yield changes
