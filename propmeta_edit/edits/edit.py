@@ -243,21 +243,25 @@ class Edit:
             raise ModelError(f"the edit in {folder} is damaged: {WEIGHTS} is not what {CONFIG} says; save it again")
         return edit
 
-    def save_lora(self, folder: str | Path, rank: int, model: LanguageModel | None = None) -> float:
-        """Write the change as a PEFT LoRA of that rank, which keeps its largest singular values and has no place for biases.
+    def save_lora(
+        self, folder: str | Path, rank: int | None = None, model: LanguageModel | None = None, *, tolerance: float | None = None
+    ) -> float:
+        """Write the change as a PEFT LoRA, which keeps its largest singular values and has no place for biases.
 
         An edit of a model with factors (``models.factors``) is a LoRA already, and is written as it is: on the model below the
         factors, with what they were before the edit; ``rank`` must be theirs.
 
         Args:
-            rank: 1 or more.
+            rank: of every matrix, 1 or more.
             model: the unedited model, for a loaded edit.
+            tolerance: in place of a rank, what may be lost, 0.05 say: each matrix gets the rank that it needs, and bf16 where that
+                does.
 
         Returns:
             What that loses: the norm of what is left out, biases included, over the norm of the change.
 
         Raises:
-            ConfigError: a rank below 1.
+            ConfigError: a rank below 1, a tolerance that is not between 0 and 1, or not one of the two.
             ModelError: the folder exists, or the edit moves something that is neither a projection's matrix nor a bias.
         """
         if all(f".{FACTORS}." in name for name in self.weights):
@@ -266,7 +270,8 @@ class Edit:
             below = base_below(self.base_model)
             write_factors_as_lora(self.weights, Path(folder), is_transposed=bool(self.transposed), base_model=below)
             return 0.0
-        return write_lora(self.change(model), Path(folder), rank, transposed=self.transposed, base_model=self.base_model)
+        transposed, base_model = self.transposed, self.base_model
+        return write_lora(self.change(model), Path(folder), rank, tolerance, transposed=transposed, base_model=base_model)
 
     def _find_values(self, model: LanguageModel) -> dict[str, torch.Tensor]:
         """What the edited tensors become when this edit is applied to the model as it stands."""

@@ -62,7 +62,7 @@ def write_factors(model: LanguageModel, folder: Path, base_model: str) -> None:
     """
     factors, found = _factors_of(model), factored_modules(model)
     is_transposed = any(module.fan_in_fan_out for module in found.values())
-    config = lora_config(sorted(found), rank_of(factors), base_model, is_transposed)
+    config = lora_config(dict.fromkeys(found, rank_of(factors)), base_model, is_transposed)
     try:
         write_adapter(folder, as_adapter(factors), config)
         model.config.save_pretrained(folder)
@@ -95,21 +95,26 @@ def as_adapter(factors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def lora_config(modules: Sequence[str], rank: int, base_model: str, is_transposed: bool) -> dict[str, Any]:
-    """PEFT's description of a LoRA of scale 1 on these modules.
+def lora_config(ranks: Mapping[str, int], base_model: str, is_transposed: bool) -> dict[str, Any]:
+    """PEFT's description of a LoRA of scale 1.
 
     Args:
+        ranks: of each module, by path.
         is_transposed: whether their weights are [in, out], as GPT-2's.
     """
+    most = max(ranks.values())
+    other = {name: rank for name, rank in sorted(ranks.items()) if rank != most}
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": rank,
+        "r": most,
+        "lora_alpha": most,
+        "rank_pattern": other,
+        "alpha_pattern": other,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": is_transposed,
-        "target_modules": sorted(modules),
+        "target_modules": sorted(ranks),
         "base_model_name_or_path": base_model,
         "inference_mode": True,
     }

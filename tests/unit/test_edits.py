@@ -375,6 +375,50 @@ def test_low_rank_export_is_a_peft_adapter_and_says_what_it_loses(tokenizer, tmp
         edit.save_lora(tmp_path / "1", 1)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_lora_within_a_tolerance_has_the_ranks_that_it_needs(kind, tokenizer, tmp_path):
+    """Each matrix its own; what is lost is measured with rounding, and is what peft's model lacks; peft adds such adapters up."""
+    from peft import PeftModel
+
+    model = tiny.make_model(kind)
+    edit = with_moved(model, [name for name in select_parameters(model, [1]) if name.endswith(".weight")])
+    change = edit.change()
+    whole = sum(float(value.square().sum()) for value in change.values())
+    sizes, configs = [], []
+    for tolerance in (0.5, 0.1, 1e-4):
+        folder = tmp_path / str(tolerance)
+        lost = edit.save_lora(folder, tolerance=tolerance)
+        adapted = PeftModel.from_pretrained(tiny.make_model(kind), str(folder)).merge_and_unload()
+        found = dict(adapted.named_parameters())
+        missing = sum(float((found[n].data - model.get_parameter(n).data - change[n]).square().sum()) for n in change)
+        assert lost <= tolerance and (missing / whole) ** 0.5 == pytest.approx(lost, rel=1e-2, abs=1e-6)
+        sizes.append((folder / "adapter_model.safetensors").stat().st_size)
+        configs.append(json.loads((folder / "adapter_config.json").read_text()))
+    assert sizes[0] < sizes[1] < sizes[2]
+    assert configs[0]["rank_pattern"] and set(configs[0]["rank_pattern"].values()) < set(range(1, configs[0]["r"]))
+    assert {value.dtype for value in load_file(tmp_path / "0.5" / "adapter_model.safetensors").values()} == {torch.bfloat16}
+    assert {value.dtype for value in load_file(tmp_path / "0.0001" / "adapter_model.safetensors").values()} == {torch.float32}
+    both = PeftModel.from_pretrained(tiny.make_model(kind), str(tmp_path / "0.1"), adapter_name="one")
+    both.load_adapter(str(tmp_path / "0.5"), adapter_name="two")
+    both.add_weighted_adapter(["one", "two"], [1.0, 1.0], "both", combination_type="cat")
+    both.set_adapter("both")
+    assert torch.isfinite(logits(both.eval())).all()
+
+
+def test_a_lora_needs_a_rank_or_a_tolerance(tokenizer, tmp_path):
+    model = tiny.make_model("qwen2")
+    edit = compute_edit(model, tokenizer, REQUESTS[0], hparams())
+    for values in ({}, {"rank": 2, "tolerance": 0.1}):
+        with pytest.raises(ConfigError, match="needs a rank or a tolerance, one of the two"):
+            edit.save_lora(tmp_path / "lora", **values)
+    for tolerance in (0, 1.0, -0.1):
+        with pytest.raises(ConfigError, match=f"between 0 and 1, got {tolerance}"):
+            edit.save_lora(tmp_path / "lora", tolerance=tolerance)
+    with pytest.raises(ModelError, match="changes of biases, which a LoRA cannot hold, are more than the tolerance"):
+        edit.save_lora(tmp_path / "lora", tolerance=1e-6)
+    assert not (tmp_path / "lora").exists()
+
+
 def with_moved(model, names):
     """The edit that adds noise to these parameters."""
     parameters = dict(model.named_parameters())
