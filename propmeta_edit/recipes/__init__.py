@@ -8,10 +8,11 @@ from typing import Any
 
 from propmeta_edit.models.artefacts import INPUT_MOMENTS, MAKERS, WHOLE, register_builder
 
-# The first two come as small files, the last one is the first's model as it comes; the others are made on first use, by training.
+# The first three come as small files, the last one is the first's model as it comes; the others are made on first use, by training.
 NAMES = (
     "smollm2-135m",
     "smollm2-135m-metaft",
+    "smollm2-135m-bound",
     "smollm2-135m-k0",
     "smollm2-135m-shuffled",
     "smollm2-135m-seed1",
@@ -22,7 +23,7 @@ NAMES = (
 )
 
 
-REAL_NAMES = ("smollm2-135m-real", "smollm2-135m-real-metaft")  # made from files of the user's
+REAL_NAMES = ("smollm2-135m-real", "smollm2-135m-real-metaft", "smollm2-135m-real-bound")  # made from files of the user's
 
 
 def _when_called(module: str, function: str, *arguments: Any) -> Any:

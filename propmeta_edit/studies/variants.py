@@ -66,6 +66,7 @@ class Variant:
         num_tasks: of ``training``, the state after so many tasks; 0 is the base, None the end.
         stops_there: meta-train no further than ``num_tasks``, for a search that drops most of its candidates on the way.
         hparams: the folder of ``hparams/`` with its YAML; ``""`` for the one named as ``edit``.
+        edits_as_trained: with its own checkpoint's inner loop, and not with MetaFT's.
         settings: of the edit, over those of its YAML.
         coordinates: where it stands in tables and pictures, by column.
         adapt: makes its cases from the data set's.
@@ -80,6 +81,7 @@ class Variant:
     num_tasks: int | None = None
     stops_there: bool = False
     hparams: str = ""
+    edits_as_trained: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     coordinates: Mapping[str, Any] = field(default_factory=dict)
     adapt: Callable[[Sequence[Case]], Sequence[Case]] = list
@@ -216,7 +218,9 @@ def read_settings(variant: Variant, bench: Bench) -> dict[str, Any]:
     if variant.edit not in ("MetaFT", *BASELINES):
         return {}
     folder = variant.hparams or variant.edit
-    if variant.edit in BASELINES or (folder != "MetaFT" and has_hparams(folder, bench.hparams, bench.hparams_dir)):
+    if variant.edits_as_trained:
+        own = edit_settings_of(read_checkpoint_card(resolve_model_folder(bench.model_of(variant)))["settings"])
+    elif variant.edit in BASELINES or (folder != "MetaFT" and has_hparams(folder, bench.hparams, bench.hparams_dir)):
         own = read_yaml(hparams_file(folder, bench.hparams, bench.hparams_dir))
     elif folder not in ("MetaFT", "FT") and has_hparams("FT", bench.hparams, bench.hparams_dir):
         own = read_yaml(hparams_file("FT", bench.hparams, bench.hparams_dir))
