@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,7 +14,7 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.learning import Learning, read_learning, warn_of_unlearnt
 from propmeta_edit.finetune.many_edits import learnt_edits
 from propmeta_edit.finetune.memory import bytes_of_edits
-from propmeta_edit.finetune.single_edit import compute_facts, require_finite
+from propmeta_edit.finetune.single_edit import Computed, compute_facts, require_finite
 from propmeta_edit.models.devices import device_of, free_memory
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.ownership import owned
@@ -58,11 +57,11 @@ def compute_edit(
     requests = as_requests(request)
     with owned(model) as plain:
         settings, about = _settle(plain, hparams)
-        weights, learning = compute_facts(plain, tokenizer, requests, settings)
+        weights, learning, factors = compute_facts(plain, tokenizer, requests, settings)
         warn_of_unlearnt([requests], learning)
         before = {name: plain.get_parameter(name).data for name in weights}
         state: dict[str, Any] = {"transposed": find_transposed(plain, weights), "learning": learning[0] if learning else None}
-        return Edit(tuple(requests), weights, before, take_base(plain), *about, **state)
+        return Edit(tuple(requests), weights, before, take_base(plain), *about, **state, factors=factors)
 
 
 def edit_many(
@@ -110,10 +109,12 @@ def edit_many(
         device = plain.device if keep_on_device else torch.device("cpu")
         for start in range(0, len(several), at_once):
             some = several[start : start + at_once]
-            weights, how = _write_each(plain, tokenizer, some, settings, device)
-            learning += how
-            each = zip(some, weights, how or itertools.repeat(None, len(some)), strict=True)
-            edits += [Edit(tuple(own), values, before, base, *about, **state, learning=went) for own, values, went in each]
+            computed = _write_each(plain, tokenizer, some, settings, device)
+            learning += [went for one in computed for went in one.learning]
+            edits += [
+                Edit(tuple(own), one.weights, before, base, *about, **state, learning=(*one.learning, None)[0], factors=one.factors)
+                for own, one in zip(some, computed, strict=True)
+            ]
     warn_of_unlearnt(several, learning)
     return edits
 
@@ -141,13 +142,18 @@ def _write_each(
     several: Sequence[Sequence[EditRequest]],
     settings: EditSettings,
     device: torch.device,
-) -> tuple[list[dict[str, torch.Tensor]], list[Learning]]:
-    """What the edited tensors are after each of some independent edits, on ``device``, and how these went; the copies in the model
-    go on return."""
+) -> list[Computed]:
+    """Some independent edits, with their tensors on ``device``; the copies in the model go on return."""
     with learnt_edits(model, tokenizer, several, settings) as (adapted, losses):
         require_finite(adapted.parameters, settings)
-        weights = [{name: value.to(device) for name, value in adapted.take(number).items()} for number in range(len(several))]
-        return weights, read_learning(losses, settings.num_inner_steps)
+        how = read_learning(losses, settings.num_inner_steps)
+        computed = []
+        for number in range(len(several)):
+            factors = adapted.factors(number)
+            kept = None if factors is None else {path: (a.to(device), b.to(device)) for path, (a, b) in factors.items()}
+            weights = {name: value.to(device) for name, value in adapted.take(number).items()}
+            computed.append(Computed(weights, how[number : number + 1], kept))
+        return computed
 
 
 def choose_at_once(edited: Mapping[str, torch.Tensor], free_bytes: int) -> int:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.edits.identity import hash_once, hash_tensors, take_fingerprint, take_fingerprints, take_identity
-from propmeta_edit.edits.lora import write_factors_as_lora, write_lora
+from propmeta_edit.edits.lora import write_exact_lora, write_factors_as_lora, write_lora
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.learning import Learning
 from propmeta_edit.finetune.single_edit import put_in_place
@@ -66,6 +66,7 @@ class Edit:
         transposed: those weights that are [in, out] (GPT-2's projections), as a LoRA of them has to know.
         fingerprints: of ``before`` (``take_fingerprints``); taken here if not given; edits of one state share them.
         learning: how the inner loop went, where this process ran it; it is not saved.
+        factors: where it was computed as factors, by projection (A [r, in], B [out, r]): the change is B A; not saved either.
     """
 
     requests: tuple[EditRequest, ...]
@@ -79,6 +80,7 @@ class Edit:
     transposed: tuple[str, ...] = ()
     fingerprints: Mapping[str, str] | None = field(default=None, repr=False)
     learning: Learning | None = None
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         # ``before`` is the model's own storage: what is known of it now tells whether someone writes into it later.
@@ -249,7 +251,8 @@ class Edit:
         """Write the change as a PEFT LoRA, which keeps its largest singular values and has no place for biases.
 
         An edit of a model with factors (``models.factors``) is a LoRA already, and is written as it is: on the model below the
-        factors, with what they were before the edit; ``rank`` must be theirs.
+        factors, with what they were before the edit; ``rank`` must be theirs. An edit that was computed as factors
+        (``inner_step: whitened``) is written as these, exactly, where neither a rank nor a tolerance is given.
 
         Args:
             rank: of every matrix, 1 or more.
@@ -271,6 +274,9 @@ class Edit:
             write_factors_as_lora(self.weights, Path(folder), is_transposed=bool(self.transposed), base_model=below)
             return 0.0
         transposed, base_model = self.transposed, self.base_model
+        if rank is None and tolerance is None and self.factors:
+            write_exact_lora(self.factors, Path(folder), is_transposed=bool(transposed), base_model=base_model)
+            return 0.0
         return write_lora(self.change(model), Path(folder), rank, tolerance, transposed=transposed, base_model=base_model)
 
     def _find_values(self, model: LanguageModel) -> dict[str, torch.Tensor]:

@@ -132,6 +132,24 @@ def _named_as_peft(parameter: str, a: torch.Tensor, b: torch.Tensor) -> list[tup
     return [(f"{module}.lora_A.weight", a.cpu().contiguous()), (f"{module}.lora_B.weight", b.cpu().contiguous())]
 
 
+def write_exact_lora(
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], folder: Path, *, is_transposed: bool, base_model: str
+) -> None:
+    """A change that is factors from the start, as they are.
+
+    Args:
+        factors: by projection (A [r, in], B [out, r]).
+        is_transposed: whether the projections' weights are [in, out].
+
+    Raises:
+        ModelError: the folder exists.
+    """
+    _require_new(folder)
+    tensors = {named: value for name, (a, b) in factors.items() for named, value in _named_as_peft(name, a, b)}
+    config = lora_config({name: len(a) for name, (a, _) in factors.items()}, base_model, is_transposed)
+    build_whole(folder, lambda partial: write_adapter(partial, tensors, config))
+
+
 def write_factors_as_lora(factors: Mapping[str, torch.Tensor], folder: Path, *, is_transposed: bool, base_model: str) -> None:
     """An edit of a model's factors (``models.factors``) as the LoRA that it is: on the base, with what the checkpoint changed.
 

@@ -33,6 +33,10 @@ class Adapted(Protocol):
         """The parameters of one edit, in the model's own shapes."""
         ...
 
+    def factors(self, number: int) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None:
+        """By projection, its change as (A [r, in], B [out, r]), where it is of low rank from the start."""
+        ...
+
 
 @contextmanager
 def adapted_copies(

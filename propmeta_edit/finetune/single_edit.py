@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -27,18 +28,27 @@ NO_ROOM = (
 )
 
 
-def compute_facts(
-    model: LanguageModel, tokenizer: Tokenizer, requests: Sequence[EditRequest], settings: EditSettings
-) -> tuple[dict[str, torch.Tensor], list[Learning]]:
+class Computed(NamedTuple):
+    """An edit that stands nowhere yet.
+
+    Attributes:
+        weights: the edited parameters by name.
+        learning: how it went, of the fact that was learnt worst; nothing with fewer than two steps.
+        factors: where the change is of low rank from the start, its factors by projection (``LowRankChanges.factors``).
+    """
+
+    weights: dict[str, torch.Tensor]
+    learning: list[Learning]
+    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None
+
+
+def compute_facts(model: LanguageModel, tokenizer: Tokenizer, requests: Sequence[EditRequest], settings: EditSettings) -> Computed:
     """What the edited parameters are after the inner loop (Eq. 2) on some facts: all of them with one optimiser, K passes.
 
     The model's own parameters are not written to: copies stand in their places meanwhile.
 
     Args:
         model: without wrappers (``models.ownership.owned``).
-
-    Returns:
-        The parameters by name; and how it went, of the fact that was learnt worst, nothing with fewer than two steps.
 
     Raises:
         RequestError: a fact without a token before its object, or longer than the model has positions.
@@ -52,14 +62,15 @@ def compute_facts(
     ]
     if settings.is_low_rank:
         with memory_errors_named(NO_ROOM), adapted_copies(model, parameters, target, settings, 1) as (adapted, losses):
-            edited = adapted.take(0)
+            edited, factors = adapted.take(0), adapted.factors(0)
         require_finite(edited, settings)
-        return edited, read_learning(losses, settings.num_inner_steps)
+        return Computed(edited, read_learning(losses, settings.num_inner_steps), factors)
     with memory_errors_named(NO_ROOM), copies_in_place(model, parameters) as copies:
         with only_trainable(model, copies):
             losses = apply_inner_loop(model, copies, target, settings)
         require_finite(copies, settings)
-    return {name: copy.data for name, copy in copies.items()}, read_learning(losses, settings.num_inner_steps)
+    edited = {name: copy.data for name, copy in copies.items()}
+    return Computed(edited, read_learning(losses, settings.num_inner_steps))
 
 
 def write_facts(
@@ -84,7 +95,7 @@ def learn_facts(
         RequestError, ModelError: as ``compute_facts``, or a model that cannot be edited as it is (``models.ownership.owned``).
     """
     with owned(model) as plain:
-        edited, learning = compute_facts(plain, tokenizer, requests, settings)
+        edited, learning, _ = compute_facts(plain, tokenizer, requests, settings)
         return put_in_place({name: plain.get_parameter(name) for name in edited}, edited), learning
 
 

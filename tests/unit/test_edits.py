@@ -23,6 +23,7 @@ from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_id
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.input_moments import give_input_moments
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.stacking import StackedWeights, stacked_weights
 from propmeta_edit.finetune.weights import snapshot
@@ -403,6 +404,30 @@ def test_a_lora_within_a_tolerance_has_the_ranks_that_it_needs(kind, tokenizer, 
     both.add_weighted_adapter(["one", "two"], [1.0, 1.0], "both", combination_type="cat")
     both.set_adapter("both")
     assert torch.isfinite(logits(both.eval())).all()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_edit_of_low_rank_is_a_lora_to_the_last_digit(kind, tokenizer, tmp_path):
+    """Alone or side by side: in float64 the factors' product is the change, and peft's model says what the edited one does."""
+    from peft import PeftModel
+
+    model = tiny.make_model(kind).double()
+    paths = [name.removesuffix(".weight") for name in select_parameters(model, [1]) if name.endswith(".weight")]
+    widths = {path: model.get_submodule(path).weight.shape[0 if kind == "gpt2" else 1] for path in paths}
+    give_input_moments(model, {path: torch.eye(width).double() for path, width in widths.items()})
+    settings = EditSettings([1], inner_lr=0.02, num_inner_steps=3, inner_step="whitened")
+    alone, (beside, _) = compute_edit(model, tokenizer, REQUESTS[0], settings), edit_many(model, tokenizer, REQUESTS[:2], settings)
+    for number, edit in enumerate((alone, beside)):
+        folder = tmp_path / str(number)
+        assert edit.save_lora(folder) == 0.0 and edit.factors.keys() == set(paths)
+        stored = load_file(folder / "adapter_model.safetensors")
+        for path in paths:
+            a, b = (stored[f"base_model.model.{path}.lora_{letter}.weight"] for letter in "AB")
+            change = edit.change()[f"{path}.weight"]
+            torch.testing.assert_close((b @ a).T if kind == "gpt2" else b @ a, change, rtol=1e-9, atol=1e-12)
+        adapted = PeftModel.from_pretrained(tiny.make_model(kind).double(), str(folder)).eval()
+        with edit.applied(model):
+            torch.testing.assert_close(logits(adapted), logits(model))
 
 
 def test_a_lora_needs_a_rank_or_a_tolerance(tokenizer, tmp_path):

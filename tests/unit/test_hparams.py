@@ -23,7 +23,11 @@ from propmeta_edit.models.devices import resolve_device
 from propmeta_edit.models.layers import get_architecture, resolve_layers, select_parameters
 
 HPARAMS = Path(__file__).resolve().parents[2] / "hparams"
-EDITED_AS = {"smollm2-135m-all-layers": "FT-all-layers/smollm2-135m.yaml", "llama3-8b-instruct": "MetaFT/llama3-8b.yaml"}
+EDITED_AS = {
+    "smollm2-135m-all-layers": "FT-all-layers/smollm2-135m.yaml",
+    "llama3-8b-instruct": "MetaFT/llama3-8b.yaml",
+    "smollm2-135m-real-bound": "MetaFT/smollm2-135m-bound.yaml",
+}
 
 
 def write(tmp_path, text):
@@ -194,7 +198,8 @@ def test_metaft_settings_agree_with_meta_training():
         own = HPARAMS / EDITED_AS.get(path.stem, f"MetaFT/{path.stem}.yaml")
         edit = MetaFTHyperParams.from_hparams(own if own.exists() else HPARAMS / "MetaFT" / "smollm2-135m.yaml")
         steps = train.num_inner_steps or edit.num_steps  # the K = 0 control has no inner loop in training
-        assert edit.edit == replace(train.edit, num_inner_steps=steps), path
+        # facts of one update are how many a task has; EasyEdit's edit takes one
+        assert edit.edit == replace(train.edit, num_inner_steps=steps, batch_size=edit.batch_size), path
         assert edit.layers == train.layers and edit.modules == train.modules
 
 
