@@ -20,6 +20,7 @@ from device import NAME, Counts, FakeDevice
 
 from propmeta_edit import compute_edit, edit_many
 from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.input_moments import find_whiteners, give_input_moments
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.trainer import meta_train
 from propmeta_edit.models.factors import attach_factors
@@ -36,7 +37,7 @@ LLAMA3_8B = {
     "vocab_size": 128256,
     "max_position_embeddings": 8192,
 }
-REQUEST = EditRequest("Ann Lee is a citizen of", "Peru")  # 12 tokens
+REQUEST = EditRequest("Ann Lee is a citizen of", "Peru", "Ann Lee")  # 12 tokens
 RELATED = Question("What is the capital of the country that Ann Lee is a citizen of?", ("Lima",))
 
 
@@ -50,6 +51,7 @@ class Job:
         layer: that is edited or trained; a list of them is.
         steps: K.
         rank: of factors that are trained in place of the matrices.
+        inner_step: whitened steps are taken at the subject's tokens; the inverse moments are there before the run.
         split: the first layer on a second device, where the last norm and the head are too; accelerate brings the states there, as
             under transformers' ``device_map="auto"``.
     """
@@ -60,6 +62,7 @@ class Job:
     layer: int | list[int] = 9
     steps: int = 10
     rank: int | None = None
+    inner_step: str = "adamw"
     split: int | None = None
 
     @property
@@ -67,11 +70,18 @@ class Job:
         return [self.layer] if isinstance(self.layer, int) else self.layer
 
     @property
+    def how(self) -> dict[str, Any]:
+        """Settings of the inner step."""
+        return {"inner_step": self.inner_step, "positions": "all" if self.inner_step == "adamw" else "subject"}
+
+    @property
     def name(self) -> str:
-        return f"{self.at_once} {self.kind}{'s' if self.at_once > 1 else ''}"
+        of_low_rank = " of low rank" if self.inner_step == "whitened" else ""
+        return f"{self.at_once} {self.kind}{'s' if self.at_once > 1 else ''}{of_low_rank}"
 
 
 JOBS = [Job("edit", 1), Job("edit", 8), Job("edit", 64), Job("task", 1), Job("task", 4)]
+JOBS += [Job(job.kind, job.at_once, inner_step="whitened") for job in JOBS]
 
 
 def make_model(job: Job) -> Any:
@@ -106,12 +116,23 @@ def run_job(job: Job) -> Counts:
         device.put(model)
         if job.split is not None:
             _spread(model, job.split, device)
+        if job.inner_step == "whitened":
+            _give_moments(model, job.layers)
         device.restart()
         _KINDS[job.kind](job, model, tokenizer, device)
     return device.counts
 
 
 _make_tensor = torch.tensor
+
+
+def _give_moments(model: Any, layers: list[int]) -> None:
+    """On the host, with their inverses on the device."""
+    names = [name for name in select_parameters(model, layers) if name.endswith(".weight")]
+    modules = {name.removesuffix(".weight"): model.get_submodule(name.removesuffix(".weight")) for name in names}
+    widths = {path: module.weight.shape[0 if type(module).__name__ == "CastingConv1D" else 1] for path, module in modules.items()}
+    give_input_moments(model, {path: torch.eye(width, device=model.device) for path, width in widths.items()})
+    find_whiteners(model, names, EditSettings().damping)
 
 
 def _spread(model: Any, split: int, device: FakeDevice) -> None:
@@ -133,7 +154,7 @@ def _ask(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
 
 
 def _edit(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
-    settings = EditSettings(layers=job.layers, num_inner_steps=job.steps)
+    settings = EditSettings(layers=job.layers, num_inner_steps=job.steps, **job.how)
     if job.at_once == 1:
         compute_edit(model, tokenizer, REQUEST, settings)
     else:
@@ -142,7 +163,8 @@ def _edit(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
 
 def _meta_train(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
     tasks = [MetaTask(f"t{n}", REQUEST, RELATED) for n in range(2 * job.at_once)]
-    config = MetaTrainConfig("m", layers=job.layers, num_inner_steps=job.steps, tasks_per_step=job.at_once, dtype="bfloat16")
+    about = {"layers": job.layers, "num_inner_steps": job.steps, "tasks_per_step": job.at_once, **job.how}
+    config = MetaTrainConfig("m", dtype="bfloat16", **about)
 
     def restart_after_the_first(num_done: int, numbers: dict[str, float]) -> None:
         if num_done < len(tasks):
