@@ -23,10 +23,10 @@ from propmeta_edit.baselines.second_moments import (
 from propmeta_edit.data.corpora import read_texts
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.files import sha256_of_file, sha256_of_json, write_json_atomically, written_whole
-from propmeta_edit.models.artefacts import cache_home, resolve_model_folder
+from propmeta_edit.models.artefacts import CHECKPOINT_CARD, cache_home, find_model_folder, resolve_model_folder
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.models.layers import architecture_from_config, key_module_name, resolve_layers
-from propmeta_edit.models.loading import load_model, model_sha256, read_model_config
+from propmeta_edit.models.loading import load_model, model_sha256, read_checkpoint_card, read_model_config
 from propmeta_edit.progress import progress_bar
 from propmeta_edit.protocols import LanguageModel, Tokenizer
 from propmeta_edit.recipes.worlds import WORLD_VERSION, ensure_world, single_hop_questions
@@ -204,8 +204,10 @@ def _statistics_files(model_name: str, settings: Mapping[str, Any], folder: Path
 def gather_input_moments(folder: str, modules: Sequence[str], device: str = "auto") -> dict[str, torch.Tensor]:
     """``C`` of what enters these projections, from the sampled corpus; kept in the cache folder by the model's weights.
 
-    A minute or two on a laptop for the bundled model, once.
+    Of a meta-tuned checkpoint they are those of its base, if that is to be had: edits are weighed as in meta-training. A minute or
+    two on a laptop for the bundled model, once.
     """
+    folder = _base_below(folder)
     recipe = [model_sha256(folder), list(modules), SAMPLED_SHARE, MAX_NEW_TOKENS, MAX_LENGTH, WORLD_VERSION, INPUT_TEXTS]
     file = cache_home() / "statistics" / sha256_of_json(recipe)[:12] / "inputs.safetensors"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -217,6 +219,15 @@ def gather_input_moments(folder: str, modules: Sequence[str], device: str = "aut
             with written_whole(file) as temporary:
                 save_file({module: moments.moment(module) for module in modules}, temporary)
     return load_file(file)
+
+
+def _base_below(folder: str) -> str:
+    """The folder of the base that a checkpoint was meta-trained from, or the folder itself."""
+    if not (Path(folder) / CHECKPOINT_CARD).is_file():
+        return folder
+    card = read_checkpoint_card(folder)
+    base = find_model_folder(card["base_model"])
+    return str(base) if base and model_sha256(base) == card["base_sha256"] else folder
 
 
 def sample_corpus(model: LanguageModel, tokenizer: Tokenizer, num_texts: int, seed: int) -> list[str]:
