@@ -11,7 +11,7 @@ import tiny
 from propmeta_edit.errors import DataError, ModelError, OriginError
 from propmeta_edit.models.artefacts import BUNDLED, artefact_folder, build_whole, cache_home, ensure_artefact, resolve_model_folder
 from propmeta_edit.recipes import REAL_NAMES
-from propmeta_edit.recipes.bundled import shipped_folder, write_difference
+from propmeta_edit.recipes.bundled import SHIPPED, shipped_folder, write_difference
 
 
 def test_home_is_the_environment_variable(monkeypatch, tmp_path):
@@ -115,7 +115,8 @@ def test_a_model_made_from_older_files_is_not_taken(monkeypatch, tmp_path, users
     newer = shutil.copytree(shipped_folder("smollm2-135m"), tmp_path / "shipped" / "smollm2-135m")
     card = json.loads((newer / "card.json").read_text())
     (newer / "card.json").write_text(json.dumps({**card, "sha256": "0" * 64}))
-    shutil.copytree(shipped_folder("smollm2-135m-metaft"), tmp_path / "shipped" / "smollm2-135m-metaft")
+    for other in SHIPPED:
+        shutil.copytree(shipped_folder(other), tmp_path / "shipped" / other)
     monkeypatch.setattr("propmeta_edit.recipes.bundled.shipped_folder", lambda name: tmp_path / "shipped" / name)
     for name, folder in before.items():
         is_other = name.startswith("gemma3") or name in ("smollm2-135m-raw", *REAL_NAMES)

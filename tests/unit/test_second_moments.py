@@ -133,7 +133,8 @@ def test_a_checkpoint_keeps_the_moments_that_it_was_meta_trained_with(tokenizer,
     assert kept.keys() == {name.removesuffix(".weight") for name in read_checkpoint_card(tmp_path / "tuned")["trained_tensors"]}
     monkeypatch.setattr(statistics, "sample_corpus", None)  # nothing is gathered anew
     (tmp_path / "tuned" / "input_moments.safetensors").rename(tmp_path / "away")  # as a compact folder lacks them: the base's
-    again = statistics.gather_input_moments(str(tmp_path / "tuned"), list(kept), "cpu")
+    modules = [name.removesuffix(".weight") for name in read_checkpoint_card(tmp_path / "tuned")["trained_tensors"]]
+    again = statistics.gather_input_moments(str(tmp_path / "tuned"), modules, "cpu")
     assert all(torch.equal(again[name], value) for name, value in kept.items())
     (tmp_path / "away").rename(tmp_path / "tuned" / "input_moments.safetensors")
     settings = edit_settings_of(read_checkpoint_card(tmp_path / "tuned")["settings"])
