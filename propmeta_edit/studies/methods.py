@@ -35,8 +35,8 @@ CORE = (  # the base's rows together: it is loaded once
         texts_version=TEXTS_VERSION,
     ),
     Variant("MetaFT", checkpoint="metaft"),
-    Variant("MetaFT-bound", checkpoint="bound", edits_as_trained=True, settings={"batch_size": 4}),
 )
+BOUND = Variant("MetaFT-bound", checkpoint="bound", edits_as_trained=True, settings={"batch_size": 4})
 GUESSES = (  # rows without a model
     Variant("newest-object", edit="newest object"),
     Variant("commonest-answer", edit="commonest answer"),
@@ -61,11 +61,12 @@ OTHERS = (  # other ways to fine-tune
         texts_version=TEXTS_VERSION,
     ),
     Variant("FT-all-layers", hparams="FT-all-layers", settings={"layers": "all"}),
+    Variant("FT-subject", hparams="FT-subject", settings={"positions": "subject"}),
     Variant("FT-L", edit="FT", hparams="FT-L"),
     Variant("FT-M", edit="FT", hparams="FT-M"),
     Variant("LoRA", edit="LoRA"),
 )
-METHODS = {variant.name: variant for variant in (*CORE, *OTHERS, *CONTROLS, *GUESSES)}
+METHODS = {variant.name: variant for variant in (*CORE, BOUND, *OTHERS, *CONTROLS, *GUESSES)}
 NOTES = (
     "accuracy: portability by ten-token containment: an accepted answer to the multi-hop question occurs in ten greedy tokens "
     "after `Question: ...\\nAnswer: The answer is`.",
@@ -77,6 +78,7 @@ NOTES = (
     f"{LONG_EDIT:.0f} s; else the first edit reads the second moments), evaluation, restoring and the one-time meta-training are "
     "outside.",
     "FT is the inner loop on the base that was not meta-trained, with settings of its own; FT-as-MetaFT has MetaFT's settings.",
+    "FT-subject: FT at half its rate, with the gradients of the subject's tokens alone.",
     "MetaFT-bound: meta-trained on several facts at once, with whitened steps at the subject's tokens (docs/equations.md).",
     "cases / s: of the cases that were edited side by side, edits and questions together.",
     "FT-L and FT-M are EasyEdit's FT in a clone of its repository; its PyPI release has one of the two losses under no name.",

@@ -14,6 +14,7 @@ from propmeta_edit.evaluation.counts import TOLD_APART, TOLD_APART_OF
 from propmeta_edit.evaluation.runner import DataSet
 from propmeta_edit.evaluation.tables import require_comparable, summarise, write_tables
 from propmeta_edit.files import save_figure, write_text_atomically
+from propmeta_edit.models.artefacts import BUNDLED
 from propmeta_edit.options import Files, Names, WholeNumbers, read_counts, read_pairs, require_among, require_at_least
 from propmeta_edit.recipes.data_sets import load_all
 from propmeta_edit.recipes.meta_training import EDITS_AT_ONCE
@@ -21,7 +22,7 @@ from propmeta_edit.recipes.released import find_released
 from propmeta_edit.recipes.splits import Split, is_released, kind_of
 from propmeta_edit.studies import published
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
-from propmeta_edit.studies.methods import CORE, METHODS, NOTES, find_methods
+from propmeta_edit.studies.methods import BOUND, CORE, METHODS, NOTES, find_methods
 from propmeta_edit.studies.pictures import draw_leaks, draw_plane, draw_told_apart
 
 NUM_GROUPS = 100  # of facts that are told apart, a data set
@@ -55,7 +56,7 @@ def table2(
         metaft_model: its meta-tuned checkpoint (default: <model>-metaft).
         hparams: name of the YAML in hparams/<method>/ (default: the model's name; else as the checkpoint was trained).
         checkpoints: meta-trained models of the controls, e.g. k0=FOLDER,shuffled=FOLDER (default: <model>-k0 and so on).
-        methods: the rows, or all for the usual ones and the controls.
+        methods: the rows, or all for the usual ones and the controls; where none is named, MetaFT-bound too for bundled models.
         datasets: each NAME, FILE, NAME=FILE, or CRE's FOLDER or hub:owner/name; a released set's NAME alone is looked for in the
             folder that the environment variable PROPMETA_DATA names.
         limits: other numbers of cases for single methods, e.g. ROME=8, since it is slow.
@@ -82,7 +83,10 @@ def table2(
         training_data = training_data or str(find_released("cre-train", data_folder))
     splits = load_asked(datasets, options.case_seed, told_apart or (), training_data, mquake_cases if data_folder else None)
     write = partial(write_table2, options=options)
-    study = Study("table2", find_methods(methods), splits, bench, write, limits=own_limits, check=require_comparable)
+    variants = find_methods(methods)
+    if methods == ROWS and bench.model_of(BOUND) in BUNDLED:  # of a model of one's own there need not be such a checkpoint
+        variants.append(BOUND)
+    study = Study("table2", variants, splits, bench, write, limits=own_limits, check=require_comparable)
     return run_study(study, options)
 
 
