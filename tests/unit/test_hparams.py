@@ -97,7 +97,7 @@ def test_model_name_unpacks_to_the_model(family, tokenizer, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("path", sorted(HPARAMS.glob("*/*.yaml")), ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_every_yaml_loads(path):
-    edits = dict.fromkeys(("MetaFT", "FT", "FT-paraphrases", "FT-all-layers"), MetaFTHyperParams)
+    edits = dict.fromkeys(("MetaFT", "FT", "FT-paraphrases", "FT-all-layers", "FT-subject"), MetaFTHyperParams)
     cls = {**edits, "MetaTrain": MetaTrainConfig}.get(path.parent.name)
     assert path.read_text().startswith("# ")
     if cls is None:
