@@ -136,7 +136,7 @@ def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode("utf-8"))
     for name in sorted(tensors):
         digest.update(_header(name, tensors[name]))
-        digest.update(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

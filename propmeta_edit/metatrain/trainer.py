@@ -66,8 +66,8 @@ def meta_train(
     Everything outside the chosen layer and modules keeps its bits; flags and mode are as before on return.
 
     Args:
-        run: where the state is saved, by tasks and minutes (``config``), in a thread of its own from a copy on the host; a state that
-            is there is continued, to the same bits (on CUDA as far as torch's deterministic algorithms are on).
+        run: where the state is saved, by tasks and minutes (``config``), by a thread, from a copy on the host; a state that is
+            there is continued, to the same bits (on CUDA as far as torch's deterministic algorithms are on).
         validate: called on the model after every ``config.validate_every`` tasks, before the first and after the last.
         processes: each takes ``config.tasks_per_step`` tasks of every outer step; the first of them writes the files.
         report: called by the first process after every outer step with the tasks done and their mean losses, and with validation.

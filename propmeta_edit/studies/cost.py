@@ -119,8 +119,7 @@ def describe_run(config: MetaTrainConfig, steps: int = 3) -> str:
         "trained": f"layers {layers}, {config.modules}: {len(trained)} tensors, {sum(trained) / FP32 / 1e6:.2f} M numbers",
         "tasks": f"{len(tasks)}, {config.tasks_per_step} a step, {at_once} at once, K = {config.num_inner_steps}",
         "validation": ", ".join(f"{name} {len(cases)}" for name, cases in validation.items()) or "none",
-        "memory": f"at least {run_bytes(config, len(tasks)) / GIB:.2f} GiB with all optimiser states, "
-        f"{3 * sum(trained) / GIB:.2f} more on the host while a state is saved",
+        "memory": f"at least {run_bytes(config, len(tasks)) / GIB:.2f} GiB with all optimiser states",
         "time": f"{per_task:.2f} s a task, about {per_task * len(tasks) / 60:.0f} min and validation (from {len(seconds)} steps)",
     }
     if learning:
