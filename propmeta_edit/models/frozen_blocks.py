@@ -1,9 +1,9 @@
 """A frozen block of a Llama-like decoder on a CPU as one operation: the same arithmetic, without a graph of its small steps.
 
 Of a block's time on a dozen tokens a third goes into a hundred calls that each move a few kilobytes. Here a block is one node of
-the graph, whose gradient is written out; docs/speed.md has what it gives. It is for blocks of transformers that are known to compute
-this, and is tried once a block all the same, on the first states that it is given. Where it differs, and wherever else it does not
-apply, the block's own forward function runs.
+the graph, whose gradient is written out; docs/speed.md has what it gives. It is for blocks that are known to compute this, and each
+is tried once all the same, on the first states that it is given. Where it differs, and wherever else it does not apply, the block's
+own forward function runs.
 """
 
 from __future__ import annotations
