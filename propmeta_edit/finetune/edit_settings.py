@@ -25,6 +25,7 @@ class EditSettings:
         damping: λ of the whitened step.
         loss_reduction: over answer tokens, ``mean`` or ``sum``.
         batch_size: target facts of one edit in one update.
+        tf32: products of fp32 matrices on CUDA round their inputs to TF32; off unless asked, whatever torch is set to outside.
 
     Raises:
         ConfigError: a value that the loop cannot use.
@@ -42,6 +43,7 @@ class EditSettings:
     damping: float = 0.03
     loss_reduction: str = "mean"
     batch_size: int = 1
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.inner_lr < 0:
@@ -60,7 +62,8 @@ class EditSettings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values of all that decides an edit of one fact, which ``batch_size`` does not: what saved edits and rows say.
 
-        Those of the whitened step are left out where the step is the paper's.
+        Those of the whitened step are left out where the step is the paper's, and TF32 where it is off.
         """
         left_out = {"batch_size", *(("inner_step", "damping") if self.inner_step == "adamw" else ())}
+        left_out |= set() if self.tf32 else {"tf32"}
         return {name: value for name, value in asdict(self).items() if name not in left_out}

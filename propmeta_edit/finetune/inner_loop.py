@@ -15,6 +15,7 @@ from propmeta_edit.finetune.inner_steps import make_step
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.models.packed import packed_products
+from propmeta_edit.models.states import tf32_products
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -42,7 +43,7 @@ def apply_inner_loop(
         return losses
     step = make_step(model, parameters, settings)
     prefix = FrozenPrefix(model, parameters)
-    with packed_products(model, parameters):
+    with packed_products(model, parameters), tf32_products(settings.tf32):
         states = [prefix.compute_states(batch) for batch in target]
         for _ in range(settings.num_inner_steps):
             for batch, state in zip(target, states, strict=True):

@@ -12,7 +12,7 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 PAIRINGS = ("matched", "shuffled")
 OUTER_TERMS = ("related", "in-context", "locality", "efficacy", "bystander", "known")
 SCHEDULES = ("constant", "linear")
-NEWER = ("rank", "facts_per_task", "batch_size", "inner_step", "damping")  # settings that there were not always
+NEWER = ("rank", "facts_per_task", "batch_size", "inner_step", "damping", "tf32")  # settings that there were not always
 ROUNDING = ("tasks_at_once", "compile")  # settings on which nothing but rounding depends
 
 
@@ -55,6 +55,7 @@ class MetaTrainConfig:
         dtype: of the frozen rest of the model while training: float32, bfloat16, float16, auto for bfloat16 on CUDA (for one GPU
             of 24 GB) and float32 elsewhere, or fast for bfloat16 wherever the device has it in hardware. The trained tensors are
             fp32 always.
+        tf32: products of fp32 matrices on CUDA round their inputs to TF32, 10 bits of 23; off unless asked.
         device: auto, cpu, mps, cuda or cuda:N.
         shard: spread the model's blocks over the GPUs of a process (transformers' device_map), where it does not fit on one;
             several processes of torchrun share the machine's GPUs out.
@@ -93,6 +94,7 @@ class MetaTrainConfig:
     loss_reduction: str = "mean"
     question_choice: str = "seeded"
     dtype: str = "auto"
+    tf32: bool = False
     device: str = "auto"
     shard: bool = False
     tracker: str | None = None
