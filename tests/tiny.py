@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import Gemma3TextConfig, GPT2Config, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers.models.gemma3 import Gemma3ForCausalLM
 from transformers.models.gpt2 import GPT2LMHeadModel
 from transformers.models.llama import LlamaForCausalLM
+from transformers.models.mistral import MistralForCausalLM
 from transformers.models.qwen2 import Qwen2ForCausalLM
 
 from propmeta_edit.data.world import unpack_world
@@ -36,6 +37,7 @@ CLASSES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
 }
 CORPUS = [
     "Smith Innovation PLC was founded in Greece. Question: What is the currency of the country? Answer: The answer is euro",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ def collect_second_moments(
             window = texts[moments.num_texts : moments.num_texts + WINDOW]
             started = time.perf_counter()
             for batch in _batches(tokenizer, window, max_length, batch_tokens):
-                _add_batch(model, {key: value.to(model.device) for key, value in batch.items()}, moments)
+                _add_batch(model, batch, moments)
             moments.seconds += time.perf_counter() - started
             before, moments.num_texts = moments.num_texts, moments.num_texts + len(window)
             bar.update(len(window))
@@ -115,18 +115,24 @@ def _make_sums(model: LanguageModel, modules: Sequence[str]) -> dict[str, torch.
 
 
 def _choose_device(device: torch.device, num_bytes: int) -> torch.device:
-    """Where the sums grow: beside the model if they take at most half of what is free there, else on the CPU."""
-    return device if 2 * num_bytes <= free_memory(device) else torch.device("cpu")
+    """Where the sums grow: beside the model if they take at most three quarters of what is free there, else on the CPU."""
+    return device if num_bytes <= free_memory(device) * 3 // 4 else torch.device("cpu")
 
 
 def _add_batch(model: LanguageModel, batch: Mapping[str, torch.Tensor], moments: SecondMoments) -> None:
-    is_text = batch["attention_mask"].bool()
-    with _keys_of(model, list(moments.sums)) as keys:
-        model.base_model(**batch, use_cache=False)
-    for name, key in keys.items():
-        flat = key[is_text].float()  # [tokens, in]
-        moments.sums[name] += (flat.T @ flat).to(moments.sums[name].device)
-    moments.num_tokens += int(is_text.sum())
+    is_text = batch["attention_mask"].flatten().nonzero().squeeze(1)  # here, where nothing is waited for
+    rows = is_text.to(model.device)
+    with _keys_seen(model, list(moments.sums), lambda name, key: _add_keys(moments.sums[name], key.flatten(0, -2)[rows].float())):
+        model.base_model(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False)
+    moments.num_tokens += len(is_text)
+
+
+def _add_keys(total: torch.Tensor, keys: torch.Tensor) -> None:
+    """``total += kᵀ k`` of keys [tokens, in]; on a GPU without a product beside the sum, which is as large."""
+    if total.device == keys.device and total.device.type != "cpu":
+        total.addmm_(keys.T, keys)
+    else:
+        total += (keys.T @ keys).to(total.device)
 
 
 class _DeepestReached(Exception):
@@ -134,20 +140,21 @@ class _DeepestReached(Exception):
 
 
 @contextmanager
-def _keys_of(model: LanguageModel, modules: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Inside, a forward pass fills the dict with the named modules' inputs and goes no further than the last of them."""
-    keys: dict[str, torch.Tensor] = {}
+def _keys_seen(model: LanguageModel, modules: Sequence[str], see: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """Inside, a forward pass shows the named modules' inputs as they come, and goes no further than the last of them."""
+    seen: set[str] = set()
 
-    def remember(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
-        keys[name] = inputs[0]
-        if len(keys) == len(modules):
+    def show(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        see(name, inputs[0])
+        seen.add(name)
+        if len(seen) == len(modules):
             raise _DeepestReached
 
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: remember(name, inputs)) for name in modules
+        model.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: show(name, inputs)) for name in modules
     ]
     try:
-        yield keys
+        yield
     except _DeepestReached:
         pass
     finally:

@@ -93,6 +93,7 @@ class MetaFTHyperParams(FromYaml):
         max_length: EasyEdit's bound in its own evaluation; its PyPI release cuts off what is longer, question and answer together.
         dtype: of the frozen rest of the model: float32, bfloat16, float16, auto for bfloat16 on CUDA and float32 elsewhere, or fast
             for bfloat16 wherever the device has it in hardware; the edited tensors are fp32 always.
+        tf32: products of fp32 matrices on CUDA round their inputs to TF32, 10 bits of 23; off unless asked.
         fp16: EasyEdit's way to write ``dtype: float16``.
         trust_remote_code: run code that comes with the model; off unless asked.
         model_parallel, evaluation_type, api_key, use_chat_template: read by EasyEdit.
@@ -114,6 +115,7 @@ class MetaFTHyperParams(FromYaml):
     batch_size: int = 1
     max_length: int = 256
     dtype: str = "auto"
+    tf32: bool = False
     fp16: bool = False
     trust_remote_code: bool = False
     model_parallel: bool = False
@@ -188,7 +190,8 @@ def edit_settings_of(trained: Mapping[str, Any]) -> dict[str, Any]:
         KeyError: one that ``trained`` lacks.
     """
     known = {field.name for field in fields(MetaFTHyperParams)}
-    chosen = {name: trained[name] for name in ("inner_step", "positions") if name in trained}  # older checkpoints had no choice
+    newer = ("inner_step", "positions", "tf32")  # that there were not always
+    chosen = {name: trained.get(name, getattr(EditSettings, name)) for name in newer}
     names = {own: EASYEDIT_NAMES.get(own, own) for own in EditSettings(**chosen).to_dict()}
     return {"alg_name": "MetaFT", **{name: trained[own] for own, name in names.items() if name in known}}
 

@@ -33,6 +33,7 @@ class Row:
     ``answer_too_long`` and ``fact_too_long`` say that ``generated`` has too few tokens to hold an accepted answer, or an object;
     ``before`` is what was said after the question without the edits; ``probes`` are further questions with what was said,
     or how unlikely either of two objects was (``evaluation.counts``);
+    ``tf32`` says that fp32 products of the edit were rounded to TF32 on CUDA, and is in the file where it is on alone;
     ``precomputation`` holds the seconds of what was done once before any edit (``meta-training``, ``statistics``, ``projections``).
     """
 
@@ -50,6 +51,7 @@ class Row:
     precomputation: Mapping[str, float] = field(default_factory=dict)
     device: str = "cpu"
     dtype: str = "float32"
+    tf32: bool = False
     question: str = ""
     answers: tuple[str, ...] = ()
     generated: str = ""
@@ -111,7 +113,7 @@ class RowFile:
         if row.key in self._keys:
             raise DataError(f"the case {row.key} is in the file already", self.path)
         self.require_same_settings(row.method, row.dataset, row.settings)
-        self._lines.append(asdict(row))
+        self._lines.append(_as_entry(row))
         self.rows.append(row)
         self._keys.add(row.key)
 
@@ -120,7 +122,7 @@ class RowFile:
         kept = [row for row in self.rows if row.error is None]
         failed = len(self.rows) - len(kept)
         if failed:
-            self._lines.rewrite(asdict(row) for row in kept)
+            self._lines.rewrite(map(_as_entry, kept))
             self.rows, self._keys = kept, {row.key for row in kept}
         return failed
 
@@ -138,6 +140,11 @@ class RowFile:
     def finished(self, method: str, dataset: str) -> set[str]:
         """Ids of the cases that are done, failed ones included."""
         return {row.case_id for row in select_rows(self.rows, method, dataset)}
+
+
+def _as_entry(row: Row) -> dict[str, Any]:
+    """A row as it is in the file: without TF32 where that is off, as rows were before there was a choice."""
+    return {name: value for name, value in asdict(row).items() if name != "tf32" or value}
 
 
 def read_rows(path: str | Path) -> list[Row]:

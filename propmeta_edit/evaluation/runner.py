@@ -79,6 +79,7 @@ class MethodSpec:
             precomputation=self.precomputation,
             device=self.device,
             dtype=self.dtype,
+            tf32=bool(self.settings.get("tf32", False)),
             protocol=self.protocol,
             **results,
         )

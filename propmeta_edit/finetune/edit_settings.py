@@ -28,6 +28,7 @@ class EditSettings:
             is found where the subject is read (``finetune.writes``).
         loss_reduction: over answer tokens, ``mean`` or ``sum``.
         batch_size: target facts of one edit in one update.
+        tf32: products of fp32 matrices on CUDA round their inputs to TF32; off unless asked, whatever torch is set to outside.
 
     Raises:
         ConfigError: a value that the loop cannot use.
@@ -46,6 +47,7 @@ class EditSettings:
     positions: str = "all"
     loss_reduction: str = "mean"
     batch_size: int = 1
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.inner_lr < 0:
@@ -71,8 +73,9 @@ class EditSettings:
     def to_dict(self) -> dict[str, Any]:
         """Plain values of all that decides an edit of one fact, which ``batch_size`` does not: what saved edits and rows say.
 
-        Those of the whitened step, and ``positions``, are left out where they are the paper's.
+        Those of the whitened step are left out where the step is the paper's, and so are ``positions`` and TF32 where they are.
         """
         left_out = {"batch_size", *(("inner_step", "damping") if self.inner_step == "adamw" else ())}
         left_out |= {"positions"} if self.positions == "all" else set()
+        left_out |= set() if self.tf32 else {"tf32"}
         return {name: value for name, value in asdict(self).items() if name not in left_out}

@@ -16,6 +16,7 @@ from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.low_rank import LowRankChanges
 from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.models.packed import packed_products
+from propmeta_edit.models.states import tf32_products
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -45,7 +46,11 @@ def apply_inner_loop(
         return losses
     prefix = FrozenPrefix(model, parameters)
     num_updates = settings.num_inner_steps * len(target)
-    with packed_products(model, parameters), inner_step(model, parameters, settings, num_updates, changes) as step:
+    with (
+        packed_products(model, parameters),
+        tf32_products(settings.tf32),
+        inner_step(model, parameters, settings, num_updates, changes) as step,
+    ):
         states = [prefix.compute_states(batch) for batch in target]
         for _ in range(settings.num_inner_steps):
             for batch, state in zip(target, states, strict=True):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from propmeta_edit.errors import ModelError
@@ -17,25 +18,52 @@ from propmeta_edit.files import written_whole
 from propmeta_edit.finetune.weights import apply_snapshot
 
 LOG = logging.getLogger(__name__)
+_THETA = "theta."
 STATE, PREVIOUS_STATE = "state.safetensors", "state.previous.safetensors"
 _KEPT_OF_ADAMW = ("exp_avg", "exp_avg_sq", "step")
+_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # in safetensors' headers
 
 
 def save_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, text: str) -> None:
-    """Write the state into ``folder``; the one before is kept, and stays alone until the new one is whole.
+    """Write the state as it stands: ``write_state`` of ``take_state``."""
+    write_state(folder, take_state(parameters, optimizer), text)
+
+
+def take_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """A copy on the host of the trained tensors and of AdamW's two moments, as they stand: three times the trained tensors."""
+    tensors = take_tensors(parameters)
+    for name, parameter in parameters.items():
+        moments = optimizer.state.get(parameter, {})
+        tensors |= {f"{key}.{name}": _copy_to_host(moments[key]) for key in _KEPT_OF_ADAMW if key in moments}
+    return tensors
+
+
+def take_tensors(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """The part of ``take_state`` that is the trained tensors."""
+    return {f"{_THETA}{name}": _copy_to_host(parameter.detach()) for name, parameter in parameters.items()}
+
+
+def tensors_of(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The trained tensors of what ``take_state`` gave, by their own names."""
+    return {key.removeprefix(_THETA): value for key, value in state.items() if key.startswith(_THETA)}
+
+
+def _copy_to_host(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+
+
+def write_state(folder: Path, state: Mapping[str, torch.Tensor], text: str) -> None:
+    """Write a state into ``folder``; the one before is kept, and stays alone until the new one is whole.
 
     Args:
+        state: what ``take_state`` gave; nothing of it is copied again.
         text: how far the training is, and whatever else it needs to go on.
 
     Raises:
         ModelError: it cannot be written, for instance because the disk is full.
     """
-    tensors = {f"theta.{name}": p.detach().contiguous() for name, p in parameters.items()}
-    for name, parameter in parameters.items():
-        moments = optimizer.state.get(parameter, {})
-        tensors |= {f"{key}.{name}": moments[key].contiguous() for key in _KEPT_OF_ADAMW if key in moments}
     with written_whole(folder / STATE) as file:
-        _save_tensors(tensors, file, text)
+        _save_tensors(state, file, text)
         if (folder / STATE).is_file():
             (folder / STATE).replace(folder / PREVIOUS_STATE)
 
@@ -54,7 +82,7 @@ def load_state(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: 
         except (SafetensorError, ValueError) as error:
             LOG.warning("%s is damaged (%s); trying the state before it", file, error)
             continue
-        values = {name: tensors[f"theta.{name}"] for name in parameters if f"theta.{name}" in tensors}
+        values = {name: value for name, value in tensors_of(tensors).items() if name in parameters}
         for name, parameter in parameters.items():
             if name not in values or values[name].shape != parameter.shape:
                 wrong = f"{name} is missing or of another shape"
@@ -78,7 +106,7 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         ModelError: it cannot be written.
     """
     with written_whole(path) as file:
-        _save_tensors({name: value.detach().contiguous() for name, value in tensors.items()}, file, "")
+        _save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file, "")
 
 
 def read_tensors_with_text(file: Path) -> tuple[dict[str, torch.Tensor], str]:
@@ -96,15 +124,24 @@ def read_tensors_with_text(file: Path) -> tuple[dict[str, torch.Tensor], str]:
     return tensors, text
 
 
-def _save_tensors(tensors: dict[str, torch.Tensor], file: Path, text: str) -> None:
+def _save_tensors(tensors: Mapping[str, torch.Tensor], file: Path, text: str) -> None:
     try:
-        save_file(tensors, file, {"progress": text, "sha256": _checksum(tensors, text)})
-    except SafetensorError as error:  # what a full disk becomes inside safetensors
+        save_file(dict(tensors), file, {"progress": text, "sha256": _checksum(tensors, text)})
+    except (OSError, SafetensorError) as error:  # the second is what a full disk becomes inside safetensors
         raise ModelError(f"cannot write {file.parent}: {error}; what was saved before is still there") from error
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], text: str) -> str:
+    """Of the text, and of each tensor as a safetensors file of its own would have it: read in place, not copied."""
     digest = hashlib.sha256(text.encode("utf-8"))
     for name in sorted(tensors):
-        digest.update(save({name: tensors[name]}))
+        digest.update(_header(name, tensors[name]))
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _header(name: str, tensor: torch.Tensor) -> bytes:
+    entry = {"dtype": _NAMES.get(tensor.dtype, str(tensor.dtype)), "shape": list(tensor.shape), "data_offsets": [0, tensor.nbytes]}
+    text = json.dumps({name: entry}, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -12,7 +12,7 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 PAIRINGS = ("matched", "shuffled")
 OUTER_TERMS = ("related", "in-context", "locality", "efficacy", "bystander", "known")
 SCHEDULES = ("constant", "linear")
-NEWER = ("rank", "facts_per_task", "batch_size", "inner_step", "damping", "positions")  # settings that there were not always
+NEWER = ("rank", "facts_per_task", "batch_size", "inner_step", "damping", "positions", "tf32")  # that there were not always
 ROUNDING = ("tasks_at_once", "compile")  # settings on which nothing but rounding depends
 
 
@@ -56,12 +56,14 @@ class MetaTrainConfig:
         dtype: of the frozen rest of the model while training: float32, bfloat16, float16, auto for bfloat16 on CUDA (for one GPU
             of 24 GB) and float32 elsewhere, or fast for bfloat16 wherever the device has it in hardware. The trained tensors are
             fp32 always.
+        tf32: products of fp32 matrices on CUDA round their inputs to TF32, 10 bits of 23; off unless asked.
         device: auto, cpu, mps, cuda or cuda:N.
         shard: spread the model's blocks over the GPUs of a process (transformers' device_map), where it does not fit on one;
             several processes of torchrun share the machine's GPUs out.
         tracker: one of accelerate's (tensorboard, wandb, ...) that gets losses and validation as they come; null for none.
         seed: of the task order and the choice of questions.
-        save_every: tasks between two saves of the state that a killed run continues from.
+        save_every: tasks between two saves of the state that a killed run continues from; null to save by minutes alone.
+        save_minutes: minutes after which it is saved at the latest, whatever the number of tasks; null for none.
         validate_every: tasks between two validations (accuracy, leak and net after an edit), which happen before the first task
             and after the last too; null for none.
         validation_cases: how many cases of each validation split; null for all there are.
@@ -94,11 +96,13 @@ class MetaTrainConfig:
     loss_reduction: str = "mean"
     question_choice: str = "seeded"
     dtype: str = "auto"
+    tf32: bool = False
     device: str = "auto"
     shard: bool = False
     tracker: str | None = None
     seed: int = 0
-    save_every: int = 100
+    save_every: int | None = 100
+    save_minutes: float | None = 10.0
     validate_every: int | None = None
     validation_cases: int | None = 100
     checkpoint_every: int | None = None
@@ -106,13 +110,15 @@ class MetaTrainConfig:
     def __post_init__(self) -> None:
         if self.outer_lr < 0:
             raise ConfigError(f"outer_lr must be 0 or more, got {self.outer_lr}")
-        for name in ("tasks_per_step", "save_every", "questions_per_task"):
+        for name in ("tasks_per_step", "questions_per_task"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("rank", "tasks_at_once", "num_tasks", "validate_every", "validation_cases", "checkpoint_every"):
+        for name in ("rank", "tasks_at_once", "num_tasks", "save_every", "validate_every", "validation_cases", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be 1 or more, or null, got {value}")
+        if self.save_minutes is not None and not self.save_minutes > 0:
+            raise ConfigError(f"save_minutes must be above 0, or null, got {self.save_minutes}")
         for name, allowed in (("pairing", PAIRINGS), ("outer_schedule", SCHEDULES)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} must be {' or '.join(allowed)}, got {getattr(self, name)!r}")
@@ -146,12 +152,13 @@ class MetaTrainConfig:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """The settings on which a run's result depends: all but where it runs, who is told, and ``ROUNDING``.
+        """The settings on which a run's result depends: all but where it runs, who is told, how often it is saved by the clock, and
+        ``ROUNDING``.
 
         Those of ``NEWER`` are left out where they are the paper's, so that runs of before keep their names and can go on.
         """
         usual = {one.name: one.default for one in fields(self) if one.name in NEWER}
-        kept = {name: value for name, value in asdict(self).items() if name not in ("device", "tracker", *ROUNDING)}
+        kept = {name: value for name, value in asdict(self).items() if name not in ("device", "tracker", "save_minutes", *ROUNDING)}
         return {name: value for name, value in kept.items() if name not in usual or value != usual[name]}
 
     @property

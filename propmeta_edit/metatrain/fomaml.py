@@ -13,6 +13,7 @@ from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.metatrain.outer_losses import OuterLoss
 from propmeta_edit.metatrain.processes import ALONE, Processes
 from propmeta_edit.models.packed import packed_products
+from propmeta_edit.models.states import tf32_products
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -64,6 +65,7 @@ def compute_task_gradients(
     """
     with (
         packed_products(model, parameters),
+        tf32_products(settings.tf32),
         adapted_copies(model, parameters, target, settings, num_tasks) as (adapted, losses),  # Eq. 2: θ -> θ_τ
     ):
         related_losses = outer_loss(model)

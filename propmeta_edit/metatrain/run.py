@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import nn
 
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import write_json_atomically
-from propmeta_edit.finetune.saved_state import load_state, read_tensors_with_text, save_state, write_tensors
+from propmeta_edit.finetune.saved_state import load_state, read_tensors_with_text, tensors_of, write_state, write_tensors
 from propmeta_edit.store import differences, require_made_from
 
 LOG = logging.getLogger(__name__)
@@ -56,6 +56,10 @@ class Progress:
     losses: list[TaskLosses] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
     seconds: float = field(default=0.0, compare=False)
+
+    def copy(self) -> Progress:
+        """As it stands, whatever is added to this one later."""
+        return replace(self, losses=list(self.losses), validation=list(self.validation))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=0)
@@ -99,13 +103,16 @@ class TrainingRun:
         if self._claimed is not None:
             write_json_atomically(self.folder / SETTINGS, self._claimed)
 
-    def save(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def save(self, state: Mapping[str, torch.Tensor], progress: Progress) -> None:
         """Write the state; until the new one is whole the old one stays.
+
+        Args:
+            state: what ``saved_state.take_state`` gave.
 
         Raises:
             ModelError: it cannot be written, for instance because the disk is full.
         """
-        save_state(self.folder, parameters, optimizer, progress.to_json())
+        write_state(self.folder, state, progress.to_json())
 
     def load(self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> Progress:
         """Put the last good state into ``parameters`` and ``optimizer``; a fresh start where there is none.
@@ -125,9 +132,13 @@ class TrainingRun:
             LOG.warning("rounding differs from here on, with %s", "; ".join(self._rounded_otherwise))
         return progress
 
-    def write_checkpoint(self, parameters: Mapping[str, nn.Parameter], num_tasks: int) -> None:
-        """The trained tensors after ``num_tasks`` tasks."""
-        write_tensors(kept_state(self.folder, num_tasks), parameters)
+    def write_checkpoint(self, state: Mapping[str, torch.Tensor], num_tasks: int) -> None:
+        """The trained tensors of a state, which is that after ``num_tasks`` tasks.
+
+        Raises:
+            ModelError: they cannot be written.
+        """
+        write_tensors(kept_state(self.folder, num_tasks), tensors_of(state))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -15,8 +16,10 @@ from torch import nn
 from propmeta_edit.errors import ModelError, PropMetaError
 from propmeta_edit.finetune.compiled import compiled_if
 from propmeta_edit.finetune.learning import REMEDY, Learning, is_learnt, mean_learning
+from propmeta_edit.finetune.saved_state import take_state, take_tensors
 from propmeta_edit.finetune.single_edit import require_full_precision
 from propmeta_edit.finetune.weights import only_trainable
+from propmeta_edit.metatrain.background import BackgroundWriter
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.curve import draw_learning_curve
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
@@ -63,8 +66,8 @@ def meta_train(
     Everything outside the chosen layer and modules keeps its bits; flags and mode are as before on return.
 
     Args:
-        run: where the state is saved every ``config.save_every`` tasks; a state that is there is continued, to the same bits
-            (on CUDA as far as torch's deterministic algorithms are on).
+        run: where the state is saved, by tasks and minutes (``config``), by a thread, from a copy on the host; a state that is
+            there is continued, to the same bits (on CUDA as far as torch's deterministic algorithms are on).
         validate: called on the model after every ``config.validate_every`` tasks, before the first and after the last.
         processes: each takes ``config.tasks_per_step`` tasks of every outer step; the first of them writes the files.
         report: called by the first process after every outer step with the tasks done and their mean losses, and with validation.
@@ -74,7 +77,7 @@ def meta_train(
         Stopped: ``should_stop`` said so.
         RequestError: a text that cannot be used, before anything is trained.
         ModelError: a loss or an outer gradient that is not finite (the task, or the step's tasks, are named; no weight has seen
-            it), out of memory, tensors to train that are not fp32 or wider, or a layer outside the model.
+            it), out of memory, a disk that is full, tensors to train that are not fp32 or wider, or a layer outside the model.
     """
     parameters = select_parameters(model, config.layers, config.modules)
     require_full_precision(parameters)
@@ -91,7 +94,8 @@ def meta_train(
     )
     first: list[Learning] = []
     tell = report if report and processes.is_main else _tell_nobody
-    with only_trainable(model, parameters), bar:
+    with only_trainable(model, parameters), bar, BackgroundWriter() as writer:
+        keeper = _Keeper(run, writer, config) if run and processes.is_main else None
         if done == 0 and config.validate_every:
             _validate(validate, progress)
         while done < len(tasks):
@@ -116,8 +120,8 @@ def meta_train(
             if config.validate_every and (is_last or _has_passed(config.validate_every, before, done)):
                 tell(done, _validate(validate, progress))
             is_stopped = processes.any_says(should_stop())
-            if run and processes.is_main:
-                _keep(run, parameters, optimizer, progress, before, config, is_over=is_last or is_stopped)
+            if keeper:
+                keeper.keep(parameters, optimizer, progress, before, is_over=is_last or is_stopped)
             bar.set_postfix(_smoothed(progress.losses))
             bar.update(done - before)
             if is_stopped and not is_last:
@@ -183,22 +187,52 @@ def _outer_errors_named(tasks: Sequence[MetaTask], done: int) -> Iterator[None]:
         raise ModelError(f"{error} over tasks {done + 1} to {done + len(tasks)} ({names}); lower inner_lr or outer_lr") from error
 
 
-def _keep(
-    run: TrainingRun,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    before: int,
-    config: MetaTrainConfig,
-    is_over: bool,
-) -> None:
-    """Write what is due after the tasks since ``before``: the trained tensors on the schedule, the state, the learning curve."""
-    done = len(progress.losses)
-    if _has_passed(config.checkpoint_every, before, done):
-        run.write_checkpoint(parameters, done)
-    if is_over or _has_passed(config.save_every, before, done):
-        run.save(parameters, optimizer, progress)
-        draw_learning_curve(progress, run.folder / "learning_curve.png")
+class _Keeper:
+    """Writes what is due after a step: the trained tensors on the schedule, the state, the learning curve.
+
+    Each is written by a thread, from a copy on the host. The next copy waits until the one before is written and gone.
+    """
+
+    def __init__(self, run: TrainingRun, writer: BackgroundWriter, config: MetaTrainConfig) -> None:
+        self._run, self._writer, self._config = run, writer, config
+        self._saved_at = time.monotonic()
+
+    def keep(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        before: int,
+        is_over: bool,
+    ) -> None:
+        """What is due after the tasks since ``before``; if the run ``is_over``, all of it is on disk on return.
+
+        Raises:
+            ModelError: what was due, or what was begun earlier, cannot be written.
+        """
+        done = len(progress.losses)
+        is_kept = _has_passed(self._config.checkpoint_every, before, done)
+        is_saved = is_over or self._is_late() or _has_passed(self._config.save_every, before, done)
+        self._writer.check()
+        if is_kept or is_saved:
+            self._writer.wait()
+            state = take_state(parameters, optimizer) if is_saved else take_tensors(parameters)
+            self._writer.start(partial(self._write, state, progress.copy(), is_kept, is_saved))
+        if is_saved:
+            self._saved_at = time.monotonic()
+        if is_over:
+            self._writer.wait()
+
+    def _is_late(self) -> bool:
+        minutes = self._config.save_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def _write(self, state: Mapping[str, torch.Tensor], progress: Progress, is_kept: bool, is_saved: bool) -> None:
+        if is_kept:
+            self._run.write_checkpoint(state, len(progress.losses))
+        if is_saved:
+            self._run.save(state, progress)
+            draw_learning_curve(progress, self._run.folder / "learning_curve.png")
 
 
 def _has_passed(every: int | None, before: int, done: int) -> bool:

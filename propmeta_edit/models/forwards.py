@@ -57,7 +57,7 @@ def compute_hidden_states(model: LanguageModel, batch: EncodedBatch) -> torch.Te
         position_ids=torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)[None],
         use_cache=False,
         return_dict=True,
-        **{cache_argument(type(model.base_model).forward): _NoCache()},
+        **{cache_argument(type(model.base_model).forward): NoCache()},
     ).last_hidden_state
     return hidden
 
@@ -86,7 +86,7 @@ def compute_logits(model: LanguageModel, states: torch.Tensor) -> torch.Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-class _NoCache(DynamicCache):  # type: ignore[misc]
+class NoCache(DynamicCache):  # type: ignore[misc]
     """Keeps nothing. Given None, transformers reads from the device whether a row holds several texts."""
 
     def update(

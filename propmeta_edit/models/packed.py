@@ -19,6 +19,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.models.forwards import replaced_forwards
+from propmeta_edit.models.frozen_blocks import find_frozen_blocks
 from propmeta_edit.protocols import LanguageModel
 
 LOG = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ SHARE_OF_MEMORY = 8  # the copies take at most an eighth of all there is; what i
 
 @contextmanager
 def packed_products(model: LanguageModel, trained: Collection[str]) -> Iterator[None]:
-    """Inside, projections without trained parameters multiply by packed copies of their weights, forward and back.
+    """Inside, projections without trained parameters multiply by packed copies of their weights, forward and back, and blocks that
+    are made of such projections are one operation each where a gradient goes through them (``models.frozen_blocks``).
 
     The copies are kept with the model and made anew when a weight has other numbers. The results differ from the plain products'
     by rounding alone. Nothing changes where it does not apply: on another device or processor, in another dtype, where there is no
@@ -38,7 +40,9 @@ def packed_products(model: LanguageModel, trained: Collection[str]) -> Iterator[
     Args:
         trained: names of the parameters that are not frozen.
     """
-    with replaced_forwards({module: packed.forward for module, packed in _find_packed(model, trained).items()}):
+    packed = _find_packed(model, trained)
+    forwards = {module: one.forward for module, one in packed.items()}
+    with replaced_forwards({**forwards, **{block: one.forward for block, one in find_frozen_blocks(model, packed).items()}}):
         yield
 
 
@@ -51,6 +55,11 @@ class PackedProjection:
         self._sum = _sum_of_bits(self._weight)
         self._forward: torch.Tensor | None = None
         self._backward: torch.Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weight, and of what it is multiplied with."""
+        return self._weight.dtype
 
     def is_of(self, module: nn.Linear | Conv1D) -> bool:
         """Whether the module still has the numbers that were packed, to the bit but for one sum."""

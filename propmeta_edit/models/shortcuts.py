@@ -57,7 +57,7 @@ def _try(model: LanguageModel, shortcut: Callable[[torch.Tensor], tuple[torch.Te
     numbers = torch.arange(1, NUM_TEXTS * LENGTH + 1, device=model.device)
     ids = (numbers * 7919 % vocabulary).view(NUM_TEXTS, LENGTH)
     expected = compute_plainly(model, ids)
-    if not _are_close(expected[:, : LENGTH // 2], compute_plainly(model, ids[:, : LENGTH // 2])):
+    if not are_close(expected[:, : LENGTH // 2], compute_plainly(model, ids[:, : LENGTH // 2])):
         raise ModelError(
             f"this {model.config.model_type} model is not causal: what it says after a token depends on those behind it; load it "
             "as a decoder (is_decoder: true in its config.json)"
@@ -68,10 +68,11 @@ def _try(model: LanguageModel, shortcut: Callable[[torch.Tensor], tuple[torch.Te
         if is_out_of_memory(error):
             raise
         return False
-    return _are_close(expected[chosen.to(expected.device)], logits.to(expected.device))
+    return are_close(expected[chosen.to(expected.device)], logits.to(expected.device))
 
 
-def _are_close(expected: torch.Tensor, found: torch.Tensor) -> bool:
+def are_close(expected: torch.Tensor, found: torch.Tensor) -> bool:
+    """Whether two tensors are the same but for rounding in their dtype."""
     share = 0.03 if expected.dtype in (torch.float16, torch.bfloat16) else 1e-3  # of the largest; rounding is a tenth of that
     is_close = expected.shape == found.shape and (expected - found).abs().max() <= share * expected.abs().max()
     return bool(is_close)

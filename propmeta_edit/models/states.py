@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -43,9 +43,9 @@ def put_back_after(put_back: Callable[[], object]) -> Iterator[None]:
 def plain_torch(model: LanguageModel) -> Iterator[None]:
     """Inside, torch computes with a model as it does by itself, whatever the caller has switched on; outside it is as it was.
 
-    That is without autocast, inference mode, anomaly detection and another default device, and without compiled modules. Nothing is
-    done about what is not switched on. On CUDA, attention is not cuDNN's either, which makes a plan for every new length of text
-    and has another gradient in every call.
+    That is without autocast, inference mode, anomaly detection and another default device, without compiled modules, and without
+    TF32 outside ``tf32_products``. Nothing is done about what is not switched on. On CUDA, attention is not cuDNN's either, which
+    makes a plan for every new length of text and has another gradient in every call.
     """
     device = next(iter(model.parameters())).device.type
     with ExitStack() as states:
@@ -60,10 +60,46 @@ def plain_torch(model: LanguageModel) -> Iterator[None]:
         if any(module._compiled_call_impl is not None for module in model.modules()):
             # A compiled module does not look for hooks, nor for a block that stands in for another one.
             states.enter_context(torch.compiler.set_stance("force_eager"))
+        if _is_tf32_on():
+            states.enter_context(_tf32(False))
         if device == "cuda" and torch.backends.cuda.cudnn_sdp_enabled():  # type: ignore[no-untyped-call]
             torch.backends.cuda.enable_cudnn_sdp(False)
             states.callback(torch.backends.cuda.enable_cudnn_sdp, True)
         yield
+
+
+def tf32_products(is_on: bool) -> AbstractContextManager[None]:
+    """Inside, if that is on, fp32 products on CUDA round their inputs to TF32 (10 bits of 23); elsewhere nothing changes."""
+    return _tf32(True) if is_on else nullcontext()
+
+
+@contextmanager
+def _tf32(is_on: bool) -> Iterator[None]:
+    """Inside, whether TF32 is on; outside it is as it was, in torch's older setting and in the one since 2.9, which knows more."""
+    matmul = torch.backends.cuda.matmul
+    before: list[tuple[str, object]] = [("fp32_precision", matmul.fp32_precision)] if _has_newer() else []
+    inside: tuple[str, object] = "allow_tf32", is_on  # sets the newer one, too
+    try:
+        before.insert(0, ("allow_tf32", matmul.allow_tf32))
+    except RuntimeError:  # the caller has used the newer one alone, and then the older one cannot be read
+        inside = "fp32_precision", "tf32" if is_on else "ieee"
+    with put_back_after(lambda: _set_all(matmul, before)):
+        _set_all(matmul, [inside])
+        yield
+
+
+def _has_newer() -> bool:
+    return hasattr(torch.backends.cuda.matmul, "fp32_precision")
+
+
+def _is_tf32_on() -> bool:
+    matmul = torch.backends.cuda.matmul
+    return bool(matmul.fp32_precision == "tf32" if _has_newer() else matmul.allow_tf32)
+
+
+def _set_all(target: object, values: Iterable[tuple[str, object]]) -> None:
+    for name, value in values:
+        setattr(target, name, value)
 
 
 @contextmanager

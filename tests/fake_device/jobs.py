@@ -19,6 +19,7 @@ from accelerate import dispatch_model
 from device import NAME, Counts, FakeDevice
 
 from propmeta_edit import compute_edit, edit_many
+from propmeta_edit.baselines.second_moments import collect_second_moments
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.input_moments import find_whiteners, give_input_moments
 from propmeta_edit.metatrain.config import MetaTrainConfig
@@ -38,6 +39,8 @@ LLAMA3_8B = {
     "max_position_embeddings": 8192,
 }
 REQUEST = EditRequest("Ann Lee is a citizen of", "Peru", "Ann Lee")  # 12 tokens
+ROOM = 22.5 * 2**30  # what a GPU of 24 GB has at least
+TEXTS = ["Ann Lee is a citizen of Peru. " * 100] * 16  # two batches of 4,096 tokens
 RELATED = Question("What is the capital of the country that Ann Lee is a citizen of?", ("Lima",))
 
 
@@ -76,12 +79,16 @@ class Job:
 
     @property
     def name(self) -> str:
+        if self.kind == "statistics":
+            return f"statistics of {len(self.layers)} layers"
         of_low_rank = " of low rank" if self.inner_step == "whitened" else ""
         return f"{self.at_once} {self.kind}{'s' if self.at_once > 1 else ''}{of_low_rank}"
 
 
+MEMIT_LAYERS = [4, 5, 6, 7, 8]
 JOBS = [Job("edit", 1), Job("edit", 8), Job("edit", 64), Job("task", 1), Job("task", 4)]
 JOBS += [Job(job.kind, job.at_once, inner_step="whitened") for job in JOBS]
+JOBS += [Job("statistics", layer=MEMIT_LAYERS)]
 
 
 def make_model(job: Job) -> Any:
@@ -95,6 +102,8 @@ def make_model(job: Job) -> Any:
         model.set_attn_implementation("sdpa")
         if job.rank is not None:
             attach_factors(model, job.layers, "attention+mlp", job.rank)
+            return model.eval()
+        if job.kind == "statistics":
             return model.eval()
         for name, parameter in select_parameters(model, job.layers).items():
             module = model.get_submodule(name.rpartition(".")[0])
@@ -173,4 +182,9 @@ def _meta_train(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> Non
     meta_train(model, tokenizer, tasks, config, report=restart_after_the_first)
 
 
-_KINDS: dict[str, Callable[..., None]] = {"edit": _edit, "task": _meta_train, "question": _ask}
+def _gather(job: Job, model: Any, tokenizer: Any, device: FakeDevice) -> None:
+    with mock.patch("propmeta_edit.baselines.second_moments.free_memory", lambda _: ROOM - device.counts.live):
+        collect_second_moments(model, tokenizer, TEXTS, job.layers)
+
+
+_KINDS: dict[str, Callable[..., None]] = {"edit": _edit, "task": _meta_train, "question": _ask, "statistics": _gather}

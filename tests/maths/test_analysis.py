@@ -26,7 +26,7 @@ from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.evaluation.statistics import adjust_holm, mean_interval, pair_mean_interval, ratio_interval
-from propmeta_edit.finetune.saved_state import write_tensors
+from propmeta_edit.finetune.saved_state import take_tensors, write_tensors
 from propmeta_edit.metatrain.run import TrainingRun, find_kept_states, read_kept_state
 from propmeta_edit.models.layers import get_blocks
 from propmeta_edit.records import Case, EditRequest, Question
@@ -276,7 +276,7 @@ def test_kept_states_are_found_and_checked(tmp_path):
 
 def test_a_kept_state_with_one_bit_turned_is_refused(tmp_path):
     run = TrainingRun(tmp_path, {})
-    run.write_checkpoint({"w": torch.nn.Parameter(torch.arange(4.0))}, 40)
+    run.write_checkpoint(take_tensors({"w": torch.nn.Parameter(torch.arange(4.0))}), 40)
     [file] = find_kept_states(tmp_path).values()
     assert torch.equal(read_kept_state(file)["w"], torch.arange(4.0))
     damaged = bytearray(file.read_bytes())

@@ -43,6 +43,7 @@ AT_8B = {  # the last layer is edited where memory alone is asked for: no block 
     "64 edits": {"at_once": 64, "layer": 31, "steps": 2},
     "task": {"kind": "task", "layer": 31, "steps": 2},
     "4 tasks": {"kind": "task", "at_once": 4, "layer": 31, "steps": 2},
+    "statistics": {"kind": "statistics", "layer": [4, 5, 6, 7, 8]},
     "4 tasks of rank 16": {"kind": "task", "at_once": 4, "layer": 31, "steps": 2, "rank": 16},
 }
 KINDS = {"edit": 1, "task": 2}  # how many at once: an edit in place, and tasks on stacked weights
@@ -126,6 +127,13 @@ def test_an_edit_of_8b_keeps_to_its_launches_and_waits_only_at_its_end(at_8b):
     counts = at_8b["edit"]
     assert counts["launches"] <= 5150
     assert (counts["reads"], counts["to_host"], counts["to_device"]) == (1, 4, 4)
+
+
+def test_second_moments_of_memits_layers_grow_on_a_gpu_of_24_gb(at_8b):
+    """Five sums of 0.77 GiB beside the model of 15; each is copied to the host once, at the end, and no batch is waited for."""
+    counts = at_8b["statistics"]
+    assert counts["peak"] / GIB == pytest.approx(19.35, rel=0.01)
+    assert (counts["reads"], counts["to_host"]) == (0, 5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

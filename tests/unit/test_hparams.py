@@ -177,7 +177,7 @@ def test_what_an_edit_is_made_with_comes_whole_from_every_kind_of_settings():
 def test_saved_edits_and_rows_say_all_but_how_many_facts_share_an_update():
     assert EditSettings([3], batch_size=4).to_dict() == EditSettings([3]).to_dict() != EditSettings([4]).to_dict()
     whitened = EditSettings(inner_step="whitened")
-    assert set(asdict(whitened)) - set(whitened.to_dict()) == {"batch_size", "positions"}
+    assert set(asdict(whitened)) - set(whitened.to_dict()) == {"batch_size", "positions", "tf32"}
 
 
 def test_what_the_loop_cannot_use_is_refused():

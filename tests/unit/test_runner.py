@@ -55,6 +55,16 @@ def run(path, method, limit=None, **kwargs):
     return rows, failures
 
 
+@pytest.mark.parametrize("settings", [{}, {"tf32": False}, {"tf32": True}])
+def test_a_row_says_that_tf32_was_on_and_else_is_as_it_was(tmp_path, settings):
+    is_on = settings.get("tf32", False)
+    spec = replace(make_spec(Spoken()), settings=settings)
+    run_methods([spec], [DATA], RowFile(tmp_path / "rows.jsonl"), limit=1, seed=0, versions={})
+    [line] = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert ("tf32" in json.loads(line)) == is_on
+    assert [row.tf32 for row in RowFile(tmp_path / "rows.jsonl").rows] == [is_on]
+
+
 def test_verdicts_and_summary_by_hand(tmp_path):
     rows, failures = run(tmp_path / "rows.jsonl", Spoken())
     assert failures == 1

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from propmeta_edit import MetaFTHyperParams, compute_edit
 from propmeta_edit.baselines import second_moments
@@ -87,6 +88,24 @@ def test_files_round_trip_and_bad_ones_are_named(tokenizer, tmp_path):
         read_second_moment(statistics_file(tmp_path, "other", "sampled", "m", 5))
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_keys_are_added_in_place_where_a_product_would_be_as_large_as_the_sum(device):
+    """On the CPU, whose bits shipped files rest on, the product comes first; elsewhere nothing as large as the sum is made."""
+    total, keys = torch.zeros(64, 64, device=device), torch.ones(5, 64, device=device)
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            made.append(function._schema.name)
+            return function(*arguments, **(keywords or {}))
+
+    with Watch():
+        second_moments._add_keys(total, keys)
+    assert ("aten::addmm_" in made, "aten::mm" in made) == (device == "meta", device == "cpu")
+    if device == "cpu":
+        assert torch.equal(total, torch.full((64, 64), 5.0))
+
+
 def test_no_texts_is_an_error(tokenizer):
     with pytest.raises(ModelError, match="no texts"):
         collect_second_moments(tiny.make_model("llama"), tokenizer, [], [1])
@@ -95,8 +114,8 @@ def test_no_texts_is_an_error(tokenizer):
 def test_sums_grow_beside_the_model_while_they_fit(monkeypatch):
     device = torch.device("cuda:0")
     monkeypatch.setattr(second_moments, "free_memory", lambda device: 1000)
-    assert second_moments._choose_device(device, 500) == device
-    assert second_moments._choose_device(device, 501) == torch.device("cpu")
+    assert second_moments._choose_device(device, 750) == device
+    assert second_moments._choose_device(device, 751) == torch.device("cpu")
 
 
 def test_inputs_of_every_projection_are_gathered_once_a_model(tokenizer, tmp_path, monkeypatch):

@@ -1,0 +1,192 @@
+"""A frozen block of a Llama-like decoder on a CPU as one operation: the same arithmetic, without a graph of its small steps.
+
+Of a block's time on a dozen tokens a third goes into a hundred calls that each move a few kilobytes. Here a block is one node of
+the graph, whose gradient is written out; docs/speed.md has what it gives. It is for blocks that are known to compute this, and each
+is tried once all the same, on the first states that it is given. Where it differs, and wherever else it does not apply, the block's
+own forward function runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from propmeta_edit.models.devices import is_out_of_memory
+from propmeta_edit.models.forwards import NoCache
+from propmeta_edit.models.shortcuts import are_close
+from propmeta_edit.protocols import LanguageModel
+
+if TYPE_CHECKING:
+    from propmeta_edit.models.packed import PackedProjection
+
+LOG = logging.getLogger(__name__)
+KNOWN = [f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}DecoderLayer" for name in ("Llama", "Mistral", "Qwen2")]
+ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+_TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def find_frozen_blocks(model: LanguageModel, packed: Mapping[nn.Module, PackedProjection]) -> dict[nn.Module, FrozenBlock]:
+    """The blocks of known kinds all of whose projections are packed."""
+    known = [module for module in model.modules() if f"{type(module).__module__}.{type(module).__qualname__}" in KNOWN]
+    return {block: FrozenBlock(block, packed) for block in known if _is_untouched(block, packed)}
+
+
+def _is_untouched(block: Any, packed: Mapping[nn.Module, PackedProjection]) -> bool:
+    projections = [getattr(block.self_attn, name) for name in ATTENTION] + [getattr(block.mlp, name) for name in MLP]
+    inside = [module for module in block.modules() if module is not block]
+    are_packed = all(module in packed for module in projections)
+    return are_packed and "forward" not in block.__dict__ and not any(_is_watched(module) for module in inside)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody's hook or function stands in a module, which would not be called."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return "forward" in module.__dict__ or any(hooks)
+
+
+class FrozenBlock:
+    """Two norms, attention with rotary embeddings and grouped keys, and a gated MLP, with packed projections."""
+
+    def __init__(self, block: Any, packed: Mapping[nn.Module, PackedProjection]) -> None:
+        self._block, self._plain = block, block.forward
+        self.attention_norm, self.mlp_norm = block.input_layernorm, block.post_attention_layernorm
+        self.head_size, self.scale = block.self_attn.head_dim, block.self_attn.scaling
+        self.query, self.key, self.value, self.output = (packed[getattr(block.self_attn, name)] for name in ATTENTION)
+        self.gate, self.up, self.down = (packed[getattr(block.mlp, name)] for name in MLP)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: Any = None, position_embeddings: Any = None, **more: Any) -> Any:
+        """[B, T, hidden] → [B, T, hidden], as transformers calls a block."""
+        given = {"attention_mask": attention_mask, "position_embeddings": position_embeddings, **more}
+        if not self._applies(hidden_states, given):
+            return self._plain(hidden_states, **given)
+        if self._block not in _TRIED:
+            _TRIED[self._block] = self._agrees(hidden_states.detach(), given)
+        if not _TRIED[self._block]:
+            return self._plain(hidden_states, **given)
+        return _apply(hidden_states, self, *position_embeddings, attention_mask)
+
+    def _applies(self, hidden_states: torch.Tensor, given: Mapping[str, Any]) -> bool:
+        """Whether a gradient is wanted, attention is a plain product with a mask that is added, and nothing is kept or dropped."""
+        mask, caches = given["attention_mask"], (given.get("past_key_values"), given.get("cache"))
+        return (
+            torch.is_grad_enabled()
+            and hidden_states.requires_grad
+            and isinstance(mask, torch.Tensor)
+            and mask.dtype == hidden_states.dtype == self.query.dtype
+            and all(cache is None or isinstance(cache, NoCache) for cache in caches)
+            and not (self._block.training and self._block.self_attn.attention_dropout)
+        )
+
+    def _agrees(self, states: torch.Tensor, given: Mapping[str, Any]) -> bool:
+        with torch.no_grad():
+            expected = self._plain(states, **given)
+            try:
+                found = _apply(states, self, *given["position_embeddings"], given["attention_mask"])
+            except Exception as error:  # whatever another version of transformers has in a block
+                if is_out_of_memory(error):
+                    raise
+                found = None
+        is_same = isinstance(expected, torch.Tensor) and found is not None and are_close(expected, found)
+        if not is_same:
+            LOG.info("%s computes something else than it is known for: the plain way", type(self._block).__name__)
+        return is_same
+
+
+class _BlockFunction(torch.autograd.Function):
+    """The forward pass rounds where transformers' does; the backward pass is its gradient, from the same rounded numbers."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, block: FrozenBlock, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        size = block.head_size
+        cos, sin = cos[:, :, None], sin[:, :, None]  # the same for all heads
+        normed, unit, scale = _norm(hidden, block.attention_norm)
+        query, key = (_rotate(_heads(part.multiply(normed), size), cos, sin) for part in (block.query, block.key))
+        groups = query.shape[2] // key.shape[2]
+        query, key, value = _stack(query, groups), _stack(key), _stack(_heads(block.value.multiply(normed), size))
+        scores = torch.bmm(query, key.transpose(1, 2)).mul_(block.scale)
+        scores.view(len(hidden), -1, *mask.shape[-2:]).add_(mask)
+        weights = torch.softmax(scores, dim=-1)
+        attended = _unstack(torch.bmm(weights, value), len(hidden), groups)
+        middle = block.output.multiply(attended.flatten(2)).add_(hidden)
+        normed, middle_unit, middle_scale = _norm(middle, block.mlp_norm)
+        gate, up = block.gate.multiply(normed), block.up.multiply(normed)
+        opened = F.silu(gate)
+        ctx.block = block
+        ctx.save_for_backward(cos, sin, unit, scale, query, key, value, weights, middle_unit, middle_scale, gate, up, opened)
+        return block.down.multiply(opened * up).add_(middle)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        block, size = ctx.block, ctx.block.head_size
+        cos, sin, unit, scale, query, key, value, weights, middle_unit, middle_scale, gate, up, opened = ctx.saved_tensors
+        groups = query.shape[1] // key.shape[1]
+        of_product = block.down.multiply_back(gradient)
+        of_normed = block.up.multiply_back(of_product * opened)
+        of_normed += block.gate.multiply_back(torch.ops.aten.silu_backward(of_product.mul_(up), gate))
+        of_middle = _norm_back(of_normed, block.mlp_norm, middle_unit, middle_scale).add_(gradient)
+        of_attended = _stack(_heads(block.output.multiply_back(of_middle), size), groups)
+        of_value = torch.bmm(weights.transpose(1, 2), of_attended)
+        of_weights = torch.bmm(of_attended, value.transpose(1, 2))
+        of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(block.scale)
+        of_query = _unstack(torch.bmm(of_scores, key), len(gradient), groups)
+        of_key = _unstack(torch.bmm(of_scores.transpose(1, 2), query), len(gradient))
+        of_normed = block.query.multiply_back(_rotate_back(of_query, cos, sin).flatten(2))
+        of_normed += block.key.multiply_back(_rotate_back(of_key, cos, sin).flatten(2))
+        of_normed += block.value.multiply_back(_unstack(of_value, len(gradient)).flatten(2))
+        return _norm_back(of_normed, block.attention_norm, unit, scale).add_(of_middle), None, None, None, None
+
+
+_apply: Any = _BlockFunction.apply
+
+
+def _norm(states: torch.Tensor, norm: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """RMSNorm, and what its gradient needs: the states at unit scale [B, T, hidden] and 1 / their scale [B, T, 1], both in fp32."""
+    wide = states.float()
+    scale = torch.rsqrt_(wide.square().mean(dim=-1, keepdim=True).add_(norm.variance_epsilon))
+    unit = wide * scale
+    return unit.to(states.dtype) * norm.weight, unit, scale
+
+
+def _norm_back(gradient: torch.Tensor, norm: Any, unit: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``s (g − u · mean(g u))`` with g = gradient · weight, u the unit states and s = 1 / their scale."""
+    of_unit = (gradient * norm.weight).float()
+    common = (of_unit * unit).mean(dim=-1, keepdim=True)
+    found = torch.addcmul(of_unit, unit, common, value=-1).mul_(scale)
+    return found.to(gradient.dtype)
+
+
+def _heads(states: torch.Tensor, size: int) -> torch.Tensor:
+    """[B, T, heads · size] → [B, T, heads, size]."""
+    return states.view(*states.shape[:-1], -1, size)
+
+
+def _stack(states: torch.Tensor, groups: int = 1) -> torch.Tensor:
+    """[B, T, heads, size] → [B · heads / groups, groups · T, size]: queries of the same key below each other."""
+    batch, length, _, size = states.shape
+    return states.view(batch, length, -1, groups, size).permute(0, 2, 3, 1, 4).reshape(-1, groups * length, size)
+
+
+def _unstack(states: torch.Tensor, batch: int, groups: int = 1) -> torch.Tensor:
+    """The inverse of ``_stack``."""
+    states = states.view(batch, -1, groups, states.shape[1] // groups, states.shape[2]).permute(0, 3, 1, 2, 4)
+    return states.flatten(2, 3)
+
+
+def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embeddings of [B, T, heads, size]."""
+    first, second = states.chunk(2, dim=-1)
+    return (states * cos).add_(torch.cat((-second, first), dim=-1).mul_(sin))
+
+
+def _rotate_back(gradient: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = (gradient * sin).chunk(2, dim=-1)
+    return torch.cat((second, -first), dim=-1).addcmul_(gradient, cos)
