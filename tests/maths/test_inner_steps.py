@@ -108,10 +108,10 @@ def test_weights_and_moments_stay_where_they_are_from_step_to_step(tokenizer):
     model = tiny.make_model("llama", dtype=torch.float32)
     batch = encode_requests(TextEncoder(tokenizer), [[EditRequest("Ann Lee lives in", "Peru")]] * 2)[0]
     with stacked_weights(model, select_parameters(model, [1]), 2) as adapted, only_trainable(model, adapted.parameters):
-        step = AdamW(model, adapted.parameters, EditSettings(layers=[1], inner_lr=0.01))
+        step = AdamW(adapted.parameters, EditSettings(layers=[1], inner_lr=0.01))
         places = []
         for _ in range(3):
-            step(compute_answer_loss(model, batch, num_edits=2).sum())
+            step(compute_answer_loss(model, batch, num_edits=2).sum(), batch)
             held = [t for p, state in step._state.items() for t in (p, state.mean, state.square, state.count)]
             places.append([tensor.data_ptr() for tensor in held])
     assert places[0] == places[1] == places[2] and len(set(places[0])) == 4 * len(adapted.parameters)
