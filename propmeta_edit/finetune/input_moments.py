@@ -28,16 +28,16 @@ class InputMoments:
 
     def __init__(self, moments: Mapping[str, torch.Tensor]) -> None:
         self.moments = dict(moments)
-        self._inverses: dict[tuple[str, float], torch.Tensor] = {}
+        self._inverses: dict[tuple[str, float, torch.device], torch.Tensor] = {}
 
-    def inverse(self, module: str, damping: float) -> torch.Tensor:
-        """``(C + λ c I)⁻¹``, c the mean of C's diagonal; computed once."""
-        if (module, damping) not in self._inverses:
+    def inverse(self, module: str, damping: float, device: torch.device) -> torch.Tensor:
+        """``(C + λ c I)⁻¹`` on a device, c the mean of C's diagonal; computed once, and kept there."""
+        if (module, damping, device) not in self._inverses:
             wide = in_double(self.moments[module])
             damped = wide + damping * wide.diagonal().mean() * torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(self.moments[module])
-            self._inverses[module, damping] = inverse
-        return self._inverses[module, damping]
+            self._inverses[module, damping, device] = inverse.to(device)
+        return self._inverses[module, damping, device]
 
 
 _GIVEN: WeakKeyDictionary[nn.Module, InputMoments] = WeakKeyDictionary()
@@ -89,6 +89,6 @@ def find_whiteners(model: LanguageModel, weights: Iterable[str], damping: float)
     weights = [name for name in weights if name.endswith(".weight")]
     given = require_input_moments(model, weights)
     return {
-        name.removesuffix(".weight"): given.inverse(name.removesuffix(".weight"), damping).to(model.get_parameter(name).device)
+        name.removesuffix(".weight"): given.inverse(name.removesuffix(".weight"), damping, model.get_parameter(name).device)
         for name in weights
     }

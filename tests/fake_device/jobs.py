@@ -136,11 +136,11 @@ _make_tensor = torch.tensor
 
 
 def _give_moments(model: Any, layers: list[int]) -> None:
-    """On the host, with their inverses on the device."""
+    """They stay on the host, as when they are read from a file, and their inverses are on the device."""
     names = [name for name in select_parameters(model, layers) if name.endswith(".weight")]
     modules = {name.removesuffix(".weight"): model.get_submodule(name.removesuffix(".weight")) for name in names}
     widths = {path: module.weight.shape[0 if type(module).__name__ == "CastingConv1D" else 1] for path, module in modules.items()}
-    give_input_moments(model, {path: torch.eye(width, device=model.device) for path, width in widths.items()})
+    give_input_moments(model, {path: torch.eye(width) for path, width in widths.items()})
     find_whiteners(model, names, EditSettings().damping)
 
 

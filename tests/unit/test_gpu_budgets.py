@@ -43,6 +43,7 @@ AT_8B = {  # the last layer is edited where memory alone is asked for: no block 
     "64 edits": {"at_once": 64, "layer": 31, "steps": 2},
     "task": {"kind": "task", "layer": 31, "steps": 2},
     "4 tasks": {"kind": "task", "at_once": 4, "layer": 31, "steps": 2},
+    "64 edits of low rank": {"at_once": 64, "layer": 31, "steps": 2, "inner_step": "whitened"},
     "statistics": {"kind": "statistics", "layer": [4, 5, 6, 7, 8]},
     "4 tasks of rank 16": {"kind": "task", "at_once": 4, "layer": 31, "steps": 2, "rank": 16},
 }
@@ -106,6 +107,12 @@ def test_a_plan_says_what_edits_take(at_8b, plan, name, num_edits, goal):
     bench = Bench(plan.model, "llama3-8b", "cpu", "bfloat16", edits_at_once=num_edits)
     assert cost.estimate_memory(METHODS["FT"], bench)[0] == pytest.approx(peak, rel=0.03)
     assert peak == pytest.approx(goal, rel=0.01), "three copies an edit and one gradient"
+
+
+def test_64_edits_of_low_rank_take_less_than_eight_others(at_8b):
+    """No copy of a matrix is made while they are learnt, and of their results one at a time."""
+    peak = at_8b["64 edits of low rank"]["peak"] / GIB
+    assert peak == pytest.approx(20.6, rel=0.01) and peak < at_8b["8 edits"]["peak"] / GIB
 
 
 @pytest.mark.parametrize(
