@@ -15,11 +15,13 @@ from transformers import LlamaConfig
 
 from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
+from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
+from propmeta_edit.finetune.input_moments import give_input_moments
 from propmeta_edit.finetune.losses import compute_answer_loss
-from propmeta_edit.finetune.weights import only_trainable, snapshot
+from propmeta_edit.finetune.weights import apply_snapshot, only_trainable, snapshot
 from propmeta_edit.metatrain import trainer
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
@@ -341,6 +343,34 @@ def test_second_of_two_linear_steps_goes_half_as_far(tokenizer):
     for name, first in one.items():
         assert not torch.equal(constant[name], first)
         torch.testing.assert_close(linear[name] - first, (constant[name] - first) / 2, rtol=1e-6, atol=1e-12)
+
+
+def test_the_outer_gradient_of_edits_of_low_rank_is_that_at_their_matrices(family, tokenizer):
+    """Two tasks beside each other on one θ against each one's edited weights in a model of its own."""
+    model = tiny.make_model(family)
+    parameters = select_parameters(model, [1])
+    before = snapshot(parameters)
+    paths = [name.removesuffix(".weight") for name in parameters if name.endswith(".weight")]
+    widths = {path: model.get_submodule(path).weight.shape[0 if family == "gpt2" else 1] for path in paths}
+    give_input_moments(model, {path: torch.eye(width).double() for path, width in widths.items()})
+    settings = EditSettings([1], inner_lr=0.02, num_inner_steps=3, inner_step="whitened", positions="subject")
+    requests = [REQUEST, EditRequest("Ann Lee lives in", "Peru", "Ann Lee")]
+    encoder = TextEncoder(tokenizer)
+    target = encode_requests(encoder, [[request] for request in requests], positions="subject")
+    related = answer_loss(encode_questions(encoder, [QUESTION, QUESTION]), num_tasks=2)
+    with only_trainable(model, parameters):
+        found = compute_task_gradients(model, parameters, target, related, settings, num_tasks=2)
+    expected = [torch.zeros_like(p) for p in parameters.values()]
+    for request in requests:
+        edited = compute_edit(model, tokenizer, request, settings).weights
+        other = tiny.make_model(family)
+        own = select_parameters(other, [1])
+        apply_snapshot(own, edited)
+        loss = answer_loss(encode_questions(encoder, [QUESTION]))(other).sum()
+        expected = [e + g for e, g in zip(expected, torch.autograd.grad(loss, list(own.values())), strict=True)]
+    for gradient, other in zip(found.gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other)
+    assert all(torch.equal(p, before[name]) for name, p in parameters.items())
 
 
 def test_meta_training_and_editing_share_one_inner_loop(family, tokenizer, monkeypatch):
