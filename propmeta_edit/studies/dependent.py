@@ -39,7 +39,12 @@ from propmeta_edit.studies.engine import collect_versions
 from propmeta_edit.studies.runs import hash_of_model
 from propmeta_edit.text.prompts import format_question
 
-METHODS = ("MetaFT", "FT")
+METHODS = {
+    "MetaFT": ("MetaFT", ""),
+    "FT": ("FT", ""),
+    "MetaFT-bound": ("MetaFT", "-bound"),
+}  # folder of hparams/, end of the YAML's name
+USUAL = ("MetaFT", "FT")
 MODES = ("sequential", "joint")
 MEASURES = ("efficacy", "portability", "locality")
 
@@ -49,9 +54,9 @@ class ChainOptions:
     """What a chain of edits can be told.
 
     Args:
-        hparams: name of the YAMLs in hparams/MetaFT and hparams/FT.
+        hparams: name of the YAMLs in hparams/MetaFT and hparams/FT; with -bound behind it of MetaFT-bound's.
         datasets: as for table2, their cases of one edit in a random order.
-        methods: of MetaFT, FT.
+        methods: of MetaFT, FT, MetaFT-bound.
         modes: sequential: each edit on top of the last; joint: one inner loop for all of them.
         counts: after how many facts it is asked.
         asked: of the written facts, and of other ones, how many are asked about.
@@ -63,7 +68,7 @@ class ChainOptions:
 
     hparams: str = "smollm2-135m"
     datasets: Files = field(default_factory=lambda: Files(("world-id", "world-ood", "world-ood-entity", "world-ood-relation")))
-    methods: Names = field(default_factory=lambda: Names(METHODS))
+    methods: Names = field(default_factory=lambda: Names(USUAL))
     modes: Names = field(default_factory=lambda: Names(MODES))
     counts: WholeNumbers = field(default_factory=lambda: WholeNumbers((1, 10, 100, 1000)))
     asked: int = 100
@@ -73,9 +78,19 @@ class ChainOptions:
     output: str = "results/dependent"
 
     def __post_init__(self) -> None:
-        require_among("methods", self.methods, METHODS)
+        require_among("methods", self.methods, tuple(METHODS))
         require_among("modes", self.modes, MODES)
         require_at_least(1, asked=self.asked, batch_size=self.batch_size, counts=min(self.counts))
+
+
+def find_settings(method: str, hparams: str) -> Path:
+    """The YAML of a method's settings."""
+    return hparams_file(*_where(method, hparams))
+
+
+def _where(method: str, hparams: str) -> tuple[str, str]:
+    folder, end = METHODS[method]
+    return folder, f"{hparams}{end}"
 
 
 def read_cases(items: Sequence[str], seed: int) -> list[Case]:
@@ -119,7 +134,7 @@ def edit_and_ask(
     method: str, mode: str, counts: Sequence[int], cases: Sequence[Case], options: ChainOptions
 ) -> list[dict[str, Any]]:
     """One line a count; sequential edits go on from one count to the next, joint ones start afresh."""
-    path, device = hparams_file(method, options.hparams), resolve_device(options.device)
+    path, device = find_settings(method, options.hparams), resolve_device(options.device)
     values = {**read_yaml(path), "device": device, "dtype": resolve_dtype("fast", device)}
     hparams = build_config(MetaFTHyperParams, values, str(path))
     model, tokenizer = hparams.load_model()
@@ -155,14 +170,14 @@ def edit_and_ask(
 
 def name_chain(method: str, mode: str, options: ChainOptions) -> str:
     """With a hash of what the chain depends on, so that another one in the same folder is not taken for it."""
-    settings = read_yaml(hparams_file(method, options.hparams))
+    settings = read_yaml(find_settings(method, options.hparams))
     asked = [list(options.datasets), options.asked, options.batch_size, options.seed, sorted(options.counts)]
     return f"{method}-{mode}-{sha256_of_json([settings, hash_of_model(settings['model_name']), asked])[:8]}"
 
 
 def describe_chain(method: str, mode: str, options: ChainOptions) -> dict[str, Any]:
     """What a chain is made with, for ``settings.json``."""
-    settings = read_yaml(hparams_file(method, options.hparams))
+    settings = read_yaml(find_settings(method, options.hparams))
     device = resolve_device(options.device)
     together = {"batch_size": options.batch_size} if mode == "joint" else {}
     given = {name: getattr(options, name) for name in ("datasets", "counts", "asked", "seed")}
@@ -179,9 +194,9 @@ def read_chains(options: ChainOptions, folder: Path) -> pd.DataFrame:
 
 def _is_known(method: str, options: ChainOptions, folder: Path) -> bool:
     """Whether there are chains of the method, and its model to compare their names with; none is fetched or built for that."""
-    if not any(folder.glob(f"{method}-*.csv")) or not has_hparams(method, options.hparams):
+    if not any(folder.glob(f"{method}-[sj]*.csv")) or not has_hparams(*_where(method, options.hparams)):
         return False
-    return find_model_folder(read_yaml(hparams_file(method, options.hparams))["model_name"]) is not None
+    return find_model_folder(read_yaml(find_settings(method, options.hparams))["model_name"]) is not None
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
@@ -191,7 +206,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         for number, ((method, mode), rows) in enumerate(table.groupby(["method", "mode"], sort=False)):
             low, high = rows[measure] - rows[f"{measure} low"], rows[f"{measure} high"] - rows[measure]
             style = "-" if mode == "sequential" else "--"
-            shade = "black" if method == "MetaFT" else "0.55"
+            shade = {"MetaFT": "black", "MetaFT-bound": "tab:blue"}.get(method, "0.55")
             axis.errorbar(
                 rows["facts"], 100 * rows[measure], yerr=[100 * low.clip(0), 100 * high.clip(0)], fmt=style, color=shade,
                 marker="osD^"[number % 4], capsize=2, label=f"{method}, {mode}",
