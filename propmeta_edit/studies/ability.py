@@ -33,7 +33,7 @@ from propmeta_edit.recipes.edit_facts import read_hparams
 from propmeta_edit.records import EditRequest
 from propmeta_edit.settings import has_hparams, hparams_file
 from propmeta_edit.store import JsonLines
-from propmeta_edit.studies.dependent import METHODS, ChainOptions, read_cases, write_groups
+from propmeta_edit.studies.dependent import USUAL, ChainOptions, read_cases, write_groups
 from propmeta_edit.studies.engine import collect_versions
 from propmeta_edit.studies.runs import hash_of_model
 
@@ -85,7 +85,7 @@ class AbilityOptions:
         require_at_least(0, edits=min(self.edits))
         require_at_least(1, limit=self.limit, batch_size=self.batch_size)
         if self.method is not None:
-            require_among("method", self.method, METHODS)
+            require_among("method", self.method, USUAL)
         if self.task_folder is not None and not self.tasks:
             raise ConfigError("--task-folder is where tasks are found; name those to run with --tasks")
         if self.task_folder is not None and not Path(self.task_folder).is_dir():
@@ -100,7 +100,7 @@ class Chain:
         model: its name.
         kind: what the table calls it beside its name: base, meta-tuned, or nothing.
         device, dtype: as torch calls them; the dtype of all that is not edited.
-        method: of METHODS; empty if it is measured as it is alone.
+        method: of USUAL; empty if it is measured as it is alone.
         hparams: of the edits; None where there are none.
     """
 
@@ -152,7 +152,7 @@ def plan_chains(model: str, options: AbilityOptions) -> list[Chain]:
     """
     folder, has_edits = resolve_model_folder(model), max(options.edits) > 0
     is_checkpoint = (Path(folder) / CHECKPOINT_CARD).is_file()
-    methods = options.method or [METHODS[0] if is_checkpoint else METHODS[1]]
+    methods = options.method or [USUAL[0] if is_checkpoint else USUAL[1]]
     if not is_checkpoint:
         if "MetaFT" in methods:
             raise ConfigError(f"{model} has no {CHECKPOINT_CARD}: MetaFT edits what was meta-trained; take --method FT")

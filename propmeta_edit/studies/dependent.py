@@ -39,11 +39,8 @@ from propmeta_edit.studies.engine import collect_versions
 from propmeta_edit.studies.runs import hash_of_model
 from propmeta_edit.text.prompts import format_question
 
-METHODS = {
-    "MetaFT": ("MetaFT", ""),
-    "FT": ("FT", ""),
-    "MetaFT-bound": ("MetaFT", "-bound"),
-}  # folder of hparams/, end of the YAML's name
+# Of each the folder in hparams/, and what follows the name of its YAML there.
+METHODS = {"MetaFT": ("MetaFT", ""), "FT": ("FT", ""), "MetaFT-bound": ("MetaFT", "-bound")}
 USUAL = ("MetaFT", "FT")
 MODES = ("sequential", "joint")
 MEASURES = ("efficacy", "portability", "locality")
