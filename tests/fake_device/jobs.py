@@ -21,7 +21,7 @@ from device import NAME, Counts, FakeDevice
 from propmeta_edit import compute_edit, edit_many
 from propmeta_edit.baselines.second_moments import collect_second_moments
 from propmeta_edit.finetune.edit_settings import EditSettings
-from propmeta_edit.finetune.input_moments import find_whiteners, give_input_moments
+from propmeta_edit.finetune.input_moments import find_whiteners, give_input_moments, require_input_moments
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.trainer import meta_train
 from propmeta_edit.models.factors import attach_factors
@@ -136,12 +136,13 @@ _make_tensor = torch.tensor
 
 
 def _give_moments(model: Any, layers: list[int]) -> None:
-    """They stay on the host, as when they are read from a file, and their inverses are on the device."""
+    """Their inverses are on the device; they themselves would be on the host, as read from a file, and are given up here."""
     names = [name for name in select_parameters(model, layers) if name.endswith(".weight")]
     modules = {name.removesuffix(".weight"): model.get_submodule(name.removesuffix(".weight")) for name in names}
     widths = {path: module.weight.shape[0 if type(module).__name__ == "CastingConv1D" else 1] for path, module in modules.items()}
-    give_input_moments(model, {path: torch.eye(width) for path, width in widths.items()})
+    give_input_moments(model, {path: torch.eye(width, device=model.device) for path, width in widths.items()})
     find_whiteners(model, names, EditSettings().damping)
+    require_input_moments(model, names).moments.update(dict.fromkeys(widths, torch.zeros(0)))
 
 
 def _spread(model: Any, split: int, device: FakeDevice) -> None:

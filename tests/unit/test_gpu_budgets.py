@@ -112,7 +112,7 @@ def test_a_plan_says_what_edits_take(at_8b, plan, name, num_edits, goal):
 def test_64_edits_of_low_rank_take_less_than_eight_others(at_8b):
     """No copy of a matrix is made while they are learnt, and of their results one at a time."""
     peak = at_8b["64 edits of low rank"]["peak"] / GIB
-    assert peak == pytest.approx(20.6, rel=0.01) and peak < at_8b["8 edits"]["peak"] / GIB
+    assert peak == pytest.approx(17.87, rel=0.01) and peak < at_8b["8 edits"]["peak"] / GIB
 
 
 @pytest.mark.parametrize(
