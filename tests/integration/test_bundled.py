@@ -33,7 +33,7 @@ from propmeta_edit.models.bundled import load_smollm2_from_gguf
 from propmeta_edit.models.differences import DIFFERENCE
 from propmeta_edit.models.generation import generate_greedily
 from propmeta_edit.models.loading import load_model, model_sha256
-from propmeta_edit.recipes.bundled import BASE, build_smollm2, build_smollm2_metaft, compute_single_hop_accuracy, shipped_folder
+from propmeta_edit.recipes.bundled import BASE, build, compute_single_hop_accuracy, shipped_folder
 from propmeta_edit.recipes.worlds import ensure_world, single_hop_questions
 from propmeta_edit.settings import hparams_file
 from propmeta_edit.studies.methods import METHODS
@@ -108,16 +108,17 @@ def test_the_shipped_files_are_small_and_make_the_recorded_bits(prepared):
         assert card[card_key] == model_sha256(prepared["smollm2-135m"]), name
 
 
-@pytest.mark.parametrize(("name", "file"), [("smollm2-135m", ADAPTER), ("smollm2-135m-metaft", DIFFERENCE)])
+@pytest.mark.parametrize(
+    ("name", "file"), [("smollm2-135m", ADAPTER), ("smollm2-135m-metaft", DIFFERENCE), ("smollm2-135m-bound", DIFFERENCE)]
+)
 def test_a_damaged_shipped_file_is_not_used(prepared, tmp_path, monkeypatch, name, file):
     copy = shutil.copytree(shipped_folder(name), tmp_path / name)
     content = bytearray((copy / file).read_bytes())
     content[-1] ^= 1
     (copy / file).write_bytes(content)
     monkeypatch.setattr("propmeta_edit.recipes.bundled.shipped_folder", lambda _: copy)
-    build = {"smollm2-135m": build_smollm2, "smollm2-135m-metaft": build_smollm2_metaft}[name]
     with pytest.raises(ModelError, match=r"is damaged: its hash is not the one in card\.json"):
-        build(tmp_path / "out")
+        build(name, tmp_path / "out")
 
 
 @pytest.mark.long
