@@ -8,7 +8,7 @@ import io
 import logging
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from propmeta_edit.baselines.cake import forget_adapter, merge_adapter_in_place
 from propmeta_edit.easyedit.alphaedit import apply_easyedits_own
 from propmeta_edit.easyedit.forms import find_form, load_easyedit
 from propmeta_edit.easyedit.layer_outputs import named_after
+from propmeta_edit.easyedit.repeated_steps import quick_steps
 from propmeta_edit.easyedit.templates import as_template
 from propmeta_edit.errors import ConfigError, EasyEditError
 from propmeta_edit.finetune.weights import apply_snapshot, snapshot
@@ -145,12 +146,21 @@ def _call(name: str, apply: Any, model: LanguageModel, tok: Tokenizer, requests:
         apply = partial(_merge_lora, apply, before)
     with locked(model):
         try:
-            with redirect_stdout(io.StringIO()), named_after(model, hparams.model_name):
+            with redirect_stdout(io.StringIO()), named_after(model, hparams.model_name), _steps_of(name, model, written, hparams):
                 return apply(model, tok, requests, hparams, **kwargs)
         except BaseException:
             remove_adapters(model)
             apply_snapshot(written, before)
             raise
+
+
+def _steps_of(name: str, model: LanguageModel, written: Mapping[str, torch.Tensor], hparams: Any) -> AbstractContextManager[None]:
+    """What an algorithm's steps have in common, computed once."""
+    if name not in AT_A_SUBJECT:
+        return nullcontext()
+    is_memits = name in NEEDS_STATISTICS
+    layer = hparams.layers[-1] if is_memits else min(hparams.layers)  # MEMIT adds its vector at the last one alone
+    return quick_steps(model, written, layer, is_memits and find_form().kind == "pypi")
 
 
 def written_weights(model: LanguageModel, hparams: Any) -> dict[str, torch.nn.Parameter]:
@@ -178,6 +188,8 @@ def _merge_lora(
     """EasyEdit's LoRA gives an adapter around the model; merged, the weights of before put everything back as for the others."""
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     use_cache = model.config.use_cache
+    hooks = model.get_input_embeddings()._forward_hooks
+    own_hooks = set(hooks)
     main: Any = importlib.import_module("easyeditor.models.lora.lora_main")
     if not isinstance(main.AdaLoraConfig, partial):
         # EasyEdit never lowers AdaLoRA's rank, so this number is of no account, but today's peft refuses to start without one.
@@ -191,6 +203,8 @@ def _merge_lora(
     finally:
         model.gradient_checkpointing_disable()
         model.disable_input_require_grads()
+        for key in set(hooks) - own_hooks:  # it is enabled more than once, and only the last is taken out by that
+            del hooks[key]
         model.config.use_cache = use_cache
         model.eval()
         for parameter, flag in flags.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 from propmeta_edit.baselines.second_moments import collect_second_moments, write_statistics
 from propmeta_edit.config import read_yaml
+from propmeta_edit.easyedit import algorithms
 from propmeta_edit.easyedit.algorithms import find_algorithm, make_contexts, make_hparams
 from propmeta_edit.easyedit.alphaedit import AlphaEditHyperParams, apply_alphaedit_to_model
 from propmeta_edit.easyedit.forms import find_form
@@ -20,6 +22,8 @@ from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.edits.edit import edit_from_weights, standing_edits
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.weights import apply_snapshot
+from propmeta_edit.models import packed
+from propmeta_edit.models.layers import get_blocks
 from propmeta_edit.records import EditRequest
 from propmeta_edit.settings import hparams_file
 
@@ -139,6 +143,7 @@ def try_family(family):
     report["CaKE"], _ = edit(model, tokenizer, find_algorithm("CaKE"), cake, REQUESTS)
     report["LoRA"], _ = edit(model, tokenizer, find_algorithm("LoRA"), make_hparams("LoRA", lora_settings(family)), REQUESTS)
     report["LoRA"]["adapter"] = hasattr(model, "peft_config") or model.is_gradient_checkpointing
+    report["LoRA"]["hooks"] = len(model.get_input_embeddings()._forward_hooks)
     report["failed"] = try_failures(family, model, tokenizer)
     report["editor"] = try_editor(family, model, tokenizer)
     # A name without the word for its family, as the bundled models have.
@@ -148,7 +153,31 @@ def try_family(family):
         "ours": try_chain(model, tokenizer, apply_alphaedit_to_model, ours),
         "the form's": try_chain(model, tokenizer, find_algorithm("AlphaEdit"), make_hparams("AlphaEdit", neutral)),
     }
+    report["quick"] = try_quick_steps(family, model, tokenizer)
     report["kept"] = try_edit_objects(family, model, tokenizer)
+    return report
+
+
+def try_quick_steps(family, model, tokenizer):
+    """How far an edit is from the one that computes everything in every step, and how many batches the lowest block saw in each."""
+    values = {"ROME": rome_settings(family), **{name: settings(family, name) for name in ("MEMIT", "AlphaEdit")}}
+    smallest, packed.SMALLEST = packed.SMALLEST, 1  # these models are small
+    report, seen = {}, []
+    handle = get_blocks(model)[0].input_layernorm if family != "gpt2" else get_blocks(model)[0].ln_1
+    handle = handle.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    for name, own in values.items():
+        hparams, found, counts = make_hparams(name, own), [], []
+        make_contexts(name, model, tokenizer, hparams, seed=0)
+        for steps in (algorithms.quick_steps, lambda *_: nullcontext()):
+            own_steps, algorithms.quick_steps = algorithms.quick_steps, steps
+            seen.clear()
+            found.append(edit(model, tokenizer, find_algorithm(name), hparams, REQUESTS[:1])[1])
+            counts.append(len(seen))
+            algorithms.quick_steps = own_steps
+        quick, plain = found
+        report[name] = [max(((quick[key] - plain[key]).norm() / plain[key].norm()).item() for key in plain), *counts]
+    handle.remove()
+    packed.SMALLEST = smallest
     return report
 
 

@@ -54,7 +54,14 @@ def test_through_base_editor_the_weights_come_back(report, family, name):
 def test_lora_is_merged_and_leaves_no_adapter(report, family):
     result = report[family]["LoRA"]
     assert len(result["moved"]) == (3 if family == "gpt2" else 6) and result["left"] == [] and not result["adapter"]
+    assert result["hooks"] == 0, "embeddings would ask for gradients ever after"
     assert sum(result["after"]) < sum(result["before"]), result
+
+
+@pytest.mark.parametrize("name", ["ROME", "MEMIT", "AlphaEdit"])
+def test_what_steps_have_in_common_computed_once_gives_the_same_edit(report, family, name):
+    difference, quick, plain = report[family]["quick"][name]
+    assert difference < 1e-3 and quick < plain - 2, "the lowest block sees the texts of all steps once"
 
 
 @pytest.mark.parametrize("name", ["MEMIT", "AlphaEdit"])
