@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,22 +22,31 @@ from propmeta_edit.models.forwards import NoCache
 from propmeta_edit.models.shortcuts import are_close
 from propmeta_edit.protocols import LanguageModel
 
-if TYPE_CHECKING:
-    from propmeta_edit.models.packed import PackedProjection
-
 LOG = logging.getLogger(__name__)
 KNOWN = [f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}DecoderLayer" for name in ("Llama", "Mistral", "Qwen2")]
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
 _TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def find_frozen_blocks(model: LanguageModel, packed: Mapping[nn.Module, PackedProjection]) -> dict[nn.Module, FrozenBlock]:
+class Product(Protocol):
+    """A frozen projection, forward and back."""
+
+    def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[..., in] → [..., out], without a gradient."""
+        ...
+
+    def multiply_back(self, gradient: torch.Tensor) -> torch.Tensor:
+        """[..., out] → [..., in]."""
+        ...
+
+
+def find_frozen_blocks(model: LanguageModel, packed: Mapping[nn.Module, Product]) -> dict[nn.Module, FrozenBlock]:
     """The blocks of known kinds all of whose projections are packed."""
     known = [module for module in model.modules() if f"{type(module).__module__}.{type(module).__qualname__}" in KNOWN]
     return {block: FrozenBlock(block, packed) for block in known if _is_untouched(block, packed)}
 
 
-def _is_untouched(block: Any, packed: Mapping[nn.Module, PackedProjection]) -> bool:
+def _is_untouched(block: Any, packed: Mapping[nn.Module, Product]) -> bool:
     projections = [getattr(block.self_attn, name) for name in ATTENTION] + [getattr(block.mlp, name) for name in MLP]
     inside = [module for module in block.modules() if module is not block]
     are_packed = all(module in packed for module in projections)
@@ -53,7 +62,7 @@ def _is_watched(module: nn.Module) -> bool:
 class FrozenBlock:
     """Two norms, attention with rotary embeddings and grouped keys, and a gated MLP, with packed projections."""
 
-    def __init__(self, block: Any, packed: Mapping[nn.Module, PackedProjection]) -> None:
+    def __init__(self, block: Any, packed: Mapping[nn.Module, Product]) -> None:
         self._block, self._plain = block, block.forward
         self.attention_norm, self.mlp_norm = block.input_layernorm, block.post_attention_layernorm
         self.head_size, self.scale = block.self_attn.head_dim, block.self_attn.scaling
