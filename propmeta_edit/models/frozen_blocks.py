@@ -31,6 +31,11 @@ _TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 class Product(Protocol):
     """A frozen projection, forward and back."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weight."""
+        ...
+
     def multiply(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., in] → [..., out], without a gradient."""
         ...
