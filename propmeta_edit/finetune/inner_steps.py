@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim.adamw import adamw
 
+from propmeta_edit.finetune.buffers import buffer
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.input_moments import find_whiteners
 from propmeta_edit.finetune.low_rank import LowRankChanges
@@ -42,7 +43,7 @@ class AdamW:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: EditSettings, writes: Writes | None = None) -> None:
         self._parameters, self._writes = parameters, writes
-        self._state = {parameter: _AdamWState(parameter) for parameter in parameters.values()}
+        self._state = {parameter: _AdamWState(name, parameter) for name, parameter in parameters.items()}
         self._rule = partial(
             adamw,
             max_exp_avg_sqs=[],
@@ -82,8 +83,8 @@ class AdamW:
 class _AdamWState:
     """The moments of one parameter, and how often it has moved."""
 
-    def __init__(self, parameter: nn.Parameter) -> None:
-        self.mean, self.square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    def __init__(self, name: str, parameter: nn.Parameter) -> None:
+        self.mean, self.square = (buffer(f"{which} of {name}", parameter.detach()).zero_() for which in ("mean", "square"))
         self.count = torch.zeros((), device=parameter.device)
 
 

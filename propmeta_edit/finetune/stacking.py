@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from propmeta_edit.finetune.buffers import buffer
 from propmeta_edit.models.forwards import replaced_forwards
 from propmeta_edit.protocols import LanguageModel
 
@@ -31,10 +32,11 @@ class StackedWeights:
         self._is_transposed = {
             name: name.endswith(".weight") and not isinstance(_projection(model, name), Conv1D) for name in parameters
         }
-        self.parameters = {
-            name: nn.Parameter(self._oriented(name, value.detach()).expand(num_edits, *[-1] * value.dim()).clone().contiguous())
-            for name, value in parameters.items()
-        }
+        self.parameters = {name: self._copies_of(name, value.detach(), num_edits) for name, value in parameters.items()}
+
+    def _copies_of(self, name: str, value: torch.Tensor, num_edits: int) -> nn.Parameter:
+        every = self._oriented(name, value).expand(num_edits, *[-1] * value.dim())
+        return nn.Parameter(buffer(f"copies of {name}", every, _make_contiguous).copy_(every))
 
     def sum_over_edits(self, gradients: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """One contiguous tensor a parameter, in the model's own shape, from one stacked tensor each."""
@@ -56,6 +58,10 @@ class StackedWeights:
     def _oriented(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """Between a parameter's own shape and that of its copies; its own inverse."""
         return value.T if self._is_transposed[name] else value
+
+
+def _make_contiguous(like: torch.Tensor) -> torch.Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ PAIRINGS = ("matched", "shuffled")
 OUTER_TERMS = ("related", "in-context", "locality", "efficacy", "bystander", "known")
 SCHEDULES = ("constant", "linear")
 NEWER = ("rank", "facts_per_task", "batch_size", "inner_step", "damping", "positions", "tf32")  # that there were not always
+ELSEWHERE = ("device", "tracker", "save_minutes", "keep_buffers")  # settings on which no result depends
 ROUNDING = ("tasks_at_once", "compile")  # settings on which nothing but rounding depends
 
 
@@ -42,6 +43,8 @@ class MetaTrainConfig:
             gradient); null for all of a step.
         compile: run the frozen blocks above the trained ones through torch.compile: a minute of compiling, then shorter steps
             (docs/speed.md); plain blocks where it fails. A resumed run agrees with a whole one to rounding then.
+        keep_buffers: let the tasks of a step be computed in the memory of the step before, which takes more at the peak, as moments
+            stay while the outer gradient is taken; null for on a CPU alone. The bits are the same.
         pairing: matched, or shuffled for the control in which every target has another task's question.
         num_tasks: how many tasks to train on, each once; null for all there are.
         facts_per_task: how many facts of one kind a task's inner loop learns together, each asked by the outer loop; a list to
@@ -86,6 +89,7 @@ class MetaTrainConfig:
     tasks_per_step: int = 1
     tasks_at_once: int | None = None
     compile: bool = False
+    keep_buffers: bool | None = None
     pairing: str = "matched"
     num_tasks: int | None = None
     facts_per_task: int | list[int] = 1
@@ -152,13 +156,12 @@ class MetaTrainConfig:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """The settings on which a run's result depends: all but where it runs, who is told, how often it is saved by the clock, and
-        ``ROUNDING``.
+        """The settings on which a run's result depends: all but those of ``ELSEWHERE`` and ``ROUNDING``.
 
         Those of ``NEWER`` are left out where they are the paper's, so that runs of before keep their names and can go on.
         """
         usual = {one.name: one.default for one in fields(self) if one.name in NEWER}
-        kept = {name: value for name, value in asdict(self).items() if name not in ("device", "tracker", "save_minutes", *ROUNDING)}
+        kept = {name: value for name, value in asdict(self).items() if name not in (*ELSEWHERE, *ROUNDING)}
         return {name: value for name, value in kept.items() if name not in usual or value != usual[name]}
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from propmeta_edit.errors import ModelError, PropMetaError
+from propmeta_edit.finetune.buffers import kept_buffers
 from propmeta_edit.finetune.compiled import compiled_if
 from propmeta_edit.finetune.learning import REMEDY, Learning, is_learnt, mean_learning
 from propmeta_edit.finetune.saved_state import take_state, take_tensors
@@ -88,6 +89,7 @@ def meta_train(
     steps = _encode_steps(TextEncoder(tokenizer, model.config), tasks, done, config, processes)
     if run:
         run.claim()
+    buffers = own_buffers(config, model.device)
     compiled = compiled_if(config.compile, model, parameters)
     bar = progress_bar(
         total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, hidden=not processes.is_main
@@ -100,7 +102,7 @@ def meta_train(
             _validate(validate, progress)
         while done < len(tasks):
             started = time.perf_counter()
-            with compiled():
+            with compiled(), kept_buffers(buffers):
                 gradients = compute_step_gradients(model, parameters, steps[done], config)
             losses = _read_losses(steps[done], gradients)  # before θ moves: what is not finite must reach no weight and no file
             if done < FIRST_TASKS:
@@ -128,6 +130,12 @@ def meta_train(
                 raise Stopped(done, len(tasks))
     _warn_if_not_learnt(progress, config)
     return progress
+
+
+def own_buffers(config: MetaTrainConfig, device: torch.device) -> dict[str, torch.Tensor] | None:
+    """What a run's steps leave to each other (``finetune.buffers``): nothing yet, or None for new tensors every time."""
+    is_wanted = device.type == "cpu" if config.keep_buffers is None else config.keep_buffers
+    return {} if is_wanted else None
 
 
 def read_task_learning(gradients: TaskGradients | None, num_steps: int) -> list[Learning]:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from propmeta_edit.finetune.buffers import kept_buffers
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import apply_outer_step
 from propmeta_edit.metatrain.task_texts import encode_step
 from propmeta_edit.metatrain.tasks import order_tasks
-from propmeta_edit.metatrain.trainer import compute_step_gradients
+from propmeta_edit.metatrain.trainer import compute_step_gradients, own_buffers
 from propmeta_edit.models.devices import free_unused, peak_memory, wait_for
 from propmeta_edit.models.layers import MODULE_CHOICES, select_parameters
 from propmeta_edit.protocols import LanguageModel, Tokenizer
@@ -52,7 +53,7 @@ class Side:
         wait_for(model.device)
         started = time.perf_counter()
         try:
-            with only_trainable(model, parameters):
+            with only_trainable(model, parameters), kept_buffers(own_buffers(self.config, model.device)):
                 for start in range(0, len(tasks), size):
                     self._step(model, tokenizer, parameters, optimizer, tasks[start : start + size])
             wait_for(model.device)

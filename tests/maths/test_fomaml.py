@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -17,12 +18,13 @@ from propmeta_edit.easyedit.hparams import MetaFTHyperParams
 from propmeta_edit.easyedit.plugin import apply_metaft_to_model
 from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.finetune.buffers import buffer, kept_buffers
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.input_moments import give_input_moments
 from propmeta_edit.finetune.losses import compute_answer_loss
 from propmeta_edit.finetune.weights import apply_snapshot, only_trainable, snapshot
-from propmeta_edit.metatrain import trainer
+from propmeta_edit.metatrain import fomaml, trainer
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import TaskGradients, apply_outer_step, compute_task_gradients
 from propmeta_edit.metatrain.run import TrainingRun
@@ -343,6 +345,39 @@ def test_second_of_two_linear_steps_goes_half_as_far(tokenizer):
     for name, first in one.items():
         assert not torch.equal(constant[name], first)
         torch.testing.assert_close(linear[name] - first, (constant[name] - first) / 2, rtol=1e-6, atol=1e-12)
+
+
+def test_tasks_in_the_memory_of_those_before_have_the_same_bits(family, tokenizer, monkeypatch):
+    """A run of three steps of two tasks; the copies and both moments lie where the first step's did, and nowhere else."""
+    tasks = [MetaTask(f"t{n}", EditRequest(f"Ann Lee number {n} lives in", "Peru"), QUESTION) for n in range(6)]
+    found, places = [], []
+    usual = fomaml.adapted_copies
+
+    @contextmanager
+    def noted(*arguments):
+        with usual(*arguments) as (adapted, losses):
+            places.append([p.data_ptr() for p in adapted.parameters.values()])
+            yield adapted, losses
+
+    monkeypatch.setattr(fomaml, "adapted_copies", noted)
+    for keep in (True, False):
+        model = tiny.make_model(family)
+        settings = {"layers": [1], "inner_lr": 0.01, "outer_lr": 0.01, "num_inner_steps": 3, "tasks_per_step": 2}
+        progress = meta_train(model, tokenizer, tasks, MetaTrainConfig(model="tiny", keep_buffers=keep, **settings))
+        found.append([*select_parameters(model, [1]).values(), torch.tensor([x.related_loss for x in progress.losses])])
+    assert all(torch.equal(kept, new) for kept, new in zip(*found, strict=True))
+    assert places[0] == places[1] == places[2]
+
+
+def test_buffers_fit_or_are_made_anew():
+    """By shape and dtype; without a place to keep them always."""
+    three, four = torch.zeros(3), torch.zeros(4)
+    kept = {}
+    with kept_buffers(kept):
+        first = buffer("a", three)
+        assert buffer("a", three) is first and buffer("b", three) is not first
+        assert buffer("a", four).shape == (4,) and buffer("a", four.double()).dtype == torch.float64
+    assert buffer("a", three) is not first and set(kept) == {"a", "b"}
 
 
 def test_the_outer_gradient_of_edits_of_low_rank_is_that_at_their_matrices(family, tokenizer):
