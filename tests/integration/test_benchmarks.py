@@ -371,7 +371,7 @@ def test_names_of_chains_are_those_there_are(capsys):
     _, values = read_arguments(["dependent", "--modes", "sequential, joint", "--methods", "FT ,MetaFT,FT", "--counts", "10,1,10"])
     options = values["options"]
     assert (options.modes, options.methods, options.counts) == (["sequential", "joint"], ["FT", "MetaFT"], [10, 1])
-    for option, value, known in (("--modes", "Joint", "sequential, joint"), ("--methods", "FT,ROME", "MetaFT, FT")):
+    for option, value, known in (("--modes", "Joint", "sequential, joint"), ("--methods", "FT,ROME", "MetaFT, FT, MetaFT-bound")):
         assert main(["dependent", option, value]) == 2
         assert f"{option} takes {known}, got {value.split(',')[-1]}" in capsys.readouterr().err
 
