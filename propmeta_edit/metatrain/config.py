@@ -41,8 +41,8 @@ class MetaTrainConfig:
             paper's algorithm.
         tasks_at_once: how many of them are computed side by side (each takes three times the trained tensors in fp32, and a
             gradient); null for all of a step.
-        compile: run the frozen blocks above the trained ones through torch.compile: a minute of compiling, then shorter steps
-            (docs/speed.md); plain blocks where it fails. A resumed run agrees with a whole one to rounding then.
+        compile: run the frozen blocks above the trained ones through torch.compile: slower than without it on a CPU, not tried on a
+            GPU (docs/speed.md); plain blocks where it fails. A resumed run agrees with a whole one to rounding then.
         keep_buffers: let the tasks of a step be computed in the memory of the step before, which takes more at the peak, as moments
             stay while the outer gradient is taken; null for on a CPU alone. The bits are the same.
         pairing: matched, or shuffled for the control in which every target has another task's question.
