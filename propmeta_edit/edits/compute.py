@@ -111,10 +111,9 @@ def edit_many(
             some = several[start : start + at_once]
             computed = _write_each(plain, tokenizer, some, settings, device)
             learning += [went for one in computed for went in one.learning]
-            edits += [
-                Edit(tuple(own), one.weights, before, base, *about, **state, learning=(*one.learning, None)[0], factors=one.factors)
-                for own, one in zip(some, computed, strict=True)
-            ]
+            for own, one in zip(some, computed, strict=True):
+                went = one.learning[0] if one.learning else None
+                edits.append(Edit(tuple(own), one.weights, before, base, *about, **state, learning=went, factors=one.factors))
     warn_of_unlearnt(several, learning)
     return edits
 
@@ -145,7 +144,7 @@ def _write_each(
 ) -> list[Computed]:
     """Some independent edits, with their tensors on ``device``; the copies in the model go on return."""
     with learnt_edits(model, tokenizer, several, settings) as (adapted, losses):
-        require_finite(adapted.parameters, settings)
+        require_finite(adapted.moved, settings)
         how = read_learning(losses, settings.num_inner_steps)
         computed = []
         for number in range(len(several)):

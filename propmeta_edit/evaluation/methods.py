@@ -167,7 +167,7 @@ class FineTuning(Asking):
         self.examiner.ask_unedited(cases)
         loaded = self.examiner.model, self.examiner.tokenizer
         with many_edits(*loaded, [requests_of(case, self.write) for case in cases], self.settings) as adapted:
-            require_finite(adapted.parameters, self.settings)
+            require_finite(adapted.moved, self.settings)
             return self.examiner.ask(cases)
 
 

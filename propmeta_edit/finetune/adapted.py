@@ -25,6 +25,11 @@ class Adapted(Protocol):
 
     parameters: dict[str, nn.Parameter]  # what the outer loss is differentiated by, at θ_τ
 
+    @property
+    def moved(self) -> Mapping[str, torch.Tensor]:
+        """What the inner loop has moved, by parameter name: not finite where an edit diverged."""
+        ...
+
     def sum_over_edits(self, gradients: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """One contiguous tensor a parameter, in the model's own shape, from the gradients by ``parameters``."""
         ...

@@ -49,6 +49,11 @@ class LowRankChanges:
         """What the projections compute with all that was added."""
         return {module: partial(self._multiply, path, module) for path, module in self._modules.items()}
 
+    @property
+    def moved(self) -> Mapping[str, torch.Tensor]:
+        """Of each weight that changes, the sums of its factors; θ, which is not moved, before the first step."""
+        return {f"{path}.weight": change.sums() for path, change in self._changes.items()} or self.parameters
+
     def sum_over_edits(self, gradients: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Those of θ are sums over the edits as they come."""
         return tuple(gradient.contiguous() for gradient in gradients)
@@ -96,6 +101,11 @@ class _Change:
         if self._matrices is not None:
             return torch.bmm(rows, self._matrices)
         return torch.bmm(torch.bmm(rows, self._keys.mT), self._values)
+
+    def sums(self) -> torch.Tensor:
+        """Numbers that are finite if all factors are."""
+        parts = [self._keys, self._values] if self._matrices is None else [self._matrices]
+        return torch.stack([part.sum() for part in parts])
 
     def matrix(self, number: int) -> torch.Tensor:
         """[in, out]."""

@@ -38,6 +38,11 @@ class StackedWeights:
         every = self._oriented(name, value).expand(num_edits, *[-1] * value.dim())
         return nn.Parameter(buffer(f"copies of {name}", every, _make_contiguous).copy_(every))
 
+    @property
+    def moved(self) -> Mapping[str, torch.Tensor]:
+        """The copies themselves."""
+        return self.parameters
+
     def sum_over_edits(self, gradients: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """One contiguous tensor a parameter, in the model's own shape, from one stacked tensor each."""
         return tuple(self._oriented(name, g.sum(dim=0)).contiguous() for name, g in zip(self.parameters, gradients, strict=True))

@@ -38,8 +38,7 @@ class EncodedBatch:
         attention_mask: [B, T], int64, 0 on padding: where padding itself is learnt, as CaKE's code does; else None.
         scored: [2, M], int64; text and position of each of the M answer tokens, text by text; a first token is never one, as
             nothing predicts it. Found from ``labels`` once, so that no step of a loop has to wait for the device to count them.
-        written: [B, W], int64; the positions that an inner step writes at, filled up with -1, where it does not write at all; else
-            None.
+        written: [B, W], int64; the positions that an inner step writes at, filled up with -1; None where it writes at all of them.
         answer_lengths: [B], int64; how many answer tokens each text has.
     """
 
@@ -151,8 +150,9 @@ class TextEncoder:
             raise ModelError("writing at the subject's tokens needs a fast tokenizer (use_fast=True); or set positions to all")
         context = request.prompt.rstrip()
         _, offsets = self.encode_with_offsets(f"{context} {request.target_new.strip()}")
-        start = context.find(request.subject or "")
-        end = start + len(request.subject) if request.subject else len(context)
+        subject = (request.subject or "").strip() or context  # spaces around it may stand in no token
+        start = context.find(subject)
+        end = start + len(subject)
         found = [place for place, (first, last) in enumerate(offsets) if first < end and last > start and last > first]
         return found[1:] if found[0] == 0 and len(found) > 1 else found
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from propmeta_edit.edits.compute import compute_edit
+from propmeta_edit.edits.compute import compute_edit, edit_many
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.edit_settings import INNER_STEPS, EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
@@ -223,6 +223,26 @@ def test_edits_at_their_subjects_side_by_side_are_those_one_by_one(tokenizer, ar
         for number, expected in enumerate(alone):
             for name, value in adapted.take(number).items():
                 torch.testing.assert_close(value, expected[name])
+
+
+@pytest.mark.parametrize("positions", ["all", "subject"])
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_edits_of_low_rank_that_diverge_are_refused_alone_and_side_by_side(tokenizer, positions, num_steps):
+    model = tiny.make_model("llama", dtype=torch.float32)
+    give_input_moments(model, {name: value.float() for name, value in moments_of(model).items()})
+    settings = replace(WHITENED, inner_lr=1e38, positions=positions, num_inner_steps=num_steps)
+    with pytest.raises(ModelError, match=r"the edit diverged: model\.layers\.1\.\S+ is no longer finite"):
+        compute_edit(model, tokenizer, REQUESTS[0], settings)
+    with pytest.raises(ModelError, match=r"the edit diverged: model\.layers\.1\.\S+ is no longer finite"):
+        edit_many(model, tokenizer, REQUESTS, settings)
+
+
+def test_no_step_of_low_rank_moves_nothing(tokenizer):
+    model = tiny.make_model("llama")
+    give_input_moments(model, moments_of(model))
+    settings = replace(WHITENED, num_inner_steps=0)
+    for edit in (compute_edit(model, tokenizer, REQUESTS[0], settings), *edit_many(model, tokenizer, REQUESTS, settings)):
+        assert edit.weights and all(torch.equal(value, model.get_parameter(name)) for name, value in edit.weights.items())
 
 
 def test_many_facts_in_one_edit_are_a_matrix_once_that_is_smaller(tokenizer, monkeypatch):
