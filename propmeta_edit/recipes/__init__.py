@@ -17,13 +17,21 @@ NAMES = (
     "smollm2-135m-shuffled",
     "smollm2-135m-seed1",
     "smollm2-135m-seed2",
+    "smollm2-135m-bound-seed1",
+    "smollm2-135m-bound-seed2",
     "gemma3-270m",
     "gemma3-270m-metaft",
     "smollm2-135m-raw",
 )
 
 
-REAL_NAMES = ("smollm2-135m-real", "smollm2-135m-real-metaft", "smollm2-135m-real-bound")  # made from files of the user's
+REAL_NAMES = (  # made from files of the user's
+    "smollm2-135m-real",
+    "smollm2-135m-real-metaft",
+    "smollm2-135m-real-bound",
+    "smollm2-135m-real-bound-seed1",
+    "smollm2-135m-real-bound-seed2",
+)
 
 
 def _when_called(module: str, function: str, *arguments: Any) -> Any:

@@ -1,7 +1,7 @@
 """The small model on the paper's own data: made on first use from files that the user names, since none of them is shipped.
 
 ``smollm2-135m-real`` is SmolLM2 taught the single hops of CRE and MQuAKE-CF-3k; ``smollm2-135m-real-metaft`` and
-``smollm2-135m-real-bound`` are meta-trained on CRE's training file from it. The files are found in the folder that
+``smollm2-135m-real-bound`` are meta-trained on CRE's training file from it (the latter with other seeds too). The files are found in the folder that
 ``PROPMETA_DATA`` names. What the trainings changed comes with the package (a LoRA and differences; no record of the data), and
 saves them wherever the files are the same to the bit.
 """
@@ -40,7 +40,11 @@ from propmeta_edit.recipes.teaching import (
 from propmeta_edit.settings import hparams_file
 
 REAL, REAL_METAFT, REAL_BOUND = "smollm2-135m-real", "smollm2-135m-real-metaft", "smollm2-135m-real-bound"
-SETTINGS = {REAL_METAFT: "smollm2-135m-real", REAL_BOUND: "smollm2-135m-real-bound"}  # of the meta-trained, in MetaTrain
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # of the meta-trained: the file in MetaTrain, and what differs from it
+    REAL_METAFT: ("smollm2-135m-real", {}),
+    REAL_BOUND: ("smollm2-135m-real-bound", {}),
+    **{f"{REAL_BOUND}-seed{seed}": ("smollm2-135m-real-bound", {"seed": seed}) for seed in (1, 2)},
+}
 TAUGHT = ("cre-train", "cre-id", "cre-ood", "mquake-3k")  # whose second hops the base knows
 TRAINING = "cre-train"
 QUESTIONS_ASKED, MULTI_HOP_ASKED = 500, 300  # of each file, before and after teaching
@@ -54,7 +58,7 @@ def origin_of(name: str) -> list[Any]:
     """
     taught = [sha256_of_file(find_released(data)) for data in TAUGHT]
     base = [origin_of_bundled(RAW), asdict(TeachingSettings()), taught]
-    return base if name == REAL else [base, read_yaml(hparams_file("MetaTrain", SETTINGS[name])), taught[0]]
+    return base if name == REAL else [base, _read_settings(name), taught[0]]
 
 
 def build(name: str, folder: Path) -> None:
@@ -92,9 +96,13 @@ def _read_lesson() -> tuple[Lesson, TeachingSettings]:
     return read_lesson(files, QUESTIONS_ASKED, MULTI_HOP_ASKED, settings.seed), settings
 
 
+def _read_settings(name: str) -> dict[str, Any]:
+    file, other = SETTINGS[name]
+    return {**read_yaml(hparams_file("MetaTrain", file)), **other}
+
+
 def _read_config(name: str) -> MetaTrainConfig:
-    path = hparams_file("MetaTrain", SETTINGS[name])
-    return replace(build_config(MetaTrainConfig, read_yaml(path), str(path)), data=str(find_released(TRAINING)))
+    return replace(build_config(MetaTrainConfig, _read_settings(name), name), data=str(find_released(TRAINING)))
 
 
 def _build_trained(name: str, folder: Path) -> None:
@@ -104,7 +112,7 @@ def _build_trained(name: str, folder: Path) -> None:
         print(f"preparing {name} from the difference that meta-training made", flush=True)
         add_difference(base_folder, shipped_folder(name), card, folder)
         return
-    print(f"preparing {name}: meta-training with MetaTrain/{SETTINGS[name]}.yaml", flush=True)
+    print(f"preparing {name}: meta-training it on {TRAINING}", flush=True)
     states = training_folder(artefact_folder(name))
     run_meta_training(config, folder, states)
     shutil.rmtree(states, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from propmeta_edit.baselines.cake import make_rephrasings, origin_of_rephrasings, origin_of_training_pairs
@@ -37,6 +38,7 @@ CORE = (  # the base's rows together: it is loaded once
     Variant("MetaFT", checkpoint="metaft"),
 )
 BOUND = Variant("MetaFT-bound", checkpoint="bound", edits_as_trained=True, settings={"batch_size": 4})
+BOUND_SEEDS = tuple(replace(BOUND, name=f"MetaFT-bound-seed{seed}", checkpoint=f"bound-seed{seed}") for seed in (1, 2))
 GUESSES = (  # rows without a model
     Variant("newest-object", edit="newest object"),
     Variant("commonest-answer", edit="commonest answer"),
@@ -66,7 +68,7 @@ OTHERS = (  # other ways to fine-tune
     Variant("FT-M", edit="FT", hparams="FT-M"),
     Variant("LoRA", edit="LoRA"),
 )
-METHODS = {variant.name: variant for variant in (*CORE, BOUND, *OTHERS, *CONTROLS, *GUESSES)}
+METHODS = {variant.name: variant for variant in (*CORE, BOUND, *OTHERS, *CONTROLS, *BOUND_SEEDS, *GUESSES)}
 NOTES = (
     "accuracy: portability by ten-token containment: an accepted answer to the multi-hop question occurs in ten greedy tokens "
     "after `Question: ...\\nAnswer: The answer is`.",
