@@ -1,9 +1,9 @@
 """The small model on the paper's own data: made on first use from files that the user names, since none of them is shipped.
 
 ``smollm2-135m-real`` is SmolLM2 taught the single hops of CRE and MQuAKE-CF-3k; ``smollm2-135m-real-metaft`` and
-``smollm2-135m-real-bound`` are meta-trained on CRE's training file from it (the latter with other seeds too). The files are found in the folder that
-``PROPMETA_DATA`` names. What the trainings changed comes with the package (a LoRA and differences; no record of the data), and
-saves them wherever the files are the same to the bit.
+``smollm2-135m-real-bound`` are meta-trained on CRE's training file from it (the latter with other seeds too). The files are found
+in the folder that ``PROPMETA_DATA`` names. What the trainings changed comes with the package (a LoRA and differences; no record of
+the data), and saves them wherever the files are the same to the bit.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _build_trained(name: str, folder: Path) -> None:
 
 def _has_same_tasks(card: Mapping[str, Any], config: MetaTrainConfig) -> bool:
     """Whether a checkpoint was meta-trained as ``config`` says, wherever the file and the device were."""
-    both = (MetaTrainConfig(**card["settings"]), config)
+    both = (build_config(MetaTrainConfig, card["settings"], "the card of a checkpoint"), config)
     then, now = (replace(one, data="", device="auto", dtype="fast").decisive for one in both)
     return then == now and card["tasks_sha256"] == hash_of_tasks(load_tasks(config)[0])
 

@@ -19,7 +19,6 @@ from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, defau
 from propmeta_edit.errors import ModelError
 from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import DataSet, choose_cases
-from propmeta_edit.finetune.compiled import compiled_if
 from propmeta_edit.finetune.learning import Learning
 from propmeta_edit.finetune.memory import bytes_of_edits, bytes_of_training
 from propmeta_edit.finetune.weights import only_trainable
@@ -139,7 +138,7 @@ def try_tasks(config: MetaTrainConfig, tasks: Sequence[MetaTask], steps: int = 3
     seconds: list[float] = []
     learning: list[Learning] = []
     begun = time.perf_counter()
-    with only_trainable(model, parameters), compiled_if(config.compile, model, parameters)():
+    with only_trainable(model, parameters):
         for number in range(steps):
             some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
             started = time.perf_counter()
