@@ -40,6 +40,8 @@ class EncodedBatch:
             nothing predicts it. Found from ``labels`` once, so that no step of a loop has to wait for the device to count them.
         written: [B, W], int64; the positions that an inner step writes at, filled up with -1; None where it writes at all of them.
         answer_lengths: [B], int64; how many answer tokens each text has.
+        read: [R], int64, on the CPU; of all B·T tokens the numbers of those on which the prediction of an answer token depends: the
+            others are padding, or stand last.
     """
 
     input_ids: torch.Tensor
@@ -48,12 +50,16 @@ class EncodedBatch:
     written: torch.Tensor | None = None
     scored: torch.Tensor = field(init=False)
     answer_lengths: torch.Tensor = field(init=False)
+    read: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         is_scored = self.labels[:, 1:] != IGNORED
         texts, positions = is_scored.nonzero(as_tuple=True)
         object.__setattr__(self, "scored", torch.stack([texts, positions + 1]))
         object.__setattr__(self, "answer_lengths", is_scored.sum(dim=1))
+        is_read = is_scored.flip(1).cummax(dim=1).values.flip(1)  # before a later answer token
+        is_read = torch.cat([is_read, is_read.new_zeros(len(is_read), 1)], dim=1)
+        object.__setattr__(self, "read", is_read.flatten().nonzero()[:, 0].cpu())
 
     def to(self, device: torch.device | str) -> EncodedBatch:
         """The same batch on another device."""

@@ -233,3 +233,13 @@ def test_a_fact_with_a_subject_is_tokenised_once(tokenizer):
     [plain] = encode_requests(TextEncoder(tokenizer), [[EditRequest("Ann Lee lives in", "Peru")]])
     assert torch.equal(batch.input_ids, plain.input_ids) and torch.equal(batch.labels, plain.labels)
     assert batch.written is not None and plain.written is None
+
+
+def test_a_batch_knows_the_tokens_that_its_answers_depend_on():
+    """All before a text's last answer token: no padding, not what stands behind it, and nothing of a text without an answer."""
+    batch = collate(
+        [([5, 6, 7, 8], [IGNORED, IGNORED, 7, 8]), ([5, 6], [IGNORED, 6]), ([5, 6, 7], [IGNORED] * 3), ([5, 6, 7], [5, 6, 7])]
+    )
+    assert batch.read.tolist() == [0, 1, 2, 4, 12, 13]
+    with_gap = collate([([5, 6, 7, 8, 9], [IGNORED, 6, IGNORED, 8, IGNORED])])
+    assert with_gap.read.tolist() == [0, 1, 2]
