@@ -13,7 +13,7 @@ from propmeta_edit.errors import ConfigError, record_named
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.learning import Learning, read_learning, warn_of_unlearnt
 from propmeta_edit.finetune.many_edits import learnt_edits
-from propmeta_edit.finetune.memory import bytes_of_edits
+from propmeta_edit.finetune.memory import bytes_of_a_result, bytes_of_edits, bytes_of_factors
 from propmeta_edit.finetune.single_edit import Computed, compute_facts, require_finite
 from propmeta_edit.models.devices import device_of, free_memory
 from propmeta_edit.models.layers import select_parameters
@@ -105,8 +105,9 @@ def edit_many(
         _check_each(TextEncoder(tokenizer, plain.config), several)
         base = take_base(plain)
         state: dict[str, Any] = {"transposed": find_transposed(plain, before), "fingerprints": take_fingerprints(before)}
-        at_once = at_once or choose_at_once(before, free_memory(device_of(before)))
         device = plain.device if keep_on_device else torch.device("cpu")
+        free = free_memory(device_of(before))
+        at_once = at_once or choose_at_once(before, settings, free, keeps_results=device == plain.device)
         for start in range(0, len(several), at_once):
             some = several[start : start + at_once]
             computed = _write_each(plain, tokenizer, some, settings, device)
@@ -155,10 +156,18 @@ def _write_each(
         return computed
 
 
-def choose_at_once(edited: Mapping[str, torch.Tensor], free_bytes: int) -> int:
-    """How many edits to learn side by side: each takes what the inner loop holds, and a result."""
+def choose_at_once(edited: Mapping[str, torch.Tensor], settings: EditSettings, free_bytes: int, keeps_results: bool = True) -> int:
+    """How many edits to learn side by side: each takes what the inner loop holds, and a result.
+
+    Args:
+        keeps_results: False where each result leaves the device before the next one is made; told apart for edits of low rank, of
+            which a result is nearly all.
+    """
     sizes = [value.nbytes for value in edited.values()]
-    return fit_into(free_bytes, bytes_of_edits(sizes) + sum(sizes))
+    if not settings.is_low_rank:
+        return fit_into(free_bytes, bytes_of_edits(sizes) + sum(sizes))
+    each = bytes_of_factors({name: value.shape for name, value in edited.items()}, settings)
+    return fit_into(free_bytes - 2 * bytes_of_a_result(sizes), each + keeps_results * sum(sizes))
 
 
 def fit_into(free_bytes: int, bytes_an_edit: int) -> int:

@@ -83,7 +83,7 @@ def require_input_moments(model: LanguageModel, weights: Iterable[str]) -> Input
 
 
 def _shared(moments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same with one tensor for those modules beside each other whose moments are alike to the bit: they read the same states."""
+    """The same with one tensor for those modules beside each other whose moments are the same to the bit: they read the same."""
     found: dict[str, torch.Tensor] = {}
     for module, value in moments.items():
         beside = [other for name, other in found.items() if name.rpartition(".")[0] == module.rpartition(".")[0]]

@@ -243,7 +243,7 @@ def compute_validation(
         ModelError: the edits do not fit in memory.
     """
     parameters = select_parameters(model, settings.layers, settings.modules)
-    at_once = min(EDITS_AT_ONCE, choose_at_once(parameters, free_memory(device_of(parameters))))
+    at_once = min(EDITS_AT_ONCE, choose_at_once(parameters, settings, free_memory(device_of(parameters))))
     scores = {}
     for name, cases in validation.items():
         right: list[bool] = []

@@ -688,12 +688,25 @@ def test_as_many_at_once_as_the_memory_allows(model, edits, tokenizer, monkeypat
     size = sum(value.nbytes for value in edited.values())
     largest = max(value.nbytes for value in edited.values())
     each = 2 * (4 * size + largest)  # its weights, two moments, one gradient, a result; half of the memory is for texts
-    assert [choose_at_once(edited, free) for free in (0, each - 1, 2 * each - 1, 2 * each, 1000 * each)] == [1, 1, 1, 2, 64]
+    settings = hparams().edit
+    assert [choose_at_once(edited, settings, n) for n in (0, each - 1, 2 * each - 1, 2 * each, 1000 * each)] == [1, 1, 1, 2, 64]
     asked = []
     monkeypatch.setattr("propmeta_edit.edits.compute.free_memory", lambda device: asked.append(device) or 2 * each)
     found = edit_many(model, tokenizer, REQUESTS, hparams())
     assert asked == [model.device] and len(found) == len(REQUESTS)
     assert free_memory(model.device) > 0
+
+
+def test_more_edits_of_low_rank_fit_into_the_same_memory():
+    """Their factors alone where a result leaves before the next one is made; else a result each; one is put together at a time."""
+    edited = {"mlp.up.weight": torch.zeros(400, 300), "mlp.up.bias": torch.zeros(400), "mlp.down.weight": torch.zeros(300, 400)}
+    sizes = [value.nbytes for value in edited.values()]
+    settings = EditSettings([0], num_inner_steps=5, inner_step="whitened", positions="subject")
+    factors, one_result = 4 * 5 * 3 * 2 * 700, sum(sizes) + 2 * max(sizes)
+    free = 2 * (one_result + 3 * factors)
+    assert choose_at_once(edited, settings, free, keeps_results=False) == 3
+    assert choose_at_once(edited, settings, 2 * (one_result + 3 * (factors + sum(sizes)))) == 3
+    assert choose_at_once(edited, EditSettings([0]), free) == 1
 
 
 def test_an_edit_from_what_another_method_returned(model, tokenizer):

@@ -43,7 +43,9 @@ AT_8B = {  # the last layer is edited where memory alone is asked for: no block 
     "64 edits": {"at_once": 64, "layer": 31, "steps": 2},
     "task": {"kind": "task", "layer": 31, "steps": 2},
     "4 tasks": {"kind": "task", "at_once": 4, "layer": 31, "steps": 2},
-    "64 edits of low rank": {"at_once": 64, "layer": 31, "steps": 2, "inner_step": "whitened"},
+    "edit of low rank": {"at_once": 1, "layer": 31, "steps": 10, "inner_step": "whitened"},
+    "64 edits of low rank": {"at_once": 64, "layer": 31, "steps": 10, "inner_step": "whitened"},
+    "4 tasks of low rank": {"kind": "task", "at_once": 4, "layer": 31, "steps": 2, "inner_step": "whitened"},
     "statistics": {"kind": "statistics", "layer": [4, 5, 6, 7, 8]},
     "4 tasks of rank 16": {"kind": "task", "at_once": 4, "layer": 31, "steps": 2, "rank": 16},
 }
@@ -109,10 +111,20 @@ def test_a_plan_says_what_edits_take(at_8b, plan, name, num_edits, goal):
     assert peak == pytest.approx(goal, rel=0.01), "three copies an edit and one gradient"
 
 
+@pytest.mark.parametrize(("name", "num_edits"), [("edit of low rank", 1), ("64 edits of low rank", 64)])
+def test_a_plan_says_what_edits_of_low_rank_take(at_8b, plan, monkeypatch, name, num_edits):
+    """As for a checkpoint whose card says how it was meta-trained: the model, inverse moments, factors, and one result."""
+    peak = at_8b[name]["peak"] / GIB
+    bench = Bench(plan.model, "llama3-8b", "cpu", "bfloat16", edits_at_once=num_edits, checkpoints={"bound": plan.model})
+    settings = {"layers": [31], "inner_step": "whitened", "positions": "subject", "num_inner_steps": 10, "inner_lr": 0.1}
+    monkeypatch.setattr(cost, "read_checkpoint_card", lambda folder: {"settings": settings})
+    assert cost.estimate_memory(METHODS["MetaFT-bound"], bench)[0] == pytest.approx(peak, rel=0.03)
+
+
 def test_64_edits_of_low_rank_take_less_than_eight_others(at_8b):
     """No copy of a matrix is made while they are learnt, and of their results one at a time."""
     peak = at_8b["64 edits of low rank"]["peak"] / GIB
-    assert peak == pytest.approx(17.87, rel=0.01) and peak < at_8b["8 edits"]["peak"] / GIB
+    assert peak == pytest.approx(18.15, rel=0.01) and peak < at_8b["8 edits"]["peak"] / GIB
 
 
 @pytest.mark.parametrize(
@@ -120,6 +132,7 @@ def test_64_edits_of_low_rank_take_less_than_eight_others(at_8b):
     [
         ("task", {}, 19.65),
         ("4 tasks", {"tasks_per_step": 4}, 27.6),
+        ("4 tasks of low rank", {"tasks_per_step": 4, "inner_step": "whitened", "positions": "subject"}, 19.14),
         ("4 tasks of rank 16", {"tasks_per_step": 4, "rank": 16}, 15.03),
     ],
 )
