@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from propmeta_edit.edits import identity
+from propmeta_edit.edits import compute, identity
 from propmeta_edit.edits.compute import choose_at_once, compute_edit, edit_many
 from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, merge_edits, standing_edits, take_base
 from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
@@ -695,6 +695,24 @@ def test_as_many_at_once_as_the_memory_allows(model, edits, tokenizer, monkeypat
     found = edit_many(model, tokenizer, REQUESTS, hparams())
     assert asked == [model.device] and len(found) == len(REQUESTS)
     assert free_memory(model.device) > 0
+
+
+def test_facts_of_one_length_are_learnt_side_by_side_and_come_back_in_their_order(model, tokenizer, monkeypatch):
+    """Four edits, two at once: the short ones together and the long ones."""
+    long = [
+        EditRequest(f"The capital of the country in which {name} was born and lives is", "Lima in Peru") for name in ("Ann", "Bob")
+    ]
+    requests = [REQUESTS[0], long[0], EditRequest("Bob Day lives in", "Peru", "Bob Day"), long[1]]
+    seen, learn = [], compute.learnt_edits
+    monkeypatch.setattr(
+        compute, "learnt_edits", lambda *given: seen.append([request.prompt for [request] in given[2]]) or learn(*given)
+    )
+    found = edit_many(model, tokenizer, requests, hparams(), at_once=2)
+    assert [set(prompts) for prompts in seen] == [{requests[0].prompt, requests[2].prompt}, {one.prompt for one in long}]
+    assert [edit.requests for edit in found] == [(request,) for request in requests]
+    alone = compute_edit(model, tokenizer, long[0], hparams())
+    for name, value in alone.weights.items():
+        torch.testing.assert_close(found[1].weights[name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_more_edits_of_low_rank_fit_into_the_same_memory():
