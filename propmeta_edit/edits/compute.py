@@ -12,6 +12,7 @@ from propmeta_edit.edits.identity import take_fingerprints
 from propmeta_edit.errors import ConfigError, record_named
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.learning import Learning, read_learning, warn_of_unlearnt
+from propmeta_edit.finetune.low_rank import LowRankWeights
 from propmeta_edit.finetune.many_edits import learnt_edits
 from propmeta_edit.finetune.memory import bytes_of_edits
 from propmeta_edit.finetune.single_edit import Computed, compute_facts, require_finite
@@ -57,11 +58,11 @@ def compute_edit(
     requests = as_requests(request)
     with owned(model) as plain:
         settings, about = _settle(plain, hparams)
-        weights, learning, factors = compute_facts(plain, tokenizer, requests, settings)
+        weights, learning = compute_facts(plain, tokenizer, requests, settings)
         warn_of_unlearnt([requests], learning)
         before = {name: plain.get_parameter(name).data for name in weights}
         state: dict[str, Any] = {"transposed": find_transposed(plain, weights), "learning": learning[0] if learning else None}
-        return Edit(tuple(requests), weights, before, take_base(plain), *about, **state, factors=factors)
+        return Edit(tuple(requests), weights, before, take_base(plain), *about, **state)
 
 
 def edit_many(
@@ -113,7 +114,8 @@ def edit_many(
             learning += [went for one in computed for went in one.learning]
             for own, one in zip(some, computed, strict=True):
                 went = one.learning[0] if one.learning else None
-                edits.append(Edit(tuple(own), one.weights, before, base, *about, **state, learning=went, factors=one.factors))
+                moved = {name: before[name] for name in one.weights}
+                edits.append(Edit(tuple(own), one.weights, moved, base, *about, **state, learning=went))
     warn_of_unlearnt(several, learning)
     return edits
 
@@ -148,10 +150,9 @@ def _write_each(
         how = read_learning(losses, settings.num_inner_steps)
         computed = []
         for number in range(len(several)):
-            factors = adapted.factors(number)
-            kept = None if factors is None else {path: (a.to(device), b.to(device)) for path, (a, b) in factors.items()}
-            weights = {name: value.to(device) for name, value in adapted.take(number).items()}
-            computed.append(Computed(weights, how[number : number + 1], kept))
+            own = adapted.take(number)
+            weights = own.to(device) if isinstance(own, LowRankWeights) else {n: value.to(device) for n, value in own.items()}
+            computed.append(Computed(weights, how[number : number + 1]))
         return computed
 
 

@@ -252,17 +252,17 @@ def test_many_facts_in_one_edit_are_a_matrix_once_that_is_smaller(tokenizer, mon
     settings = replace(WHITENED, num_inner_steps=12, modules="mlp")
     edits = [[EditRequest(f"Ann Lee number {n} lives in", "Peru") for n in range(4)]]
     with many_edits(model, tokenizer, edits, settings) as changes:
-        folded, few = changes.take(0), changes.factors(0)
+        folded = changes.take(0)
     monkeypatch.setattr("propmeta_edit.finetune.low_rank._most_factors", lambda *widths: 10**9)
     with many_edits(model, tokenizer, edits, settings) as changes:
-        kept, many = changes.take(0), changes.factors(0)
-    path = "model.layers.1.mlp.down_proj"
-    assert len(few[path][0]) < len(many[path][0])
+        kept = changes.take(0)
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert len(folded.factors[name][0]) < len(kept.factors[name][0])
     for name, value in kept.items():
         torch.testing.assert_close(folded[name], value)
-    for one in (few, many):
-        a, b = one[path]
-        torch.testing.assert_close(model.get_parameter(f"{path}.weight") + b @ a, kept[f"{path}.weight"])
+    for one in (folded, kept):
+        a, b = one.factors[name]
+        torch.testing.assert_close(model.get_parameter(name) + b @ a, kept[name])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
