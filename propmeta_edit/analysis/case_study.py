@@ -159,6 +159,12 @@ def with_subject(case: Case, subject: str) -> Case:
     return replace(case, edits=(moved,), question=replace(case.question, text=case.question.text.replace(own, subject, 1)))
 
 
+def make_twin(case: Case, companion: Case) -> Case:
+    """A fact of one kind with the case's: its words about the companion's subject, with the companion's object."""
+    moved = with_subject(case, str(companion.edits[0].subject))
+    return replace(moved, edits=(replace(moved.edits[0], target_new=companion.edits[0].target_new),))
+
+
 def _read_lens(model: LanguageModel, states: torch.Tensor, tokens: Sequence[int]) -> dict[str, Any]:
     log_probs, ranks = read_tokens(model, states, tokens)
     return {"log_prob": [[[round(v, 4) for v in p] for p in layer] for layer in log_probs.tolist()], "rank": ranks.tolist()}
