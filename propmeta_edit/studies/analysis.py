@@ -175,8 +175,8 @@ def analysis(options: AnalysisOptions) -> None:
     tensor by tensor) and MetaFT; MetaFT-bound on request. The parts: states (by layer and position, what the logit lens says of
     the new object and of the answer on the two-hop prompt; and which positions' states, put from the edited run into the unedited
     one after a block, bring the answer along), weights (size, rank and direction of the change that an edit makes, from the base
-    on to the meta-trained model), gains (which cases MetaFT wins and loses against FT, by relation, entity type and how sure the unedited model was).
-    Whatever is finished stays in the output folder; the same command goes on from there.
+    on to the meta-trained model), gains (which cases MetaFT wins and loses against FT, by relation, entity type and how sure the
+    unedited model was). Whatever is finished stays in the output folder; the same command goes on from there.
     """
     arms, output = read_arms(options), Path(options.output)
     if options.plan:

@@ -127,13 +127,13 @@ def test_a_saved_edit_takes_what_is_counted(tokenizer, tmp_path):
     model = tiny.make_model("llama", dtype=torch.float32)
     weights = {name: value.shape for name, value in select_parameters(model, [1]).items()}
     give_input_moments(model, {name.removesuffix(".weight"): torch.eye(shape[1]) for name, shape in weights.items()})
-    settings = EditSettings([1], num_inner_steps=3, inner_step="whitened", positions="subject")
+    settings = EditSettings([1], num_inner_steps=1, inner_step="whitened", positions="subject")
     edit = compute_edit(model, tokenizer, EditRequest("Ann Lee lives in", "Peru", "Ann Lee"), settings)
     edit.save(tmp_path / "edit")
     file = tmp_path / "edit" / "edit_model.safetensors"
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
     [rank] = {len(a) for a, _ in edit.factors.values()}
-    assert rank % 3 == 0 < rank and file.stat().st_size - header == saved_bytes(weights, dict.fromkeys(PROJECTIONS, rank), 4)
+    assert file.stat().st_size - header == saved_bytes(weights, dict.fromkeys(PROJECTIONS, rank), 4)
 
 
 @pytest.mark.parametrize(
