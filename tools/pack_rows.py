@@ -22,7 +22,7 @@ from propmeta_edit.records import Case
 from propmeta_edit.studies.table2 import PAPERS_OWN, load_asked
 
 FURTHER = ("mquake-4hop",)  # sets that are asked besides those of the folder, where it has them
-ASKED_TOGETHER, MQUAKE_CASES = (2, 4, 8), 300
+ASKED_TOGETHER, MQUAKE_CASES = (2, 4, 8, 16), 300
 Cases = Mapping[tuple[str, str], Case]  # by data set and id
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from propmeta_edit.evaluation.companions import SEEN
-from propmeta_edit.evaluation.counts import COUNTS, compare_counts
+from propmeta_edit.evaluation.counts import ACCURACY, COUNTS, TOLD_APART, case_of, compare_counts, group_of, told_apart_counts
 from propmeta_edit.evaluation.rows import Row, select_rows
 from propmeta_edit.evaluation.statistics import compare_paired
 from propmeta_edit.evaluation.tables import frame_to_markdown, markdown_table
 from propmeta_edit.files import write_text_atomically
 
-PARTS = tuple(one for one in COUNTS if one.column in ("leak", "net"))
+PARTS = (ACCURACY, *(one for one in COUNTS if one.column in ("leak", "net")))
+Recipes = Mapping[str, Sequence[str]]  # by a name for them all: the methods that are one recipe, meta-trained several times
 UNEDITED = "unedited"  # the row of the base as it is
 
 
@@ -45,16 +47,34 @@ def compare_with(rows: Sequence[Row], reference: str, ceiling: str = "in-context
 
 
 def compare_parts(rows: Sequence[Row], reference: str) -> list[dict[str, Any]]:
-    """Leak and net of each other method against ``reference``, on the cases both have; without those that have no pairs."""
+    """Accuracy, leak and net of each other method against ``reference``, on the cases both have, and what of groups of facts is
+    told apart; without those that have no pairs. The intervals are over what ``group_of`` says, or over groups of facts."""
     entries = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         standard = select_rows(rows, reference, dataset)
         for method in dict.fromkeys(row.method for row in rows if row.dataset == dataset and row.method != reference):
-            for one in PARTS:
-                found = compare_counts(select_rows(rows, method, dataset), standard, one)
+            own = select_rows(rows, method, dataset)
+            k = own[0].tags.get(TOLD_APART)
+            counts, group = (PARTS, group_of) if k is None else (told_apart_counts(int(k))[:1], case_of)
+            for one in counts:
+                found = compare_counts(own, standard, one, group)
                 if found is not None:
                     entries.append({"dataset": dataset, "method": method, "reference": reference, "measure": one.column, **found})
     return entries
+
+
+def pool(rows: Sequence[Row], recipes: Recipes) -> list[Row]:
+    """The rows of each recipe's methods as those of one, on the cases that all of them have; none where one has no row.
+
+    Their means are over meta-trainings too, but an interval over cases says nothing of how those differ.
+    """
+    pooled: list[Row] = []
+    for name, methods in recipes.items():
+        for dataset in dict.fromkeys(row.dataset for row in rows if row.method in methods):
+            own = [select_rows(rows, method, dataset) for method in methods]
+            shared = set.intersection(*({row.case_id for row in one} for one in own))
+            pooled += [replace(row, method=name) for one in own for row in one if row.case_id in shared]
+    return pooled
 
 
 def parts_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -64,7 +84,7 @@ def parts_table(entries: Sequence[dict[str, Any]]) -> pd.DataFrame:
             "data set": e["dataset"],
             "method": e["method"],
             "measure": e["measure"],
-            "pairs": e["n"],
+            "n": e["n"],
             "difference": _in_points(e),
             "p": f"{e['p_value']:.3f}",
         }
@@ -98,22 +118,30 @@ def break_down(rows: Sequence[Row], tag: str) -> pd.DataFrame:
     return cells.sort_values(["data set", "n"], ascending=[True, False])
 
 
-def write_comparisons(rows: Sequence[Row], folder: str | Path, references: Sequence[str], num_examples: int = 5) -> str:
+def write_comparisons(
+    rows: Sequence[Row], folder: str | Path, references: Sequence[str], num_examples: int = 5, recipes: Recipes | None = None
+) -> str:
     """Write ``comparisons.json`` and ``comparisons.md`` (comparisons, breakdowns, examples of each method), which is returned.
 
-    Every row is compared with each of ``references`` on the cases that both have.
+    Every row is compared with each of ``references`` on the cases that both have, and so are all meta-trainings of a recipe
+    together.
     """
+    everything, rows = [*rows, *pool(rows, recipes or {})], [row for row in rows if TOLD_APART not in row.tags]
     entries, lines = [], []
     for reference in references:
         found = compare_with(rows, reference)
         entries += found
         lines += [f"## Against {reference}, paired", "", frame_to_markdown(comparison_table(found))] if found else []
-        parted = compare_parts(rows, reference)
+        parted = [one for one in compare_parts(everything, reference) if reference not in (recipes or {}).get(one["method"], ())]
         entries += parted
-        lines += [f"## Leak and net against {reference}, paired", "", frame_to_markdown(parts_table(parted))] if parted else []
+        lines += [f"## Over groups, against {reference}, paired", "", frame_to_markdown(parts_table(parted))] if parted else []
     lines = lines or ["(nothing to compare)", ""]
     lines += ["Difference in points with its 95 % bootstrap interval; p: McNemar's exact test.", ""]
-    lines += ["Leak and net: over pairs of subjects, intervals and p by bootstrap over entity and relation.", ""]
+    lines += [
+        "Over groups: intervals and p by bootstrap over entity and relation, or over groups of facts where they are told apart; "
+        "n: cases, pairs of subjects (leak, net) or facts, of all meta-trainings together where a recipe has several.",
+        "",
+    ]
     for tag in ("entity_type", "relation", *SEEN, "hops", "last hop"):
         parts = break_down(rows, tag)
         if not parts.empty:

@@ -133,6 +133,9 @@ COUNTS = (
 )
 
 
+ACCURACY = Count("accuracy", "accuracy %", lambda row: [float(row.correct)])
+
+
 def told_apart_counts(k: int) -> tuple[Count, Count]:
     """Of k facts of one kind in one edit: each asked, the share that is right, and that is another one's answer."""
     return (
@@ -149,6 +152,11 @@ def group_of(row: Row) -> tuple[str, ...]:
     if "entity_name" in row.tags:
         return row.tags["entity_name"], row.tags.get("relation", "")
     return row.tags.get("relation", ""), row.answers[0] if row.answers else ""
+
+
+def case_of(row: Row) -> str:
+    """A group of its own for each case: for those that are groups of facts."""
+    return row.case_id
 
 
 def count(rows: Sequence[Row], counts: Sequence[Count], group: Callable[[Row], Any] = group_of) -> dict[str, Any]:
@@ -177,15 +185,19 @@ def _sum_by_group(rows: Sequence[Row], one: Count, group: Callable[[Row], Any] =
     return sums
 
 
-def compare_counts(first: Sequence[Row], second: Sequence[Row], one: Count) -> dict[str, Any] | None:
+def compare_counts(
+    first: Sequence[Row], second: Sequence[Row], one: Count, group: Callable[[Row], Any] = group_of
+) -> dict[str, Any] | None:
     """A count of one method minus that of another, on the cases both have, with its 95 % bootstrap interval over groups.
+
+    Either may have several rows a case, of several meta-trainings: the difference is then one of means over them.
 
     Returns:
         ``n`` (pairs or questions of the first), ``difference``, ``low``, ``high`` and ``p_value``, two-sided by the same bootstrap
         (no smaller than 1 / 1,000); None where fewer than two groups have values in both.
     """
     shared = {row.case_id for row in first} & {row.case_id for row in second}
-    sums = [_sum_by_group([row for row in rows if row.case_id in shared], one) for rows in (first, second)]
+    sums = [_sum_by_group([row for row in rows if row.case_id in shared], one, group) for rows in (first, second)]
     groups = sorted(set(sums[0]) & set(sums[1]))
     if len(groups) < 2:
         return None
@@ -214,4 +226,4 @@ def _interval(sums: Mapping[Any, Sequence[float]]) -> list[float]:
 def count_told_apart(rows: Sequence[Row], k: int) -> dict[str, Any]:
     """The same of rows that are groups of k facts, each a group of its own."""
     own = [row for row in rows if row.tags.get(TOLD_APART) == str(k)]
-    return {**count(own, told_apart_counts(k), lambda row: row.case_id), f"told_apart_{k}_groups": len(own)}
+    return {**count(own, told_apart_counts(k), case_of), f"told_apart_{k}_groups": len(own)}

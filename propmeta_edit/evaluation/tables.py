@@ -168,7 +168,8 @@ def _filled_columns(rows: Sequence[Mapping[str, str]]) -> str:
 
 def _cells_of(entry: Mapping[str, Any]) -> dict[str, str]:
     """A line of the table by the titles of its columns; a dash where there is nothing to say."""
-    seconds, rate = entry["seconds_per_edit"], entry["cases_per_second"]
+    seconds = entry["seconds_per_edit"]
+    rate = None if seconds is None else entry["cases_per_second"]  # of rows that edit
     measured = {m.title: _percent(entry[m.column], entry.get(f"{m.column}_ci95")) for m in MEASURES}
     if _is_barely_written(entry):
         measured["efficacy %"] += " ‡"

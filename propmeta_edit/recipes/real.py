@@ -1,9 +1,9 @@
 """The small model on the paper's own data: made on first use from files that the user names, since none of them is shipped.
 
 ``smollm2-135m-real`` is SmolLM2 taught the single hops of CRE and MQuAKE-CF-3k; ``smollm2-135m-real-metaft`` and
-``smollm2-135m-real-bound`` are meta-trained on CRE's training file from it (the latter with other seeds too). The files are found in the folder that
-``PROPMETA_DATA`` names. What the trainings changed comes with the package (a LoRA and differences; no record of the data), and
-saves them wherever the files are the same to the bit.
+``smollm2-135m-real-bound`` are meta-trained on CRE's training file from it, the latter with two other seeds too. The files are
+found in the folder that ``PROPMETA_DATA`` names. What the first three trainings changed comes with the package (a LoRA and
+differences; no record of the data), and saves them wherever the files are the same to the bit.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Bench:
         with self._taking_turns:
             if not self._loaded:
                 self._loaded = [(hparams, *hparams.load_model()) for hparams in (self._ft, self._metaft)]
-            columns: list[tuple[list[str], list[float]]] = []
+            columns: list[tuple[list[str], dict[int, float]]] = []
             for hparams, model, tokenizer in self._loaded:
                 edit = compute_edit(model, tokenizer, fact, hparams)
                 views = [EditedModel(model, edit)] if columns else [EditedModel(model), EditedModel(model, edit)]
@@ -112,11 +112,12 @@ def _plain_settings(model: str | None, metaft: MetaFTHyperParams, device: str) -
     return replace(metaft, model_name=read_checkpoint_card(resolve_model_folder(model))["base_model"])
 
 
-def _ask(view: EditedModel, tokenizer: Any, prompts: Sequence[tuple[str, str]]) -> tuple[list[str], list[float]]:
+def _ask(view: EditedModel, tokenizer: Any, prompts: Sequence[tuple[str, str]]) -> tuple[list[str], dict[int, float]]:
+    """What is said to each prompt, and by its number the likelihood of the answer that is expected, where one is."""
     said = [first_line(text) for text in view.answer(tokenizer, [prompt for prompt, _ in prompts])]
-    expected = [(prompt, answer or "-") for prompt, answer in prompts]
-    nats = view.through(weigh_answers, tokenizer, expected)
-    return said, (-nats).exp().tolist()
+    expected = {number: pair for number, pair in enumerate(prompts) if pair[1]}
+    nats = view.through(weigh_answers, tokenizer, list(expected.values()))
+    return said, dict(zip(expected, (-nats).exp().tolist(), strict=True))
 
 
 def read_questions(text: str) -> list[tuple[str, str]]:

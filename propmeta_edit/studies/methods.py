@@ -68,6 +68,10 @@ OTHERS = (  # other ways to fine-tune
     Variant("FT-M", edit="FT", hparams="FT-M"),
     Variant("LoRA", edit="LoRA"),
 )
+RECIPES = {  # meta-trained with three seeds
+    "MetaFT, three seeds": ("MetaFT", "MetaFT-seed1", "MetaFT-seed2"),
+    "MetaFT-bound, three seeds": (BOUND.name, *(variant.name for variant in BOUND_SEEDS)),
+}
 METHODS = {variant.name: variant for variant in (*CORE, BOUND, *OTHERS, *CONTROLS, *BOUND_SEEDS, *GUESSES)}
 NOTES = (
     "accuracy: portability by ten-token containment: an accepted answer to the multi-hop question occurs in ten greedy tokens "

@@ -22,7 +22,7 @@ from propmeta_edit.recipes.released import find_released
 from propmeta_edit.recipes.splits import Split, is_released, kind_of
 from propmeta_edit.studies import published
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
-from propmeta_edit.studies.methods import BOUND, CORE, METHODS, NOTES, find_methods
+from propmeta_edit.studies.methods import BOUND, CORE, METHODS, NOTES, RECIPES, find_methods
 from propmeta_edit.studies.pictures import draw_leaks, draw_plane, draw_told_apart
 
 NUM_GROUPS = 100  # of facts that are told apart, a data set
@@ -147,7 +147,7 @@ def write_table2(results: Results, options: StudyOptions) -> str:
         picture = draw(summary)
         if picture is not None:
             save_figure(picture, results.folder / f"{name}.png")
-    write_comparisons([row for row in rows if TOLD_APART not in row.tags], results.folder, ("FT", "MetaFT"))
+    write_comparisons(rows, results.folder, ("FT", "MetaFT"), recipes=RECIPES)
     return (
         f"{text}\npaired comparisons with FT and MetaFT, breakdowns and examples: {results.folder / 'comparisons.md'}\n"
         f"all on one page: propmeta-edit report {shlex.quote(str(results.folder))}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
-from propmeta_edit.evaluation.comparisons import break_down, compare_with, write_comparisons
+from propmeta_edit.evaluation.comparisons import break_down, compare_parts, compare_with, pool, write_comparisons
+from propmeta_edit.evaluation.counts import TOLD_APART
 from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.statistics import compare_paired, wilson_interval
 
@@ -64,6 +66,33 @@ def test_only_shared_cases_are_compared():
     assert compare_with(ROWS, "ROME") == []
 
 
+RECIPES = {"MetaFT, two seeds": ("MetaFT", "MetaFT-seed1")}
+SEEDS = [*ROWS, *make_rows("MetaFT-seed1", [False, True, False, False])]
+
+
+def test_seeds_are_pooled_on_the_cases_that_all_of_them_have():
+    pooled = pool(SEEDS, RECIPES)
+    assert {row.method for row in pooled} == {"MetaFT, two seeds"} and len(pooled) == 8, "c4 has one seed alone"
+    assert pool(ROWS, RECIPES) == [], "a seed is missing"
+    (found,) = [one for one in compare_parts([*SEEDS, *pooled], "FT") if one["method"] == "MetaFT, two seeds"]
+    assert (found["measure"], found["n"], found["difference"]) == ("accuracy", 8, pytest.approx(4 / 8 - 1 / 4))
+
+
+def test_groups_of_facts_are_compared_by_what_is_told_apart():
+    """Of two groups of two facts, FT tells one fact apart and MetaFT three."""
+
+    def groups(method, verdicts):
+        asked = [
+            [{"kind": "together", "after": " yes" if v else " no", "answers": ["yes"], "against": []} for v in g] for g in verdicts
+        ]
+        rows = make_rows(method, [True, True])
+        return [replace(row, probes=tuple(own), tags={TOLD_APART: "2"}) for row, own in zip(rows, asked, strict=True)]
+
+    rows = [*groups("FT", [(True, False), (False, False)]), *groups("MetaFT", [(True, True), (False, True)])]
+    (found,) = compare_parts(rows, "FT")
+    assert (found["measure"], found["n"], found["difference"]) == ("told_apart_2", 4, 0.5)
+
+
 def test_breakdown_counts_by_tag():
     table = break_down(ROWS, "relation")
     assert table.loc[("cre-id", "even"), "n"] == 3 and table.loc[("cre-id", "odd"), "n"] == 2
@@ -81,6 +110,8 @@ def test_files(tmp_path):
     assert {(e["method"], e["reference"]) for e in entries} == {
         ("in-context", "FT"), ("MetaFT", "FT"), ("in-context", "MetaFT"), ("FT", "MetaFT")
     }  # fmt: skip
+    pooled = write_comparisons(SEEDS, tmp_path, ("FT", "MetaFT"), recipes=RECIPES)
+    assert "| cre-id | MetaFT, two seeds | accuracy | 8 | +25.0 [" in pooled and pooled.count("| MetaFT, two seeds |") == 1
     assert markdown.index("## Against FT, paired") < markdown.index("## Against MetaFT, paired")
 
 

@@ -319,7 +319,8 @@ def test_where_memory_runs_out_fewer_go_together_from_then_on(tmp_path):
     (entry,) = summarise(rows.rows)
     assert entry["n"] == 26 and entry["errors"] == 0 and entry["cases_at_once"] == 2 and entry["cases_per_second"] > 0
     assert "MetaFT on d: out of memory with 4 cases at once." in make_markdown([entry])
-    assert "(2 at once)" in make_markdown([entry])
+    assert "(2 at once)" in make_markdown([{**entry, "seconds_per_edit": 1.0}])
+    assert "at once)" not in make_markdown([{**entry, "seconds_per_edit": None}]), "a row that edits nothing has no such rate"
 
 
 class Slow(Spoken):
