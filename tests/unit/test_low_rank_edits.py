@@ -7,10 +7,11 @@ import json
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from propmeta_edit.edits.compute import compute_edit, edit_many
 from propmeta_edit.edits.edit import Edit, merge_edits
+from propmeta_edit.edits.identity import hash_tensors
 from propmeta_edit.edits.lora import approximate
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ConfigError, ModelError
@@ -203,3 +204,21 @@ def test_edits_of_factors_stand_together_and_are_pinned_and_merged(tokenizer, tm
     with part.applied(model):
         found = values_of(model)
     assert [name for name in before if not torch.equal(before[name], found[name])] == list(part.weights)
+
+
+def test_folders_of_before_load(tokenizer, tmp_path):
+    """Of tensors, with what they were made on as plain JSON beside them."""
+    model = make_model("llama")
+    edit = compute_edit(model, tokenizer, REQUESTS[0], SETTINGS)
+    with edit.applied(model):
+        edited = {name: model.get_parameter(name).detach().clone() for name in edit.weights}
+    edit.save(tmp_path / "edit")
+    file, config = tmp_path / "edit" / "edit_model.safetensors", tmp_path / "edit" / "edit_config.json"
+    about = json.loads(config.read_text())
+    del about["dtype"]
+    config.write_text(json.dumps({**about, "sha256": hash_tensors(edited)}))
+    save_file(edited, file, {"base": json.dumps(dict(edit.base))})
+    loaded = Edit.load(tmp_path / "edit")
+    assert loaded.factors is None and loaded.base == edit.base
+    with loaded.applied(model):
+        assert all(torch.equal(model.get_parameter(name), value) for name, value in edited.items())
