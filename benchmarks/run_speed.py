@@ -1,4 +1,4 @@
-"""propmeta-edit speed edit, meta or compile, from a clone: python benchmarks/run_speed.py edit --help"""
+"""propmeta-edit speed edit, meta or ask, from a clone: python benchmarks/run_speed.py edit --help"""
 
 import sys
 

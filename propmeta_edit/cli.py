@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import io
+import json
 import logging
 import os
 import pkgutil
@@ -21,7 +22,7 @@ import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser
 
 import propmeta_edit
-from propmeta_edit.config import read_yaml
+from propmeta_edit.config import read_yaml, without_retired
 from propmeta_edit.errors import ConfigError, DataError, PropMetaError, did_you_mean
 from propmeta_edit.settings import find_settings
 
@@ -77,7 +78,6 @@ VERBS = {
     "report": Verb(f"{_STUDIES}.report:report", ("folders",)),
     "speed edit": Verb("propmeta_edit.speed.run:speed_edit"),
     "speed meta": Verb("propmeta_edit.speed.run:speed_meta"),
-    "speed compile": Verb("propmeta_edit.speed.run:speed_compile"),
     "speed ask": Verb("propmeta_edit.speed.run:speed_ask"),
     "data check": Verb(f"{_COMMANDS}:check_data", ("path",)),
     "statistics": Verb(f"{_COMMANDS}:statistics", ("model",)),
@@ -168,7 +168,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[Callable[..., int | None],
     function = verb.load()
     parser = make_parser(f"{PROGRAM} {name}", function, verb.positional)
     given = normalise(given, {option: action for action in parser._actions for option in action.option_strings})
-    given = [_found_config(argument) for argument in given]
+    given = [_found_config(argument, function) for argument in given]
     try:
         found = parser.parse_args(given)
     except ArgumentError as error:
@@ -187,14 +187,19 @@ def _nearest_option(message: str, known: Sequence[str]) -> str:
     return near if found[1] else near.replace("--", "")
 
 
-def _found_config(argument: str) -> str:
-    """``--config=`` with the path of its file, which may be one that comes with the package; broken YAML is named with its line."""
+def _found_config(argument: str, function: Callable[..., Any]) -> str:
+    """``--config=`` with the path of its file, which may be one that comes with the package; broken YAML is named with its line.
+
+    In place of a file that names retired settings of the function's the others stand, as JSON.
+    """
     option, _, file = argument.partition("=")
     if option != "--config":
         return argument
     path = find_settings("MetaTrain", file)
-    read_yaml(path)
-    return f"{option}={path}"
+    values = kept = read_yaml(path)
+    for kind in get_type_hints(function).values():
+        kept = without_retired(kind, kept, str(path))
+    return f"{option}={path if kept == values else json.dumps(kept)}"
 
 
 def make_parser(program: str, function: Callable[..., Any], positional: Sequence[str] = ()) -> ArgumentParser:

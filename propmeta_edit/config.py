@@ -43,6 +43,7 @@ def build_config(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     Raises:
         ConfigError: unknown or missing keys, wrong types, or a value the dataclass itself refuses.
     """
+    values = without_retired(cls, values, source)
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(map(str, set(values) - set(fields)))
     if unknown:
@@ -62,6 +63,22 @@ def build_config(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         raise ConfigError(f"{source}: {_readable(str(error))}") from error
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def without_retired(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Settings as a YAML or a card of an earlier version has them, without the switches that ``cls`` had then.
+
+    Args:
+        cls: with ``RETIRED``, why each of them went, by name, if it had any.
+
+    Raises:
+        ConfigError: one that is on.
+    """
+    retired: Mapping[str, str] = getattr(cls, "RETIRED", {})
+    for name, why in retired.items():
+        if values.get(name):
+            raise ConfigError(f"{source}: {name} is {values[name]!r}, but the setting is gone: {why}; leave it out")
+    return {name: value for name, value in values.items() if name not in retired}
 
 
 def derive_settings(cls: type[T], source: Any, renamed: Mapping[str, str] = MappingProxyType({})) -> T:

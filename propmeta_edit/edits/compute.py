@@ -11,10 +11,10 @@ from propmeta_edit.edits.edit import Edit, find_transposed, take_base
 from propmeta_edit.edits.identity import take_fingerprints
 from propmeta_edit.errors import ConfigError, record_named
 from propmeta_edit.finetune.edit_settings import EditSettings
-from propmeta_edit.finetune.learning import Learning, read_learning, warn_of_unlearnt
+from propmeta_edit.finetune.learning import read_learning, warn_of_unlearnt
 from propmeta_edit.finetune.low_rank import LowRankWeights
 from propmeta_edit.finetune.many_edits import learnt_edits
-from propmeta_edit.finetune.memory import bytes_of_edits
+from propmeta_edit.finetune.memory import bytes_of_edits, bytes_of_factors
 from propmeta_edit.finetune.single_edit import Computed, compute_facts, require_finite
 from propmeta_edit.models.devices import device_of, free_memory
 from propmeta_edit.models.layers import select_parameters
@@ -98,34 +98,38 @@ def edit_many(
     if at_once is not None and (not isinstance(at_once, int) or at_once < 1):
         raise ConfigError(f"at_once must be a whole number of edits, 1 or more, or None for as many as fit, got {at_once!r}")
     several = [[request] for request in as_requests(requests)] if requests else []
-    edits: list[Edit] = []
-    learning: list[Learning] = []
+    computed: dict[int, Computed] = {}
     with owned(model) as plain:
         settings, about = _settle(plain, hparams)
         before = {name: p.data for name, p in select_parameters(plain, settings.layers, settings.modules).items()}
-        _check_each(TextEncoder(tokenizer, plain.config), several)
+        lengths = _check_each(TextEncoder(tokenizer, plain.config), several)
+        by_length = sorted(range(len(several)), key=lengths.__getitem__)  # so that those side by side have little padding
         base = take_base(plain)
         state: dict[str, Any] = {"transposed": find_transposed(plain, before), "fingerprints": take_fingerprints(before)}
-        at_once = at_once or choose_at_once(before, free_memory(device_of(before)))
         device = plain.device if keep_on_device else torch.device("cpu")
+        free = free_memory(device_of(before))
+        at_once = at_once or choose_at_once(before, settings, free, keeps_results=device == plain.device)
         for start in range(0, len(several), at_once):
-            some = several[start : start + at_once]
-            computed = _write_each(plain, tokenizer, some, settings, device)
-            learning += [went for one in computed for went in one.learning]
-            for own, one in zip(some, computed, strict=True):
-                went = one.learning[0] if one.learning else None
-                moved = {name: before[name] for name in one.weights}
-                edits.append(Edit(tuple(own), one.weights, moved, base, *about, **state, learning=went))
-    warn_of_unlearnt(several, learning)
+            some = by_length[start : start + at_once]
+            written = _write_each(plain, tokenizer, [several[number] for number in some], settings, device)
+            computed |= dict(zip(some, written, strict=True))
+        edits = []
+        for number, own in enumerate(several):
+            one = computed[number]
+            went = one.learning[0] if one.learning else None
+            moved = {name: before[name] for name in one.weights}
+            edits.append(Edit(tuple(own), one.weights, moved, base, *about, **state, learning=went))
+    warn_of_unlearnt(several, [went for number in range(len(several)) for went in computed[number].learning])
     return edits
 
 
-def _check_each(encoder: TextEncoder, several: Sequence[Sequence[EditRequest]]) -> None:
-    """Refuse facts that cannot be written before the first is, by the request's number among all."""
+def _check_each(encoder: TextEncoder, several: Sequence[Sequence[EditRequest]]) -> list[int]:
+    """Refuse facts that cannot be written before the first is, by the request's number among all; else each one's tokens."""
+    lengths = []
     for number, requests in enumerate(several):
         with record_named(f"request {number}"):
-            for request in requests:
-                encoder.encode_answer(request.prompt, request.target_new)
+            lengths.append(sum(len(encoder.encode_answer(request.prompt, request.target_new)[0]) for request in requests))
+    return lengths
 
 
 def _settle(model: LanguageModel, hparams: HasEditSettings | EditSettings) -> tuple[EditSettings, tuple[str, str, dict[str, Any]]]:
@@ -156,10 +160,18 @@ def _write_each(
         return computed
 
 
-def choose_at_once(edited: Mapping[str, torch.Tensor], free_bytes: int) -> int:
-    """How many edits to learn side by side: each takes what the inner loop holds, and a result."""
+def choose_at_once(edited: Mapping[str, torch.Tensor], settings: EditSettings, free_bytes: int, keeps_results: bool = True) -> int:
+    """How many edits to learn side by side: each takes what the inner loop holds, and a result (of low rank, its factors).
+
+    Args:
+        keeps_results: False where each result leaves the device before the next one is made; told apart for edits of low rank, of
+            which a result is half of all.
+    """
     sizes = [value.nbytes for value in edited.values()]
-    return fit_into(free_bytes, bytes_of_edits(sizes) + sum(sizes))
+    if not settings.is_low_rank:
+        return fit_into(free_bytes, bytes_of_edits(sizes) + sum(sizes))
+    each = bytes_of_factors({name: value.shape for name, value in edited.items()}, settings)
+    return fit_into(free_bytes, (1 + keeps_results) * each)
 
 
 def fit_into(free_bytes: int, bytes_an_edit: int) -> int:

@@ -55,7 +55,7 @@ class Examiner:
             check_case(encoder, case, self.max_new_tokens)
         wanted = list(dict.fromkeys(missing))
         wanted += itertools.islice(self._ahead(encoder, wanted), max(0, AT_ONCE - len(wanted)))
-        texts = generate_greedily(self.model, self.tokenizer, wanted, self.max_new_tokens, AT_ONCE)
+        texts = generate_greedily(self.model, self.tokenizer, wanted, self.max_new_tokens, AT_ONCE, together=AT_ONCE)
         self._unedited.update(zip(wanted, texts, strict=True))
 
     def _missing(self, cases: Sequence[Case]) -> list[str]:
@@ -84,22 +84,29 @@ class Examiner:
             RequestError: naming the case: a prompt without tokens, or one that the model has no positions for.
         """
         wanted = [prompts_of(case, in_context) for case in cases]
-        per_case = max(len(prompts) for prompts in wanted)
+        texts = [list(dict.fromkeys(prompts.values())) for prompts in wanted]  # a case may ask the same twice
+        naturally = [{prompts["question"], *_facts_of(case, prompts)} for case, prompts in zip(cases, wanted, strict=True)]
+        per_case = max(map(len, texts))
         # Equally many rows a case; what fills a case up is its first prompt again.
-        names = [[*prompts, *[next(iter(prompts))] * (per_case - len(prompts))] for prompts in wanted]
-        num_natural = 1 + max(len(case.edits) for case in cases)  # the question and the facts, which come first
+        rows = [(*own, *own[:1] * (per_case - len(own))) for own in texts]
         said = continue_greedily(
             self.model,
             self.tokenizer,
-            [prompts[name] for prompts, own in zip(wanted, names, strict=True) for name in own],
+            [prompt for own in rows for prompt in own],
             self.max_new_tokens,
-            naturally=[place < num_natural for own in names for place in range(len(own))],
+            naturally=[
+                place < len(texts[number]) and prompt in naturally[number]
+                for number, own in enumerate(rows)
+                for place, prompt in enumerate(own)
+            ],
             batch_size=len(cases) * per_case,
+            together=per_case,
         )
         weighed = weigh(self.model, self.tokenizer, cases, in_context)
         outcomes = []
         for number, case in enumerate(cases):
-            own = dict(zip(wanted[number], said[number * per_case : (number + 1) * per_case], strict=False))
+            by_prompt = dict(zip(texts[number], said[number * per_case :], strict=False))
+            own = {name: by_prompt[prompt] for name, prompt in wanted[number].items()}
             before = {name: self._unedited[p] for name, p in prompts_to_compare(case).items()} if is_edited else {}
             outcomes.append(self._as_outcome(case, own, before, weighed[number]))
         return outcomes
@@ -110,7 +117,7 @@ class Examiner:
         encoder = TextEncoder(self.tokenizer)
         texts = {name: one.text for name, one in said.items()}
         wholes = {name: one.whole for name, one in said.items() if one.whole is not None}
-        facts = [f"fact {number}" for number in range(len(case.edits))]
+        facts = _names_of_facts(case)
         nats = iter(weighed)
         probes = tuple(
             as_record(probe, None, None, next(nats)) if probe.kind in WEIGHED else as_record(probe, before.get(name), texts[name])
@@ -143,13 +150,22 @@ def fewest_tokens(encoder: TextEncoder, case: Case) -> int:
 def prompts_of(case: Case, in_context: bool = False) -> dict[str, str]:
     """What a model is asked about a case, by name; with ``in_context`` after the case's facts."""
     prompts = {"question": format_question(case.question.text)}
-    prompts |= {f"fact {number}": edit.prompt.rstrip() for number, edit in enumerate(case.edits)}  # as it is trained on
+    asked = (edit.prompt.rstrip() for edit in case.edits)  # as it is trained on
+    prompts |= dict(zip(_names_of_facts(case), asked, strict=True))
     if case.question.cloze is not None:
         prompts["cloze"] = format_cloze(case.question.cloze)
     singles = {"second hop": case.second_hop, "other fact": case.other_fact, "neighbour": case.neighbour}
     prompts |= {name: format_question(question.text) for name, question in singles.items() if question is not None}
     prompts |= {name: _prompt_of(probe) for name, probe in _name_probes(case).items() if probe.kind not in WEIGHED}
     return {name: format_in_context(case.edits, prompt) for name, prompt in prompts.items()} if in_context else prompts
+
+
+def _names_of_facts(case: Case) -> list[str]:
+    return [f"fact {number}" for number in range(len(case.edits))]
+
+
+def _facts_of(case: Case, prompts: Mapping[str, str]) -> list[str]:
+    return [prompts[name] for name in _names_of_facts(case)]
 
 
 def prompts_to_compare(case: Case) -> dict[str, str]:

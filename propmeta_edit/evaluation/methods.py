@@ -152,7 +152,9 @@ class FineTuning(Asking):
             return self._alone.evaluate_many(cases)
         model = self.examiner.model
         parameters = select_parameters(model, self.settings.layers, self.settings.modules)
-        fitting = choose_at_once(parameters, free_memory(device_of(parameters)))  # a CPU would run out of memory for everybody
+        fitting = choose_at_once(
+            parameters, self.settings, free_memory(device_of(parameters))
+        )  # a CPU would run out of memory for everybody
         if len(cases) > fitting:
             parts = [cases[start : start + fitting] for start in range(0, len(cases), fitting)]
             return [outcome for part in parts for outcome in self.evaluate_many(part)]

@@ -24,20 +24,26 @@ FILE = "input_moments.safetensors"  # in a model's folder
 
 
 class InputMoments:
-    """``C = E[x xᵀ]`` of the inputs of a model's projections, [in, in] each, by the name of the module."""
+    """``C = E[x xᵀ]`` of the inputs of a model's projections, [in, in] each, by the name of the module.
+
+    Projections that read the same states, such as queries, keys and values, may be given one tensor: its inverse is computed once.
+    """
 
     def __init__(self, moments: Mapping[str, torch.Tensor]) -> None:
         self.moments = dict(moments)
+        first: dict[int, str] = {}
+        self._reads_as = {module: first.setdefault(id(value), module) for module, value in self.moments.items()}
         self._inverses: dict[tuple[str, float, torch.device], torch.Tensor] = {}
 
     def inverse(self, module: str, damping: float, device: torch.device) -> torch.Tensor:
         """``(C + λ c I)⁻¹`` on a device, c the mean of C's diagonal; computed once, and kept there."""
-        if (module, damping, device) not in self._inverses:
+        key = (self._reads_as[module], damping, device)
+        if key not in self._inverses:
             wide = in_double(self.moments[module])
             damped = wide + damping * wide.diagonal().mean() * torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped)).to(self.moments[module])
-            self._inverses[module, damping, device] = inverse.to(device)
-        return self._inverses[module, damping, device]
+            self._inverses[key] = inverse.to(device)
+        return self._inverses[key]
 
 
 _GIVEN: WeakKeyDictionary[nn.Module, InputMoments] = WeakKeyDictionary()
@@ -71,13 +77,23 @@ def require_input_moments(model: LanguageModel, weights: Iterable[str]) -> Input
         file = Path(name) / FILE
         found = load_file(file) if file.is_file() else {}
         missing = [module for module in modules if module not in found]
-        give_input_moments(model, {**found, **(MAKERS[INPUT_MOMENTS](name, missing, str(model.device)) if missing else {})})
+        found = {**found, **(MAKERS[INPUT_MOMENTS](name, missing, str(model.device)) if missing else {})}
+        give_input_moments(model, _shared(found))
     return _GIVEN[model]  # type: ignore[index]
+
+
+def _shared(moments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same with one tensor for those modules beside each other whose moments are the same to the bit: they read the same."""
+    found: dict[str, torch.Tensor] = {}
+    for module, value in moments.items():
+        beside = [other for name, other in found.items() if name.rpartition(".")[0] == module.rpartition(".")[0]]
+        found[module] = next((other for other in beside if other.shape == value.shape and torch.equal(other, value)), value)
+    return found
 
 
 def write_input_moments(moments: InputMoments, folder: Path) -> None:
     """Put them into a model's folder, where its edits find them."""
-    save_file({name: value.cpu().contiguous() for name, value in moments.moments.items()}, folder / FILE)
+    save_file({name: value.cpu().contiguous().clone() for name, value in moments.moments.items()}, folder / FILE)
 
 
 def find_whiteners(model: LanguageModel, weights: Iterable[str], damping: float) -> dict[str, torch.Tensor]:

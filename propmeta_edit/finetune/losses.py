@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from propmeta_edit.models.forwards import compute_logits_after
+from propmeta_edit.models.frozen_blocks import tokens_read
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -36,7 +37,8 @@ def compute_token_losses(model: LanguageModel, batch: EncodedBatch) -> torch.Ten
 def compute_answer_logits(model: LanguageModel, batch: EncodedBatch) -> torch.Tensor:
     """Logits where an answer token is predicted, and nowhere else: [M, vocabulary], fp32 or wider."""
     texts, positions = batch.scored
-    logits = compute_logits_after(model, batch, texts, positions - 1)
+    with tokens_read(batch.read):
+        logits = compute_logits_after(model, batch, texts, positions - 1)
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

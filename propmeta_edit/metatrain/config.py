@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from propmeta_edit.config import derive_settings
 from propmeta_edit.errors import ConfigError
@@ -14,7 +16,7 @@ OUTER_TERMS = ("related", "in-context", "locality", "efficacy", "bystander", "kn
 SCHEDULES = ("constant", "linear")
 NEWER = ("rank", "facts_per_task", "batch_size", "inner_step", "damping", "positions", "tf32")  # that there were not always
 ELSEWHERE = ("device", "tracker", "save_minutes", "keep_buffers")  # settings on which no result depends
-ROUNDING = ("tasks_at_once", "compile")  # settings on which nothing but rounding depends
+ROUNDING = ("tasks_at_once",)  # settings on which nothing but rounding depends
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,6 @@ class MetaTrainConfig:
             paper's algorithm.
         tasks_at_once: how many of them are computed side by side (each takes three times the trained tensors in fp32, and a
             gradient); null for all of a step.
-        compile: run the frozen blocks above the trained ones through torch.compile: slower than without it on a CPU, not tried on a
-            GPU (docs/speed.md); plain blocks where it fails. A resumed run agrees with a whole one to rounding then.
         keep_buffers: let the tasks of a step be computed in the memory of the step before, which takes more at the peak, as moments
             stay while the outer gradient is taken; null for on a CPU alone. The bits are the same.
         pairing: matched, or shuffled for the control in which every target has another task's question.
@@ -73,6 +73,10 @@ class MetaTrainConfig:
         checkpoint_every: tasks between two kept copies of the trained tensors; null for none.
     """
 
+    RETIRED: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"compile": "blocks in torch.compile took 1.05 to 1.19 times as long on a CPU (docs/speed.md)"}
+    )
+
     model: str
     data: str = "world"
     layers: list[int] | str | None = None
@@ -88,7 +92,6 @@ class MetaTrainConfig:
     weight_decay: float = 0.01
     tasks_per_step: int = 1
     tasks_at_once: int | None = None
-    compile: bool = False
     keep_buffers: bool | None = None
     pairing: str = "matched"
     num_tasks: int | None = None
@@ -130,8 +133,6 @@ class MetaTrainConfig:
             raise ConfigError(f"facts_per_task must be 1 or more, or a list of such numbers, got {self.facts_per_task}")
         if self.has_groups and self.pairing != "matched":
             raise ConfigError("tasks of several facts, and those with a bystander, have no pairing but matched")
-        if self.compile and self.shard:
-            raise ConfigError("compile cannot be combined with shard; leave out one of the two")
         if self.rank is not None and (self.shard or self.inner_step == "whitened"):
             raise ConfigError("rank cannot be combined with shard, nor with the whitened step; leave it out, or the other")
         unknown = sorted(set(self.outer_terms) - set(OUTER_TERMS))

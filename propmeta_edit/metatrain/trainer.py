@@ -15,7 +15,6 @@ from torch import nn
 
 from propmeta_edit.errors import ModelError, PropMetaError
 from propmeta_edit.finetune.buffers import kept_buffers
-from propmeta_edit.finetune.compiled import compiled_if
 from propmeta_edit.finetune.learning import REMEDY, Learning, is_learnt, mean_learning
 from propmeta_edit.finetune.saved_state import take_state, take_tensors
 from propmeta_edit.finetune.single_edit import require_full_precision
@@ -90,7 +89,6 @@ def meta_train(
     if run:
         run.claim()
     buffers = own_buffers(config, model.device)
-    compiled = compiled_if(config.compile, model, parameters)
     bar = progress_bar(
         total=len(tasks), initial=done, desc="meta-training", unit="task", smoothing=0.05, hidden=not processes.is_main
     )
@@ -102,7 +100,7 @@ def meta_train(
             _validate(validate, progress)
         while done < len(tasks):
             started = time.perf_counter()
-            with compiled(), kept_buffers(buffers):
+            with kept_buffers(buffers):
                 gradients = compute_step_gradients(model, parameters, steps[done], config)
             losses = _read_losses(steps[done], gradients)  # before θ moves: what is not finite must reach no weight and no file
             if done < FIRST_TASKS:

@@ -4,12 +4,17 @@ Of a block's time on a dozen tokens a third goes into a hundred calls that each 
 the graph, whose gradient is written out; docs/speed.md has what it gives. It is for blocks that are known to compute this, and each
 is tried once all the same, on the first states that it is given. Where it differs, and wherever else it does not apply, the block's
 own forward function runs.
+
+Of texts side by side a block computes the tokens that something is read from, and neither padding nor what stands behind the last
+token that is read (``tokens_read``): to the numbers that are read they do not matter.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -25,7 +30,9 @@ from propmeta_edit.protocols import LanguageModel
 LOG = logging.getLogger(__name__)
 KNOWN = [f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}DecoderLayer" for name in ("Llama", "Mistral", "Qwen2")]
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+WORTH_LEAVING_OUT = 0.1  # of all tokens; the calls for fewer cost more
 _TRIED: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_READ: ContextVar[torch.Tensor | None] = ContextVar("tokens that are read", default=None)
 
 
 class Product(Protocol):
@@ -43,6 +50,21 @@ class Product(Protocol):
     def multiply_back(self, gradient: torch.Tensor) -> torch.Tensor:
         """[..., out] → [..., in]."""
         ...
+
+
+@contextmanager
+def tokens_read(read: torch.Tensor | None) -> Iterator[None]:
+    """Inside, frozen blocks need give states of these tokens alone; what they give of the others is nothing that means anything.
+
+    Args:
+        read: numbers of tokens among all B·T of the batch, [M], with all that stand before one of them in its text; None for all,
+            as where so few are left out that the calls for it cost more.
+    """
+    token = _READ.set(read)
+    try:
+        yield
+    finally:
+        _READ.reset(token)
 
 
 def find_frozen_blocks(model: LanguageModel, packed: Mapping[nn.Module, Product]) -> dict[nn.Module, FrozenBlock]:
@@ -83,7 +105,7 @@ class FrozenBlock:
             _TRIED[self._block] = self._agrees(hidden_states.detach(), given)
         if not _TRIED[self._block]:
             return self._plain(hidden_states, **given)
-        return _apply(hidden_states, self, *position_embeddings, attention_mask)
+        return _apply(hidden_states, self, *position_embeddings, attention_mask, _READ.get())
 
     def _applies(self, hidden_states: torch.Tensor, given: Mapping[str, Any]) -> bool:
         """Whether a gradient is wanted, attention is a plain product with a mask that is added, and nothing is kept or dropped."""
@@ -101,7 +123,7 @@ class FrozenBlock:
         with torch.no_grad():
             expected = self._plain(states, **given)
             try:
-                found = _apply(states, self, *given["position_embeddings"], given["attention_mask"])
+                found = _apply(states, self, *given["position_embeddings"], given["attention_mask"], None)
             except Exception as error:  # whatever another version of transformers has in a block
                 if is_out_of_memory(error):
                     raise
@@ -113,57 +135,94 @@ class FrozenBlock:
 
 
 class _BlockFunction(torch.autograd.Function):
-    """The forward pass rounds where transformers' does; the backward pass is its gradient, from the same rounded numbers."""
+    """The forward pass rounds where transformers' does; the backward pass is its gradient, from the same rounded numbers.
+
+    Of the M tokens that are read, [M, ...], but for attention, which needs them in their texts.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, block: FrozenBlock, cos: torch.Tensor, sin: torch.Tensor, mask: torch.Tensor
+        ctx: Any,
+        hidden: torch.Tensor,
+        block: FrozenBlock,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        mask: torch.Tensor,
+        read: torch.Tensor | None,
     ) -> torch.Tensor:
-        size = block.head_size
-        cos, sin = cos[:, :, None], sin[:, :, None]  # the same for all heads
-        normed, unit, scale = _norm(hidden, block.attention_norm)
+        tokens, size = _Tokens(hidden, read), block.head_size
+        cos, sin = (tokens.take(part.expand(*hidden.shape[:2], -1))[:, None] for part in (cos, sin))  # the same for all heads
+        states = tokens.take(hidden)
+        normed, unit, scale = _norm(states, block.attention_norm)
         query, key = (_rotate(_heads(part.multiply(normed), size), cos, sin) for part in (block.query, block.key))
-        groups = query.shape[2] // key.shape[2]
-        query, key, value = _stack(query, groups), _stack(key), _stack(_heads(block.value.multiply(normed), size))
+        groups = query.shape[1] // key.shape[1]
+        value = _heads(block.value.multiply(normed), size)
+        query, key, value = _stack(tokens.put(query), groups), _stack(tokens.put(key)), _stack(tokens.put(value))
         scores = torch.bmm(query, key.transpose(1, 2)).mul_(block.scale)
         scores.view(len(hidden), -1, *mask.shape[-2:]).add_(mask)
         weights = torch.softmax(scores, dim=-1)
-        attended = _unstack(torch.bmm(weights, value), len(hidden), groups)
-        middle = block.output.multiply(attended.flatten(2)).add_(hidden)
+        attended = tokens.take(_unstack(torch.bmm(weights, value), len(hidden), groups).flatten(2))
+        middle = block.output.multiply(attended).add_(states)
         normed, middle_unit, middle_scale = _norm(middle, block.mlp_norm)
         gate, up = block.gate.multiply(normed), block.up.multiply(normed)
         opened = F.silu(gate)
-        ctx.block = block
+        ctx.block, ctx.tokens = block, tokens
         ctx.save_for_backward(cos, sin, unit, scale, query, key, value, weights, middle_unit, middle_scale, gate, up, opened)
-        return block.down.multiply(opened * up).add_(middle)
+        return tokens.put(block.down.multiply(opened * up).add_(middle))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        block, size = ctx.block, ctx.block.head_size
+        block, tokens, size, batch = ctx.block, ctx.tokens, ctx.block.head_size, len(gradient)
         cos, sin, unit, scale, query, key, value, weights, middle_unit, middle_scale, gate, up, opened = ctx.saved_tensors
         groups = query.shape[1] // key.shape[1]
+        gradient = tokens.take(gradient)
         of_product = block.down.multiply_back(gradient)
         of_normed = block.up.multiply_back(of_product * opened)
         of_normed += block.gate.multiply_back(torch.ops.aten.silu_backward(of_product.mul_(up), gate))
         of_middle = _norm_back(of_normed, block.mlp_norm, middle_unit, middle_scale).add_(gradient)
-        of_attended = _stack(_heads(block.output.multiply_back(of_middle), size), groups)
+        of_attended = _stack(tokens.put(_heads(block.output.multiply_back(of_middle), size)), groups)
         of_value = torch.bmm(weights.transpose(1, 2), of_attended)
         of_weights = torch.bmm(of_attended, value.transpose(1, 2))
         of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(block.scale)
-        of_query = _unstack(torch.bmm(of_scores, key), len(gradient), groups)
-        of_key = _unstack(torch.bmm(of_scores.transpose(1, 2), query), len(gradient))
-        of_normed = block.query.multiply_back(_rotate_back(of_query, cos, sin).flatten(2))
-        of_normed += block.key.multiply_back(_rotate_back(of_key, cos, sin).flatten(2))
-        of_normed += block.value.multiply_back(_unstack(of_value, len(gradient)).flatten(2))
-        return _norm_back(of_normed, block.attention_norm, unit, scale).add_(of_middle), None, None, None, None
+        of_query = tokens.take(_unstack(torch.bmm(of_scores, key), batch, groups))
+        of_key = tokens.take(_unstack(torch.bmm(of_scores.transpose(1, 2), query), batch))
+        of_normed = block.query.multiply_back(_rotate_back(of_query, cos, sin).flatten(1))
+        of_normed += block.key.multiply_back(_rotate_back(of_key, cos, sin).flatten(1))
+        of_normed += block.value.multiply_back(tokens.take(_unstack(of_value, batch)).flatten(1))
+        found = _norm_back(of_normed, block.attention_norm, unit, scale).add_(of_middle)
+        return tokens.put(found), None, None, None, None, None
+
+
+class _Tokens:
+    """Between the tokens of a batch and those that are read of it.
+
+    Args:
+        hidden: [B, T, ...].
+        read: [M], or None for all.
+    """
+
+    def __init__(self, hidden: torch.Tensor, read: torch.Tensor | None) -> None:
+        self._shape = hidden.shape[:2]
+        self._read = None if read is None or len(read) > (1 - WORTH_LEAVING_OUT) * self._shape.numel() else read
+
+    def take(self, states: torch.Tensor) -> torch.Tensor:
+        """[B, T, ...] → [M, ...]."""
+        flat = states.flatten(0, 1)
+        return flat if self._read is None else flat.index_select(0, self._read)
+
+    def put(self, states: torch.Tensor) -> torch.Tensor:
+        """[M, ...] → [B, T, ...], zero where nothing is read."""
+        if self._read is not None:
+            states = states.new_zeros(self._shape.numel(), *states.shape[1:]).index_copy_(0, self._read, states)
+        return states.reshape(*self._shape, *states.shape[1:])
 
 
 _apply: Any = _BlockFunction.apply
 
 
 def _norm(states: torch.Tensor, norm: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """RMSNorm, and what its gradient needs: the states at unit scale [B, T, hidden] and 1 / their scale [B, T, 1], both in fp32."""
+    """RMSNorm, and what its gradient needs: the states at unit scale [M, hidden] and 1 / their scale [M, 1], both in fp32."""
     wide = states.float()
     scale = torch.rsqrt_(wide.square().mean(dim=-1, keepdim=True).add_(norm.variance_epsilon))
     unit = wide * scale
@@ -179,7 +238,7 @@ def _norm_back(gradient: torch.Tensor, norm: Any, unit: torch.Tensor, scale: tor
 
 
 def _heads(states: torch.Tensor, size: int) -> torch.Tensor:
-    """[B, T, heads · size] → [B, T, heads, size]."""
+    """[M, heads · size] → [M, heads, size]."""
     return states.view(*states.shape[:-1], -1, size)
 
 
@@ -196,7 +255,7 @@ def _unstack(states: torch.Tensor, batch: int, groups: int = 1) -> torch.Tensor:
 
 
 def _rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embeddings of [B, T, heads, size]."""
+    """Rotary embeddings of [M, heads, size]."""
     first, second = states.chunk(2, dim=-1)
     return (states * cos).add_(torch.cat((-second, first), dim=-1).mul_(sin))
 

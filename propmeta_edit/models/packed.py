@@ -34,8 +34,7 @@ def packed_products(model: LanguageModel, trained: Collection[str]) -> Iterator[
 
     The copies are kept with the model and made anew when a weight has other numbers. The results differ from the plain products'
     by rounding alone. Nothing changes where it does not apply: on another device or processor, in another dtype, where there is no
-    room, and where a module or one around it has been given another forward function (so inside another ``packed_products``, and in
-    compiled blocks, as no compiler can look into packed weights).
+    room, and where a module or one around it has been given another forward function (so inside another ``packed_products``).
 
     Args:
         trained: names of the parameters that are not frozen.

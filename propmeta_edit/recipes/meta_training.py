@@ -243,7 +243,7 @@ def compute_validation(
         ModelError: the edits do not fit in memory.
     """
     parameters = select_parameters(model, settings.layers, settings.modules)
-    at_once = min(EDITS_AT_ONCE, choose_at_once(parameters, free_memory(device_of(parameters))))
+    at_once = min(EDITS_AT_ONCE, choose_at_once(parameters, settings, free_memory(device_of(parameters))))
     scores = {}
     for name, cases in validation.items():
         right: list[bool] = []
@@ -252,7 +252,8 @@ def compute_validation(
             prompts = _questions_of(some)
             each = len(prompts) // len(some)
             is_compared = each > 1
-            before = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts)) if is_compared else [None] * len(prompts)
+            answer = partial(generate_greedily, model, tokenizer, prompts, batch_size=len(prompts), together=each)
+            before = answer() if is_compared else [None] * len(prompts)
             with (
                 memory_errors_named(
                     f"in validation, with {len(some)} edits at once, the first of them that of case {some[0].case_id}; edit fewer "
@@ -260,7 +261,7 @@ def compute_validation(
                 ),
                 many_edits(model, tokenizer, [case.edits for case in some], settings),
             ):
-                after = generate_greedily(model, tokenizer, prompts, batch_size=len(prompts))
+                after = answer()
             for case, was, said in zip(some, batches_of(before, each), batches_of(after, each), strict=True):
                 right.append(contains_answer(said[0], case.question.answers))
                 others = [as_record(*probe) for probe in zip(_others_of(case), was[1:], said[1:], strict=False)]

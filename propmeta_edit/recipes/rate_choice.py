@@ -56,7 +56,7 @@ def _write_each(
     model: LanguageModel, tokenizer: Tokenizer, facts: Sequence[Sequence[EditRequest]], settings: EditSettings
 ) -> list[Learning]:
     parameters = select_parameters(model, settings.layers, settings.modules)
-    at_once = choose_at_once(parameters, free_memory(device_of(parameters)))
+    at_once = choose_at_once(parameters, settings, free_memory(device_of(parameters)))
     found: list[Learning] = []
     for start in range(0, len(facts), at_once):
         with learnt_edits(model, tokenizer, facts[start : start + at_once], settings) as (_, losses):

@@ -120,7 +120,7 @@ def _build_trained(name: str, folder: Path) -> None:
 
 def _has_same_tasks(card: Mapping[str, Any], config: MetaTrainConfig) -> bool:
     """Whether a checkpoint was meta-trained as ``config`` says, wherever the file and the device were."""
-    both = (MetaTrainConfig(**card["settings"]), config)
+    both = (build_config(MetaTrainConfig, card["settings"], "the card of a checkpoint"), config)
     then, now = (replace(one, data="", device="auto", dtype="fast").decisive for one in both)
     return then == now and card["tasks_sha256"] == hash_of_tasks(load_tasks(config)[0])
 

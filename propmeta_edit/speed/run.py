@@ -16,7 +16,7 @@ from propmeta_edit.evaluation.tables import SETTINGS_FILE, frame_to_markdown, ke
 from propmeta_edit.files import write_text_atomically
 from propmeta_edit.models.devices import resolve_device, resolve_dtype
 from propmeta_edit.options import Files, WholeNumbers, require_at_least
-from propmeta_edit.speed import asking, compiled, edits, meta_training, parts
+from propmeta_edit.speed import asking, edits, meta_training, parts
 from propmeta_edit.studies.engine import collect_versions
 
 AT_ONCE, MODELS = WholeNumbers((1, 2, 4, 8, 16)), Files(("tiny", "smollm2-135m"))
@@ -86,20 +86,6 @@ def speed_edit(options: SpeedOptions) -> None:
         return edits.compare(settings, options.number, options.repeats)
 
     _run("edit", measure, edits.summarise, options)
-
-
-def speed_compile(options: SpeedOptions) -> None:
-    """Time what torch.compile gives the frozen blocks on this machine."""
-
-    def measure(device: str, dtype: str) -> Iterator[dict[str, Any]]:
-        settings = [
-            edits.Setting(name, device, dtype, options.layer_of(name), at_once=size)
-            for name in options.models
-            for size in options.at_once
-        ]
-        return compiled.compare(settings, options.number, options.repeats)
-
-    _run("compile", measure, compiled.summarise, options)
 
 
 def speed_ask(options: SpeedOptions) -> None:

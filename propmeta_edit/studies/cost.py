@@ -8,20 +8,28 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import fmean
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.config import read_yaml
 from propmeta_edit.easyedit.algorithms import BASELINES, NEEDS_STATISTICS, default_layers
 from propmeta_edit.errors import ModelError
 from propmeta_edit.evaluation.rows import Row
 from propmeta_edit.evaluation.runner import DataSet, choose_cases
-from propmeta_edit.finetune.compiled import compiled_if
+from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.learning import Learning
-from propmeta_edit.finetune.memory import bytes_of_edits, bytes_of_training
+from propmeta_edit.finetune.memory import (
+    FP32,
+    bytes_of_a_result,
+    bytes_of_edits,
+    bytes_of_factors,
+    bytes_of_training,
+    bytes_of_whiteners,
+)
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import apply_outer_step
@@ -29,8 +37,10 @@ from propmeta_edit.metatrain.task_texts import encode_step, tasks_side_by_side
 from propmeta_edit.metatrain.trainer import compute_step_gradients, describe_learning, read_task_learning
 from propmeta_edit.models.artefacts import BUNDLED, find_model_folder
 from propmeta_edit.models.devices import wait_for
+from propmeta_edit.models.differences import DIFFERENCE
 from propmeta_edit.models.layers import resolve_layers, select_parameters
-from propmeta_edit.models.loading import DTYPES, load_model, read_model_config
+from propmeta_edit.models.loading import DTYPES, load_model, read_checkpoint_card, read_model_config
+from propmeta_edit.recipes.bundled import CARD, read_card, shipped_folder
 from propmeta_edit.recipes.meta_training import load_tasks, resolve
 from propmeta_edit.records import MetaTask
 from propmeta_edit.settings import has_hparams, hparams_file
@@ -39,7 +49,6 @@ from propmeta_edit.studies.variants import Bench, Variant
 from propmeta_edit.text.encoding import TextEncoder
 
 GIB = 2**30
-FP32 = 4  # bytes
 ENOUGH_SECONDS = 10  # of timing: warming up is a small part of a step that takes so long
 # Seconds a case, edits and questions, by what edits: where no row has been timed yet. On the bundled model and two CPU cores.
 TYPICAL_SECONDS = {
@@ -70,7 +79,28 @@ def run_bytes(config: MetaTrainConfig, num_tasks: int) -> int:
     config = resolve(config)
     a_step = min(config.tasks_per_step, num_tasks)
     at_once = tasks_side_by_side(config, a_step)
-    return _model_bytes(config) + bytes_of_training(_trained_of(config), at_once, in_turns=at_once < a_step)
+    where = shape_of(config.model), config.layers, config.modules
+    of_tasks = _bytes_of_edits(*where, config.rank, config.edit, at_once, max(config.sizes))
+    return _model_bytes(config) + bytes_of_training(_trained_of(config), of_tasks, in_turns=at_once < a_step)
+
+
+def _bytes_of_edits(
+    shape: Any,
+    layers: Sequence[int] | str | None,
+    modules: str,
+    rank: int | None,
+    settings: EditSettings,
+    at_once: int,
+    num_facts: int = 1,
+) -> int:
+    """What edits side by side hold beside the model, inverse second moments included where their steps need them."""
+    sizes = _sizes_of(shape, layers, modules, rank)
+    if not settings.is_low_rank:
+        return bytes_of_edits(sizes, at_once)
+    shapes = {name: tuple(parameter.shape) for name, parameter in select_parameters(shape, layers, modules).items()}
+    is_input_first = any(isinstance(module, Conv1D) for module in shape.modules())
+    of_factors = at_once * bytes_of_factors(shapes, settings, num_facts)
+    return bytes_of_whiteners(shapes, is_input_first) + of_factors + bytes_of_a_result(sizes)
 
 
 def _model_bytes(config: MetaTrainConfig) -> int:
@@ -139,7 +169,7 @@ def try_tasks(config: MetaTrainConfig, tasks: Sequence[MetaTask], steps: int = 3
     seconds: list[float] = []
     learning: list[Learning] = []
     begun = time.perf_counter()
-    with only_trainable(model, parameters), compiled_if(config.compile, model, parameters)():
+    with only_trainable(model, parameters):
         for number in range(steps):
             some = tasks[number * config.tasks_per_step : (number + 1) * config.tasks_per_step] or tasks[: config.tasks_per_step]
             started = time.perf_counter()
@@ -335,7 +365,9 @@ def estimate_memory(variant: Variant, bench: Bench) -> tuple[float | None, float
     weights = _bytes_of_model(shape, [], itemsize)
     disk = 0
     if variant.edit == "MetaFT":
-        weights = _bytes_of_model(shape, sizes, itemsize, rank) + bytes_of_edits(sizes, bench.edits_at_once)
+        settings = _settings_of_edit(variant, bench)
+        of_edits = _bytes_of_edits(shape, layers, modules, rank, settings, bench.edits_at_once)
+        weights = _bytes_of_model(shape, sizes, itemsize, rank) + of_edits
     elif variant.edit in NEEDS_STATISTICS:  # second moments; projections and kept keys for AlphaEdit
         width = getattr(shape.config, "intermediate_size", 4 * shape.config.hidden_size)
         moments = 4 * width**2 * len(resolve_layers(layers, shape.config.num_hidden_layers))
@@ -360,6 +392,23 @@ def _where(variant: Variant, bench: Bench, shape: Any) -> tuple[Any, str]:
     settings = {**own, **variant.settings}
     layers = settings.get("layers") or default_layers(variant.edit, shape.config.num_hidden_layers)
     return layers, settings.get("modules", "mlp" if variant.edit in BASELINES else "attention+mlp")
+
+
+def _settings_of_edit(variant: Variant, bench: Bench) -> EditSettings:
+    """As far as they are known without a model being made: a checkpoint's own, where it is at hand or its card comes with the
+    package, else those of the paper's step."""
+    if variant.training is not None:
+        return variant.training.edit
+    model = bench.model_of(variant)
+    folder = find_model_folder(model) if variant.edits_as_trained else None
+    card: dict[str, Any] = {}
+    if folder is not None:
+        card = read_checkpoint_card(folder)
+    elif variant.edits_as_trained and (shipped_folder(model) / CARD).is_file():
+        card = read_card(shipped_folder(model), DIFFERENCE)
+    trained = card.get("settings", {})
+    known = {field.name: trained[field.name] for field in fields(EditSettings) if field.name in trained}
+    return EditSettings(**known)
 
 
 def _state_of(model: str) -> str:

@@ -40,6 +40,8 @@ class EncodedBatch:
             nothing predicts it. Found from ``labels`` once, so that no step of a loop has to wait for the device to count them.
         written: [B, W], int64; the positions that an inner step writes at, filled up with -1; None where it writes at all of them.
         answer_lengths: [B], int64; how many answer tokens each text has.
+        read: [R], int64, on the CPU; of all B·T tokens the numbers of those on which the prediction of an answer token depends: the
+            others are padding, or stand last.
     """
 
     input_ids: torch.Tensor
@@ -48,12 +50,16 @@ class EncodedBatch:
     written: torch.Tensor | None = None
     scored: torch.Tensor = field(init=False)
     answer_lengths: torch.Tensor = field(init=False)
+    read: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         is_scored = self.labels[:, 1:] != IGNORED
         texts, positions = is_scored.nonzero(as_tuple=True)
         object.__setattr__(self, "scored", torch.stack([texts, positions + 1]))
         object.__setattr__(self, "answer_lengths", is_scored.sum(dim=1))
+        is_read = is_scored.flip(1).cummax(dim=1).values.flip(1)  # before a later answer token
+        is_read = torch.cat([is_read, is_read.new_zeros(len(is_read), 1)], dim=1)
+        object.__setattr__(self, "read", is_read.flatten().nonzero()[:, 0].cpu())
 
     def to(self, device: torch.device | str) -> EncodedBatch:
         """The same batch on another device."""
@@ -121,10 +127,35 @@ class TextEncoder:
                 tokens than the model has positions.
             ModelError: a token that the model has no embedding for.
         """
+        return self._encode_answer(context, answer)[0]
+
+    def encode_fact(self, request: EditRequest) -> tuple[EncodedText, list[int]]:
+        """A fact as ``encode_answer`` encodes it, and the positions of its subject's tokens: where it stands in the prompt first.
+
+        The text's first token is never among them if another one is, since to a model the first token of all texts is alike
+        (attention rests on it). A fact without a subject gives all its tokens.
+
+        Raises:
+            RequestError, ModelError: as ``encode_answer``.
+            ModelError: the tokenizer does not say which characters a token is of, as slow ones do not.
+        """
+        if not self.tokenizer.is_fast:
+            raise ModelError("writing at the subject's tokens needs a fast tokenizer (use_fast=True); or set positions to all")
+        context = request.prompt.rstrip()
+        encoded, offsets = self._encode_answer(context, request.target_new)
+        subject = (request.subject or "").strip() or context  # spaces around it may stand in no token
+        start = context.find(subject)
+        end = start + len(subject)
+        found = [place for place, (first, last) in enumerate(offsets) if first < end and last > start and last > first]
+        return encoded, found[1:] if found[0] == 0 and len(found) > 1 else found
+
+    def _encode_answer(self, context: str, answer: str) -> tuple[EncodedText, list[tuple[int, int]]]:
+        """The same as ``encode_answer``, and where each token begins and ends; a slow tokenizer knows of none."""
         if not answer.strip():
             raise RequestError(f"the answer after {context!r} must not be empty, got {answer!r}")
         context = context.rstrip()
         text = f"{context} {answer.strip()}"
+        offsets: list[tuple[int, int]] = []
         if self.tokenizer.is_fast:
             input_ids, offsets = self.encode_with_offsets(text)
             is_answer = [end > len(context) for _, end in offsets]
@@ -135,26 +166,7 @@ class TextEncoder:
         labels = [token if answers else IGNORED for token, answers in zip(input_ids, is_answer, strict=True)]
         if not labels or labels[0] != IGNORED:
             raise RequestError(f"the text {text!r} needs at least one token before its answer {answer!r}")
-        return self._hold(input_ids, text), labels
-
-    def find_subject(self, request: EditRequest) -> list[int]:
-        """Positions of the subject's tokens in a fact encoded as ``encode_answer`` does: where it stands in the prompt first.
-
-        The text's first token is never among them if another one is, since to a model the first token of all texts is alike
-        (attention rests on it). A fact without a subject gives all its tokens.
-
-        Raises:
-            ModelError: the tokenizer does not say which characters a token is of, as slow ones do not.
-        """
-        if not self.tokenizer.is_fast:
-            raise ModelError("writing at the subject's tokens needs a fast tokenizer (use_fast=True); or set positions to all")
-        context = request.prompt.rstrip()
-        _, offsets = self.encode_with_offsets(f"{context} {request.target_new.strip()}")
-        subject = (request.subject or "").strip() or context  # spaces around it may stand in no token
-        start = context.find(subject)
-        end = start + len(subject)
-        found = [place for place, (first, last) in enumerate(offsets) if first < end and last > start and last > first]
-        return found[1:] if found[0] == 0 and len(found) > 1 else found
+        return (self._hold(input_ids, text), labels), offsets
 
     def encode_ended_answer(self, context: str, answer: str) -> EncodedText:
         """The same with the end-of-sequence token after it, to be learnt too.
@@ -314,15 +326,21 @@ def encode_requests(
         raise RequestError(f"edits side by side need equally many facts, got {sorted({len(requests) for requests in edits})}")
     names = records or ([f"edit {number}" for number in range(len(edits))] if len(edits) > 1 else [""])
     encoded: list[list[EncodedText]] = []
+    written: list[list[list[int]]] = []
     for name, requests in zip(names, edits, strict=True):
         encoded.append([])
+        written.append([])
         for number, request in enumerate(requests):
             of_several = [f"request {number}"] if len(requests) > 1 or not name else []
             with record_named(", ".join([name, *of_several] if name else of_several)):
-                encoded[-1].append(encoder.encode_answer(request.prompt, request.target_new))
-    written = None if positions == "all" else [[encoder.find_subject(request) for request in requests] for requests in edits]
+                if positions == "all":
+                    encoded[-1].append(encoder.encode_answer(request.prompt, request.target_new))
+                else:
+                    text, places = encoder.encode_fact(request)
+                    encoded[-1].append(text)
+                    written[-1].append(places)
     return [
-        collate(_next_of(encoded, start, batch_size), written=None if written is None else _next_of(written, start, batch_size))
+        collate(_next_of(encoded, start, batch_size), written=_next_of(written, start, batch_size) or None)
         for start in range(0, len(encoded[0]), batch_size)
     ]
 

@@ -160,9 +160,16 @@ def _give_moments(model: Any, layers: list[int]) -> None:
     names = [name for name in select_parameters(model, layers) if name.endswith(".weight")]
     modules = {name.removesuffix(".weight"): model.get_submodule(name.removesuffix(".weight")) for name in names}
     widths = {path: module.weight.shape[0 if type(module).__name__ == "CastingConv1D" else 1] for path, module in modules.items()}
-    give_input_moments(model, {path: torch.eye(width, device=model.device) for path, width in widths.items()})
+    read: dict[tuple[str, bool, int], torch.Tensor] = {}  # queries, keys and values read the same; so do gate and up
+    for path, width in widths.items():
+        read.setdefault(_input_of(path, width), torch.eye(width, device=model.device))
+    give_input_moments(model, {path: read[_input_of(path, width)] for path, width in widths.items()})
     find_whiteners(model, names, EditSettings().damping)
     require_input_moments(model, names).moments.update(dict.fromkeys(widths, torch.zeros(0)))
+
+
+def _input_of(path: str, width: int) -> tuple[str, bool, int]:
+    return path.rpartition(".")[0], path.endswith("o_proj"), width
 
 
 def _spread(model: Any, split: int, device: FakeDevice) -> None:

@@ -461,7 +461,7 @@ def test_completion_knows_verbs_and_options(shell, capsys):
 
 def test_half_a_verb_is_answered_with_the_verbs_that_begin_so(capsys):
     assert main(["speed"]) == 2
-    assert capsys.readouterr().err == "error: unknown verb 'speed'; there are speed edit, speed meta, speed compile, speed ask\n"
+    assert capsys.readouterr().err == "error: unknown verb 'speed'; there are speed edit, speed meta, speed ask\n"
     assert main(["data", "chek", "x"]) == 2
     assert "unknown verb 'data chek'; there are data check; did you mean data check?" in capsys.readouterr().err
 

@@ -20,6 +20,7 @@ from propmeta_edit.text.encoding import TextEncoder, encode_requests
 
 pytestmark = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="packed products are for x86")
 needs_bf16 = pytest.mark.skipif(not has_native_bf16("cpu"), reason="no bf16 here")
+FACTS = [("Ann Lee is a citizen of", "Peru"), ("The capital of the land where Bob lives is", "Lima")]
 KINDS = ["llama", "qwen2", "mistral"]
 
 
@@ -37,8 +38,7 @@ def make(family, dtype=torch.float32):
 
 def make_batch(tokenizer):
     """Two texts of different length: the shorter one is padded."""
-    edits = [[EditRequest("Ann Lee is a citizen of", "Peru")], [EditRequest("The capital of the land where Bob lives is", "Lima")]]
-    return encode_requests(TextEncoder(tokenizer), edits)[0]
+    return encode_requests(TextEncoder(tokenizer), [[EditRequest(*fact)] for fact in FACTS])[0]
 
 
 def losses_and_gradients(model, batch, is_packed=True):
@@ -185,3 +185,21 @@ def find_nodes(node, seen=None):
     seen.add(node)
     own = [node] if "_BlockFunction" in type(node).__name__ else []
     return own + [found for following, _ in node.next_functions for found in find_nodes(following, seen)]
+
+
+def test_tokens_that_nothing_is_read_from_are_left_out(tokenizer, monkeypatch):
+    """Padding, and each text's last token; unless they are too few."""
+    model, batch = make("llama"), make_batch(tokenizer)
+    rows, multiply = [], packed.PackedProjection.multiply
+    monkeypatch.setattr(packed.PackedProjection, "multiply", lambda self, x: rows.append(x[..., 0].numel()) or multiply(self, x))
+    lengths = [len(TextEncoder(tokenizer).encode_answer(*fact)[0]) for fact in FACTS]
+    losses_and_gradients(model, batch)  # each block is tried once
+    rows.clear()
+    losses_and_gradients(model, batch)
+    assert set(rows[:-1]) == {sum(lengths) - 2} and sum(lengths) - 2 < 0.9 * batch.input_ids.numel()
+    rows.clear()
+    [alone] = encode_requests(TextEncoder(tokenizer), [[EditRequest(*FACTS[1])]])
+    parameters = select_parameters(model, [0])
+    with only_trainable(model, parameters), packed_products(model, parameters):
+        compute_answer_loss(model, alone)
+    assert set(rows[:-1]) == {lengths[1]}

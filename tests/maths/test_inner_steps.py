@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from propmeta_edit.edits.compute import compute_edit, edit_many
 from propmeta_edit.errors import ConfigError, ModelError
@@ -14,7 +15,9 @@ from propmeta_edit.finetune.edit_settings import INNER_STEPS, EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.inner_steps import AdamW
 from propmeta_edit.finetune.input_moments import (
+    FILE,
     InputMoments,
+    find_whiteners,
     give_input_moments,
     require_input_moments,
     write_input_moments,
@@ -337,3 +340,25 @@ def test_moments_come_from_the_models_folder_or_are_gathered(tokenizer, tmp_path
     assert asked == [(str(tmp_path), list(moments)[2:], "cpu")]
     assert all(torch.equal(found.moments[name], moments[name]) for name in moments)
     assert require_input_moments(model, weights) is found and len(asked) == 1
+
+
+def test_projections_that_read_the_same_have_one_inverse(tokenizer, tmp_path, monkeypatch):
+    """Queries, keys and values, and gate and up: seven matrices, four inverses."""
+    model = tiny.make_model("llama")
+    moments = {name: value.float() for name, value in moments_of(model).items()}
+    first, second = "model.layers.1.self_attn.", "model.layers.1.mlp."
+    moments |= {f"{first}{name}": moments[f"{first}q_proj"].clone() for name in ("k_proj", "v_proj")}
+    moments[f"{second}up_proj"] = moments[f"{second}gate_proj"].clone()
+    write_input_moments(InputMoments(moments), tmp_path)
+    model.config._name_or_path = str(tmp_path)
+    inverted = []
+    monkeypatch.setattr(torch.linalg, "cholesky", watched(torch.linalg.cholesky, lambda: inverted.append(1)))
+    weights = [f"{name}.weight" for name in moments]
+    whiteners = find_whiteners(model, weights, 0.03)
+    assert len(moments) == 7 and len(inverted) == 4
+    assert whiteners[f"{first}q_proj"] is whiteners[f"{first}v_proj"] is not whiteners[f"{first}o_proj"]
+    for name, value in moments.items():
+        expected = InputMoments({name: value}).inverse(name, 0.03, value.device)
+        assert torch.equal(whiteners[name], expected)
+    write_input_moments(require_input_moments(model, weights), tmp_path)
+    assert all(torch.equal(value, moments[name]) for name, value in load_file(tmp_path / FILE).items())

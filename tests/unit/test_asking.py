@@ -98,6 +98,17 @@ def test_what_is_said_is_what_the_model_says_to_each_prompt(model, tokenizer):
     assert said.neighbour_generated is None and said.neighbour_before is None, "nothing to compare"
 
 
+def test_what_a_case_asks_twice_is_asked_once(model, tokenizer, calls):
+    question = Question("Where does Bob 1 live?", ("Greece",))
+    twice = replace(CASES[1], neighbour=question, other_fact=question)
+    examiner = Examiner(model, tokenizer)
+    examiner.ask_unedited([twice])
+    calls.clear()
+    [said] = examiner.ask([twice])
+    assert calls == [("continue_greedily", len(prompts_of(twice)) - 1)]
+    assert said.other_fact_generated == said.neighbour_generated == said.neighbour_before
+
+
 def test_a_fact_is_asked_as_it_is_trained_on_without_the_space_after_it():
     edit = EditRequest("Ann lives in ", "Peru")
     assert prompts_of(replace(CASES[0], edits=(edit,)))["fact 0"] == "Ann lives in"

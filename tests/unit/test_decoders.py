@@ -18,7 +18,7 @@ from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.finetune.weights import copies_in_place, only_trainable
 from propmeta_edit.models import packed
 from propmeta_edit.models.forwards import has_usual_body
-from propmeta_edit.models.generation import keeps_states
+from propmeta_edit.models.generation import generate_greedily, keeps_states
 from propmeta_edit.models.layers import (
     ARCHITECTURES,
     architecture_from_config,
@@ -113,6 +113,7 @@ def test_an_edit_is_written_undone_and_asked(kind, tokenizer, tmp_path):
         # AdamW makes whole steps of gradients that are nothing but rounding; what the model says hardly depends on those.
         torch.testing.assert_close(logits_with(model, together), expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
     assert EditedModel(model, edits[0]).answer(tokenizer, PROMPTS) == said
+    assert EditedModel(model, edits[0]).through(generate_greedily, tokenizer, PROMPTS, together=len(PROMPTS)) == said
     assert generate_with_edits(model, tokenizer, PROMPTS, [edits[0], None, edits[0]])[::2] == said[::2]
     save_model(model, tokenizer, tmp_path / "saved", select_parameters(model, [1], settings.modules))
     loaded, _ = load_model(str(tmp_path / "saved"), dtype="bfloat16", layers=[1], modules=settings.modules)

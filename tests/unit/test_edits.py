@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from propmeta_edit.edits import identity
+from propmeta_edit.edits import compute, identity
 from propmeta_edit.edits.compute import choose_at_once, compute_edit, edit_many
 from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, merge_edits, standing_edits, take_base
 from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
@@ -688,12 +688,42 @@ def test_as_many_at_once_as_the_memory_allows(model, edits, tokenizer, monkeypat
     size = sum(value.nbytes for value in edited.values())
     largest = max(value.nbytes for value in edited.values())
     each = 2 * (4 * size + largest)  # its weights, two moments, one gradient, a result; half of the memory is for texts
-    assert [choose_at_once(edited, free) for free in (0, each - 1, 2 * each - 1, 2 * each, 1000 * each)] == [1, 1, 1, 2, 64]
+    settings = hparams().edit
+    assert [choose_at_once(edited, settings, n) for n in (0, each - 1, 2 * each - 1, 2 * each, 1000 * each)] == [1, 1, 1, 2, 64]
     asked = []
     monkeypatch.setattr("propmeta_edit.edits.compute.free_memory", lambda device: asked.append(device) or 2 * each)
     found = edit_many(model, tokenizer, REQUESTS, hparams())
     assert asked == [model.device] and len(found) == len(REQUESTS)
     assert free_memory(model.device) > 0
+
+
+def test_facts_of_one_length_are_learnt_side_by_side_and_come_back_in_their_order(model, tokenizer, monkeypatch):
+    """Four edits, two at once: the short ones together and the long ones."""
+    long = [
+        EditRequest(f"The capital of the country in which {name} was born and lives is", "Lima in Peru") for name in ("Ann", "Bob")
+    ]
+    requests = [REQUESTS[0], long[0], EditRequest("Bob Day lives in", "Peru", "Bob Day"), long[1]]
+    seen, learn = [], compute.learnt_edits
+    monkeypatch.setattr(
+        compute, "learnt_edits", lambda *given: seen.append([request.prompt for [request] in given[2]]) or learn(*given)
+    )
+    found = edit_many(model, tokenizer, requests, hparams(), at_once=2)
+    assert [set(prompts) for prompts in seen] == [{requests[0].prompt, requests[2].prompt}, {one.prompt for one in long}]
+    assert [edit.requests for edit in found] == [(request,) for request in requests]
+    alone = compute_edit(model, tokenizer, long[0], hparams())
+    for name, value in alone.weights.items():
+        torch.testing.assert_close(found[1].weights[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_more_edits_of_low_rank_fit_into_the_same_memory():
+    """Their factors, and as much again where results stay on the device."""
+    edited = {"mlp.up.weight": torch.zeros(400, 300), "mlp.up.bias": torch.zeros(400), "mlp.down.weight": torch.zeros(300, 400)}
+    settings = EditSettings([0], num_inner_steps=5, inner_step="whitened", positions="subject")
+    factors = 4 * 5 * 3 * 2 * 700
+    free = 2 * 3 * factors
+    assert choose_at_once(edited, settings, free, keeps_results=False) == 3
+    assert choose_at_once(edited, settings, 2 * free) == 3
+    assert choose_at_once(edited, EditSettings([0]), free) == 1
 
 
 def test_an_edit_from_what_another_method_returned(model, tokenizer):

@@ -211,3 +211,35 @@ def test_an_end_is_told_from_a_word_that_the_tokenizer_does_not_know(template, b
     assert encoder.num_appended == ends
     ids, labels = [0] * begins + [1, 2, 3], [IGNORED] * begins + [IGNORED, IGNORED, 3]
     assert encoder.encode_answer("Ann speaks", "Greek") == (ids, labels)
+
+
+def test_a_fact_with_a_subject_is_tokenised_once(tokenizer):
+    asked = []
+
+    class Counting:
+        is_fast = True
+
+        def __call__(self, text, **more):
+            asked.append(text)
+            return tokenizer(text, **more)
+
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+    encoder = TextEncoder(Counting())
+    asked.clear()
+    [batch] = encode_requests(encoder, [[EditRequest("Ann Lee lives in", "Peru", "Ann Lee")]], positions="subject")
+    assert asked == ["Ann Lee lives in Peru"]
+    [plain] = encode_requests(TextEncoder(tokenizer), [[EditRequest("Ann Lee lives in", "Peru")]])
+    assert torch.equal(batch.input_ids, plain.input_ids) and torch.equal(batch.labels, plain.labels)
+    assert batch.written is not None and plain.written is None
+
+
+def test_a_batch_knows_the_tokens_that_its_answers_depend_on():
+    """All before a text's last answer token: no padding, not what stands behind it, and nothing of a text without an answer."""
+    batch = collate(
+        [([5, 6, 7, 8], [IGNORED, IGNORED, 7, 8]), ([5, 6], [IGNORED, 6]), ([5, 6, 7], [IGNORED] * 3), ([5, 6, 7], [5, 6, 7])]
+    )
+    assert batch.read.tolist() == [0, 1, 2, 4, 12, 13]
+    with_gap = collate([([5, 6, 7, 8, 9], [IGNORED, 6, IGNORED, 8, IGNORED])])
+    assert with_gap.read.tolist() == [0, 1, 2]

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from propmeta_edit.errors import RequestError
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
+from propmeta_edit.models import generation
 from propmeta_edit.models.generation import NATURAL_LIMIT, continue_greedily, generate_greedily
 from propmeta_edit.models.loading import prepare_tokenizer
 from propmeta_edit.records import EditRequest
@@ -52,6 +53,57 @@ def test_the_tokens_are_those_of_generate(family, attention, tokenizer):
         model.generation_config.do_sample, model.generation_config.repetition_penalty = True, 1.7  # set aside
         for size in (1, 2, len(PROMPTS)):
             assert generate_greedily(model, tokenizer, PROMPTS, 20, batch_size=size) == decode(tokenizer, rows)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_that_are_read_together_are_answered_as_by_generate(family, attention, tokenizer):
+    """One that another one begins with, and one twice; some stop early, and beyond a window of Gemma's."""
+    prompts = [*PROMPTS, "The capital of Peru is", "The capital", PROMPTS[0], "The capital of Peru is Lima and"]
+    for seed in range(4):
+        model = tiny.make_model(family, dtype=torch.float32, seed=seed)
+        model.set_attn_implementation(attention)
+        if getattr(model.config, "sliding_window", None):
+            model.config.sliding_window = 9
+        model.generation_config.eos_token_id = None
+        ends = [299, generate(model, tokenizer, prompts, 20)[seed][1]]
+        model.generation_config.eos_token_id = ends
+        expected = decode(tokenizer, generate(model, tokenizer, prompts, 20, ends))
+        for size, together in ((len(prompts), len(prompts)), (len(prompts), 3), (6, 2)):
+            assert generate_greedily(model, tokenizer, prompts, 20, size, together) == expected
+
+
+def test_what_texts_begin_with_in_common_is_read_once_and_those_that_are_done_are_left_out(tokenizer, monkeypatch):
+    model = tiny.make_model("llama", dtype=torch.float32)
+    prompts = ["The capital of Peru is", "The capital of Spain is", "The capital of France is", "The capital of Chile is"]
+    encoder = TextEncoder(tokenizer, model.config)
+    texts = [encoder.encode_prompt(prompt) for prompt in prompts]
+    beginnings = {tuple(text[: end + 1]) for text in texts for end in range(len(text))}
+    first = [row[0] for row in generate(model, tokenizer, prompts, 1)]
+    model.generation_config.eos_token_id = first[0]
+    read, run = [], generation._Reader._run
+    monkeypatch.setattr(generation._Reader, "_run", lambda self, ids, *rest: read.append(tuple(ids.shape)) or run(self, ids, *rest))
+    generate_greedily(model, tokenizer, prompts, 3, together=4)
+    left = sum(token != first[0] for token in first)
+    assert 0 < left < 4 and len(beginnings) < 0.6 * sum(map(len, texts))
+    assert read[0] == (1, len(beginnings)) and read[1] == (left, 1)
+    read.clear()
+    generate_greedily(model, tokenizer, prompts, 3)
+    assert read[:2] == [(4, max(map(len, texts))), (4, 1)], "each by itself, as whoever asks does not say that they may share"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_edits_whose_texts_end_at_different_times_keep_their_rows(family, tokenizer):
+    """Three texts an edit, read together; as many of each edit stay as of the one that goes on with most."""
+    model = tiny.make_model(family, dtype=torch.float32)
+    edits = [[EditRequest(f"{name} lives in", "Peru")] for name in ("Ann", "Bob")]
+    prompts = ["Ann lives in", "Ann lives near", "Lima is", "Bob lives in", "The capital of Peru is", "The capital of"]
+    with many_edits(model, tokenizer, edits, EditSettings([1], inner_lr=2e-2)):
+        rows = generate(model, tokenizer, prompts, 12)
+        for ends in ([rows[0][1]], [rows[4][2], rows[1][3]], [row[1] for row in rows[:3]], [299]):
+            model.generation_config.eos_token_id = ends
+            expected = decode(tokenizer, generate(model, tokenizer, prompts, 12, ends))
+            assert generate_greedily(model, tokenizer, prompts, 12, len(prompts), together=3) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
