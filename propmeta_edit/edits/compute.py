@@ -176,4 +176,4 @@ def choose_at_once(edited: Mapping[str, torch.Tensor], settings: EditSettings, f
 
 def fit_into(free_bytes: int, bytes_an_edit: int) -> int:
     """How many edits to have at once. What the texts take is small beside their tensors; half of the memory is left for it."""
-    return max(1, min(_MOST_AT_ONCE, free_bytes // 2 // bytes_an_edit))
+    return max(1, min(_MOST_AT_ONCE, free_bytes // 2 // max(1, bytes_an_edit)))  # factors of no step have none

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from propmeta_edit.edits.compute import compute_edit, edit_many
+from propmeta_edit.edits.views import generate_with_edits
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.edit_settings import INNER_STEPS, EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
@@ -246,6 +247,7 @@ def test_no_step_of_low_rank_moves_nothing(tokenizer):
     settings = replace(WHITENED, num_inner_steps=0)
     for edit in (compute_edit(model, tokenizer, REQUESTS[0], settings), *edit_many(model, tokenizer, REQUESTS, settings)):
         assert edit.weights and all(torch.equal(value, model.get_parameter(name)) for name, value in edit.weights.items())
+        assert generate_with_edits(model, tokenizer, ["Ann"], [edit]) == generate_with_edits(model, tokenizer, ["Ann"], [None])
 
 
 def test_many_facts_in_one_edit_are_a_matrix_once_that_is_smaller(tokenizer, monkeypatch):
