@@ -147,8 +147,8 @@ def write_table2(results: Results, options: StudyOptions) -> str:
         picture = draw(summary)
         if picture is not None:
             save_figure(picture, results.folder / f"{name}.png")
-    write_comparisons(rows, results.folder, ("FT", "MetaFT"), recipes=RECIPES)
+    write_comparisons(rows, results.folder, ("FT", "MetaFT", BOUND.name), recipes=RECIPES)
     return (
-        f"{text}\npaired comparisons with FT and MetaFT, breakdowns and examples: {results.folder / 'comparisons.md'}\n"
+        f"{text}\npaired comparisons with FT, MetaFT and MetaFT-bound, breakdowns and examples: {results.folder / 'comparisons.md'}\n"
         f"all on one page: propmeta-edit report {shlex.quote(str(results.folder))}"
     )
