@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from propmeta_edit.edits.edit import describe_saved
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.metatrain.checkpoint import export_checkpoint, export_compact
 from propmeta_edit.metatrain.config import MetaTrainConfig
@@ -56,6 +57,7 @@ def edit(
     model: str | None = None,
     hparams: str | None = None,
     save: str | None = None,
+    tolerance: float | None = None,
     json: bool = False,
     device: str | None = None,
 ) -> None:
@@ -74,12 +76,15 @@ def edit(
         model: a meta-tuned folder or bundled name (default: the bundled one).
         hparams: a MetaFT YAML (default: as the model was meta-trained, else that of its name in hparams/MetaFT).
         save: new folder for the edit, for propmeta-edit ask.
+        tolerance: share of the change that may be lost for a small folder, 0.1 say (default: nothing is lost).
         json: print JSON.
         device: auto, cpu, mps, cuda or cuda:N (default: as the YAML says, which is auto in those that come along).
     """
     facts, related = _read_facts(prompt, target, subject, requests, related)
     if save:
         edit_facts.require_new_folder(Path(save))
+    if tolerance is not None:
+        edit_facts.require_tolerance(tolerance, save)
     settings = edit_facts.read_hparams(model, hparams, device)
     made, answers = edit_facts.edit_and_ask(facts, related, unrelated, settings)
     names = ["before", "after"]
@@ -92,9 +97,9 @@ def edit(
             print(made.learning)
         print(edit_facts.format_answers(answers, names), flush=True)
     if save:
-        made.save(save)  # after the answers, which would be lost with it otherwise
-    if save and not json:
-        print(f'saved in {save}; ask it: propmeta-edit ask "..." --edit {save}')
+        saved = made.save(save, tolerance=tolerance)  # after the answers, which would be lost with it otherwise
+        if not json:
+            print(f'saved in {save} ({describe_saved(saved)}); ask it: propmeta-edit ask "..." --edit {save}')
 
 
 def _read_facts(

@@ -5,7 +5,7 @@ Everything is about one token: the first telling token of the answer (of the new
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -140,7 +140,7 @@ def study_prompt(
     for modules in MODULES:
         names = set(select_parameters(model, edit.settings.get("layers"), modules)) & set(edit.weights)
         if names:
-            with keep_tensors(edit, names).applied(model):
+            with edit.only(names).applied(model):
                 parts[modules] = _target_log_prob(model, probe, record_states(model, probe.input_ids))
     return {
         "unedited": _target_log_prob(model, probe, before),
@@ -159,15 +159,10 @@ def with_subject(case: Case, subject: str) -> Case:
     return replace(case, edits=(moved,), question=replace(case.question, text=case.question.text.replace(own, subject, 1)))
 
 
-def keep_tensors(edit: Edit, names: Iterable[str]) -> Edit:
-    """The part of an edit that moves these tensors alone."""
-    kept = set(names)
-    before = None if edit.before is None else _only(edit.before, kept)
-    return replace(edit, weights=_only(edit.weights, kept), before=before, hash_before=None)
-
-
-def _only(tensors: Mapping[str, torch.Tensor], names: set[str]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in tensors.items() if name in names}
+def make_twin(case: Case, companion: Case) -> Case:
+    """A fact of one kind with the case's: its words about the companion's subject, with the companion's object."""
+    moved = with_subject(case, str(companion.edits[0].subject))
+    return replace(moved, edits=(replace(moved.edits[0], target_new=companion.edits[0].target_new),))
 
 
 def _read_lens(model: LanguageModel, states: torch.Tensor, tokens: Sequence[int]) -> dict[str, Any]:

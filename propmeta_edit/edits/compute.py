@@ -12,8 +12,9 @@ from propmeta_edit.edits.identity import take_fingerprints
 from propmeta_edit.errors import ConfigError, record_named
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.learning import read_learning, warn_of_unlearnt
+from propmeta_edit.finetune.low_rank import LowRankWeights
 from propmeta_edit.finetune.many_edits import learnt_edits
-from propmeta_edit.finetune.memory import bytes_of_a_result, bytes_of_edits, bytes_of_factors
+from propmeta_edit.finetune.memory import bytes_of_edits, bytes_of_factors
 from propmeta_edit.finetune.single_edit import Computed, compute_facts, require_finite
 from propmeta_edit.models.devices import device_of, free_memory
 from propmeta_edit.models.layers import select_parameters
@@ -57,11 +58,11 @@ def compute_edit(
     requests = as_requests(request)
     with owned(model) as plain:
         settings, about = _settle(plain, hparams)
-        weights, learning, factors = compute_facts(plain, tokenizer, requests, settings)
+        weights, learning = compute_facts(plain, tokenizer, requests, settings)
         warn_of_unlearnt([requests], learning)
         before = {name: plain.get_parameter(name).data for name in weights}
         state: dict[str, Any] = {"transposed": find_transposed(plain, weights), "learning": learning[0] if learning else None}
-        return Edit(tuple(requests), weights, before, take_base(plain), *about, **state, factors=factors)
+        return Edit(tuple(requests), weights, before, take_base(plain), *about, **state)
 
 
 def edit_many(
@@ -116,7 +117,8 @@ def edit_many(
         for number, own in enumerate(several):
             one = computed[number]
             went = one.learning[0] if one.learning else None
-            edits.append(Edit(tuple(own), one.weights, before, base, *about, **state, learning=went, factors=one.factors))
+            moved = {name: before[name] for name in one.weights}
+            edits.append(Edit(tuple(own), one.weights, moved, base, *about, **state, learning=went))
     warn_of_unlearnt(several, [went for number in range(len(several)) for went in computed[number].learning])
     return edits
 
@@ -152,27 +154,26 @@ def _write_each(
         how = read_learning(losses, settings.num_inner_steps)
         computed = []
         for number in range(len(several)):
-            factors = adapted.factors(number)
-            kept = None if factors is None else {path: (a.to(device), b.to(device)) for path, (a, b) in factors.items()}
-            weights = {name: value.to(device) for name, value in adapted.take(number).items()}
-            computed.append(Computed(weights, how[number : number + 1], kept))
+            own = adapted.take(number)
+            weights = own.to(device) if isinstance(own, LowRankWeights) else {n: value.to(device) for n, value in own.items()}
+            computed.append(Computed(weights, how[number : number + 1]))
         return computed
 
 
 def choose_at_once(edited: Mapping[str, torch.Tensor], settings: EditSettings, free_bytes: int, keeps_results: bool = True) -> int:
-    """How many edits to learn side by side: each takes what the inner loop holds, and a result.
+    """How many edits to learn side by side: each takes what the inner loop holds, and a result (of low rank, its factors).
 
     Args:
         keeps_results: False where each result leaves the device before the next one is made; told apart for edits of low rank, of
-            which a result is nearly all.
+            which a result is half of all.
     """
     sizes = [value.nbytes for value in edited.values()]
     if not settings.is_low_rank:
         return fit_into(free_bytes, bytes_of_edits(sizes) + sum(sizes))
     each = bytes_of_factors({name: value.shape for name, value in edited.items()}, settings)
-    return fit_into(free_bytes - 2 * bytes_of_a_result(sizes), each + keeps_results * sum(sizes))
+    return fit_into(free_bytes, (1 + keeps_results) * each)
 
 
 def fit_into(free_bytes: int, bytes_an_edit: int) -> int:
     """How many edits to have at once. What the texts take is small beside their tensors; half of the memory is left for it."""
-    return max(1, min(_MOST_AT_ONCE, free_bytes // 2 // bytes_an_edit))
+    return max(1, min(_MOST_AT_ONCE, free_bytes // 2 // max(1, bytes_an_edit)))  # factors of no step have none

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,9 +21,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.edits.identity import hash_once, hash_tensors, take_fingerprint, take_fingerprints, take_identity
-from propmeta_edit.edits.lora import write_exact_lora, write_factors_as_lora, write_lora
+from propmeta_edit.edits.lora import approximate, write_exact_lora, write_factors_as_lora, write_lora
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.learning import Learning
+from propmeta_edit.finetune.low_rank import Factors, LowRankWeights
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
 from propmeta_edit.models.artefacts import EDIT_CARD, build_whole
@@ -35,7 +38,8 @@ from propmeta_edit.records import EditRequest, as_requests
 
 LOG = logging.getLogger(__name__)
 WEIGHTS, CONFIG = "edit_model.safetensors", EDIT_CARD
-BASE = "base"  # in the header of the first
+BASE, PACKED = "base", "base.json.zlib.base85"  # in the header of the first; the one of an older version, or the other
+DTYPE = "dtype"  # in the second: of the weights, where the first holds factors
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,27 @@ class _Applied:
     put: Mapping[str, str]
 
 
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
+
+
+class Saved(NamedTuple):
+    """What ``Edit.save`` wrote.
+
+    Attributes:
+        num_bytes: of the whole folder.
+        lost: the norm of what was left out, over the norm of the change; 0 without a tolerance.
+    """
+
+    num_bytes: int
+    lost: float
+
+
+def describe_saved(saved: Saved) -> str:
+    """Its size, and what it loses, for people."""
+    size = f"{saved.num_bytes / 1e6:.1f} MB" if saved.num_bytes >= 1e6 else f"{saved.num_bytes / 1e3:.0f} kB"
+    return f"{size}; {100 * saved.lost:.1f} % of the change is lost" if saved.lost else size
+
+
 _STANDING: WeakKeyDictionary[LanguageModel, list[_Applied]] = WeakKeyDictionary()
 
 
@@ -56,7 +81,9 @@ class Edit:
 
     Args:
         requests: the facts it wrote.
-        weights: the edited tensors, by parameter name, as they are after the edit.
+        weights: the edited tensors, by parameter name, as they are after the edit. Of an edit that was computed as factors
+            (``inner_step: whitened``) these are ``LowRankWeights``: each is made when it is asked for, and a loaded edit, which
+            does not know W₀, has none to give.
         before: the same tensors before it; None for an edit that was loaded, which knows their hash alone.
         base: what every parameter held without any edit (``take_base``), so that two models that differ elsewhere are told apart.
         base_model: the name or path of the model it was made on, for people.
@@ -66,7 +93,6 @@ class Edit:
         transposed: those weights that are [in, out] (GPT-2's projections), as a LoRA of them has to know.
         fingerprints: of ``before`` (``take_fingerprints``); taken here if not given; edits of one state share them.
         learning: how the inner loop went, where this process ran it; it is not saved.
-        factors: where it was computed as factors, by projection (A [r, in], B [out, r]): the change is B A; not saved either.
     """
 
     requests: tuple[EditRequest, ...]
@@ -80,7 +106,6 @@ class Edit:
     transposed: tuple[str, ...] = ()
     fingerprints: Mapping[str, str] | None = field(default=None, repr=False)
     learning: Learning | None = None
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         # ``before`` is the model's own storage: what is known of it now tells whether someone writes into it later.
@@ -92,6 +117,36 @@ class Edit:
     def base_sha256(self) -> str:
         """Of the edited tensors before the edit: which model state this edit belongs on."""
         return self.hash_before or hash_tensors(self._unchanged_before())
+
+    @property
+    def factors(self) -> Factors | None:
+        """By parameter name (A [r, in], B [out, r]), whose product is the change; None of an edit that is not kept as factors."""
+        return self.weights.factors if isinstance(self.weights, LowRankWeights) else None
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the tensors that it moves."""
+        return self.weights.shapes if isinstance(self.weights, LowRankWeights) else {n: v.shape for n, v in self.weights.items()}
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Likewise."""
+        if isinstance(self.weights, LowRankWeights):
+            return dict.fromkeys(self.weights, self.weights.dtype)
+        return {name: value.dtype for name, value in self.weights.items()}
+
+    def weights_on(self, before: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The edited tensors, given those of the model that it was made on; they may be the edit's own."""
+        return self.weights.on(before) if isinstance(self.weights, LowRankWeights) else self.weights
+
+    def only(self, names: Collection[str]) -> Edit:
+        """The part of it that moves these tensors alone."""
+        before = None if self.before is None else {name: value for name, value in self.before.items() if name in names}
+        if isinstance(self.weights, LowRankWeights):
+            weights: Mapping[str, torch.Tensor] = self.weights.only(names, before)
+        else:
+            weights = {name: value for name, value in self.weights.items() if name in names}
+        return replace(self, weights=weights, before=before, hash_before=None)
 
     def apply(self, model: LanguageModel) -> None:
         """Let the model stand edited until ``undo``.
@@ -151,25 +206,30 @@ class Edit:
             self.undo(model)
 
     def change(self, model: LanguageModel | None = None) -> dict[str, torch.Tensor]:
-        """``W - W₀`` by name; a loaded edit needs the unedited model to know W₀.
+        """``W - W₀`` by name; a loaded edit needs the unedited model to know W₀, but where it is kept as factors.
 
         Raises:
             ModelError: a loaded edit and no model, or another model.
         """
-        if self.before is not None:
-            before: Mapping[str, torch.Tensor] = self._unchanged_before()
-        else:
-            if model is None:
-                raise ModelError("a loaded edit holds the tensors after it alone; give the model it was made on")
-            with owned(model) as plain:
-                self.require_made_on(plain)
-                before = {name: p.data for name, p in self._parameters_of(plain).items()}
+        if isinstance(self.weights, LowRankWeights):
+            return self.weights.changes()
+        before = self._before_on(model)
         return {name: value.to(before[name].device) - before[name] for name, value in self.weights.items()}
+
+    def _before_on(self, model: LanguageModel | None) -> Mapping[str, torch.Tensor]:
+        """W₀, from the model it was made on if the edit was loaded."""
+        if self.before is not None:
+            return self._unchanged_before()
+        if model is None:
+            raise ModelError("a loaded edit holds the tensors after it alone; give the model it was made on")
+        with owned(model) as plain:
+            self.require_made_on(plain)
+            return {name: p.data for name, p in self._parameters_of(plain).items()}
 
     def pin_to(self, model: LanguageModel, base_model: str | None = None) -> Edit:
         """The same tensors as an edit of this model: for a base that was built elsewhere, or another one that is to be tried.
 
-        Edits that stand in the model do not count.
+        Of an edit that is kept as factors, the same change. Edits that stand in the model do not count.
 
         Args:
             base_model: its name or path, for people and for ``propmeta-edit ask``; where it was loaded from, if not given.
@@ -181,38 +241,64 @@ class Edit:
             originals, base = _originals(plain), take_base(plain)
             before = {name: originals.get(name, parameter.data) for name, parameter in self._parameters_of(plain).items()}
         for name, value in before.items():
-            if value.dtype != self.weights[name].dtype:
+            if value.dtype != self.dtypes[name]:
                 raise ModelError(
-                    f"{name} is {value.dtype} in this model and {self.weights[name].dtype} in the edit; load the model with its "
+                    f"{name} is {value.dtype} in this model and {self.dtypes[name]} in the edit; load the model with its "
                     "edited layers in that dtype (load_model's layers)"
                 )
         where = getattr(plain.config, "_name_or_path", "") if base_model is None else base_model
-        return replace(self, before=before, base_model=where, hash_before=None, base=base, fingerprints=None)
+        weights = self.weights.only(self.weights, before) if isinstance(self.weights, LowRankWeights) else self.weights
+        return replace(self, weights=weights, before=before, base_model=where, hash_before=None, base=base, fingerprints=None)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, tolerance: float | None = None, model: LanguageModel | None = None) -> Saved:
         """Write ``edit_model.safetensors`` and ``edit_config.json`` into a new folder, both or none.
 
+        An edit that is kept as factors is written as factors: loaded, it gives a model the same bits.
+
+        Args:
+            tolerance: what may be lost, 0.1 say, for a folder that is as small as that allows: each matrix keeps the singular
+                values that it needs, as factors in bf16 where that does; changes of biases are left out.
+            model: the unedited model, for a loaded edit that is not kept as factors, with a tolerance.
+
         Raises:
-            ModelError: the folder exists.
+            ConfigError: a tolerance that is not between 0 and 1.
+            ModelError: the folder exists; with a tolerance, an edit of something else than projections.
             OSError: it cannot be written.
         """
         folder = Path(folder)
         if folder.exists():
             raise ModelError(f"{folder} exists; choose another folder for the edit")
+        small, lost = (self, 0.0) if tolerance is None else self._compress(tolerance, model)
+        small._write(folder)
+        return Saved(sum(file.stat().st_size for file in folder.iterdir()), lost)
+
+    def _compress(self, tolerance: float, model: LanguageModel | None) -> tuple[Edit, float]:
+        """It as factors of as few numbers as the tolerance allows, and what they lose."""
+        before = self.before if self.factors else self._before_on(model)
+        found, lost = approximate(self.factors or self.change(model), tolerance=tolerance, transposed=self.transposed)
+        kept = None if before is None else {name: before[name] for name in found}
+        dtype = max(self.dtypes.values(), key=lambda one: one.itemsize)
+        weights, known = LowRankWeights(found, self.transposed, dtype, kept), self.hash_before if kept is None else None
+        return replace(self, weights=weights, before=kept, hash_before=known, fingerprints=None), lost
+
+    def _write(self, folder: Path) -> None:
+        tensors = self.weights if self.factors is None else _as_tensors(self.factors)
         config = {
             "requests": [asdict(request) for request in self.requests],
             "base_model": self.base_model,
             "base_sha256": self.base_sha256,
             "method": self.method,
             "settings": dict(self.settings),
-            "tensors": {name: list(value.shape) for name, value in self.weights.items()},
+            "tensors": {name: list(shape) for name, shape in self.shapes.items()},
             "transposed": list(self.transposed),
-            "sha256": hash_tensors(self.weights),
+            "sha256": hash_tensors(tensors),
         }
+        if isinstance(self.weights, LowRankWeights):
+            config[DTYPE] = str(self.weights.dtype).removeprefix("torch.")
 
         def build(partial: Path) -> None:
-            weights = {name: value.detach().contiguous().cpu() for name, value in self.weights.items()}
-            save_file(weights, partial / WEIGHTS, {BASE: json.dumps(dict(self.base))})  # a hash a tensor, which nobody reads
+            own = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+            save_file(own, partial / WEIGHTS, {PACKED: _pack(self.base)})  # a hash a tensor, which nobody reads
             (partial / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
         build_whole(folder, build)
@@ -227,21 +313,22 @@ class Edit:
         folder = Path(folder)
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            weights = load_file(folder / WEIGHTS)
+            tensors = load_file(folder / WEIGHTS)
             config = {**_read_base(folder / WEIGHTS), **config}  # in the configuration itself, if the edit is of an older version
             requests = tuple(_read_request(row) for row in config["requests"])
             expected, transposed = config["sha256"], tuple(config["transposed"])
             base_model, method, base_sha256 = (_require(str, config, name) for name in ("base_model", "method", "base_sha256"))
             settings, base = (_require(dict, config, name) for name in ("settings", BASE))
+            weights = _read_factors(tensors, config) if DTYPE in config else tensors
             edit = cls(requests, weights, None, base, base_model, method, settings, base_sha256, transposed)
         except FileNotFoundError as error:
             raise ModelError(
                 f"{folder} holds no whole edit, which is {WEIGHTS} and {CONFIG}: {error}; name a folder that propmeta-edit "
                 "edit --save or Edit.save wrote"
             ) from error
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RequestError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RequestError, zlib.error) as error:
             raise ModelError(f"the edit in {folder} is damaged ({error}); save it again") from error
-        if hash_tensors(weights) != expected:
+        if hash_tensors(tensors) != expected:
             raise ModelError(f"the edit in {folder} is damaged: {WEIGHTS} is not what {CONFIG} says; save it again")
         return edit
 
@@ -251,12 +338,12 @@ class Edit:
         """Write the change as a PEFT LoRA, which keeps its largest singular values and has no place for biases.
 
         An edit of a model with factors (``models.factors``) is a LoRA already, and is written as it is: on the model below the
-        factors, with what they were before the edit; ``rank`` must be theirs. An edit that was computed as factors
+        factors, with what they were before the edit; ``rank`` must be theirs. An edit that is kept as factors
         (``inner_step: whitened``) is written as these, exactly, where neither a rank nor a tolerance is given.
 
         Args:
             rank: of every matrix, 1 or more.
-            model: the unedited model, for a loaded edit.
+            model: the unedited model, for a loaded edit that is not kept as factors.
             tolerance: in place of a rank, what may be lost, 0.05 say: each matrix gets the rank that it needs, and bf16 where that
                 does.
 
@@ -277,7 +364,8 @@ class Edit:
         if rank is None and tolerance is None and self.factors:
             write_exact_lora(self.factors, Path(folder), is_transposed=bool(transposed), base_model=base_model)
             return 0.0
-        return write_lora(self.change(model), Path(folder), rank, tolerance, transposed=transposed, base_model=base_model)
+        change = self.factors or self.change(model)
+        return write_lora(change, Path(folder), rank, tolerance, transposed=transposed, base_model=base_model)
 
     def _find_values(self, model: LanguageModel) -> dict[str, torch.Tensor]:
         """What the edited tensors become when this edit is applied to the model as it stands."""
@@ -288,13 +376,14 @@ class Edit:
         current = {name: parameter.data for name, parameter in self._parameters_of(model).items()}
         if self._is_base(current):
             # Copies: methods such as EasyEdit's write into what stands in a model, and this edit is to stay what it is.
-            return {name: value.to(current[name].device, copy=True) for name, value in self.weights.items()}
+            return {n: value.to(current[n].device, copy=True) for n, value in self.weights_on(current).items()}
         below = {name: originals.get(name, value).to(value.device) for name, value in current.items()}
         if not self._is_base(below):
             raise self._foreign(current, "with the edits standing that stood then" if standing else "")
-        own = {name: value.to(current[name].device, copy=True) for name, value in self.weights.items() if name not in originals}
+        edited = self.weights_on(below)
+        own = {name: value.to(current[name].device, copy=True) for name, value in edited.items() if name not in originals}
         # Where others stand, changes are added: W = W₀ + Σ (Wᵢ - W₀), in the order of application.
-        shared = {name: now + (self.weights[name].to(now.device) - below[name]) for name, now in current.items() if name not in own}
+        shared = {name: now + (edited[name].to(now.device) - below[name]) for name, now in current.items() if name not in own}
         return own | shared
 
     def _stand(self, model: LanguageModel, values: Mapping[str, torch.Tensor]) -> None:
@@ -353,12 +442,12 @@ class Edit:
             )
 
     def _foreign(self, current: Mapping[str, torch.Tensor], how: str = "") -> ModelError:
-        rounded = [name for name, value in self.weights.items() if current[name].dtype.itemsize < value.dtype.itemsize]
+        rounded = [name for name, dtype in self.dtypes.items() if current[name].dtype.itemsize < dtype.itemsize]
         why = ""
         if rounded:
             name = rounded[0]
             why = (
-                f". {name} is {current[name].dtype} here and {self.weights[name].dtype} in the edit, and so was rounded while "
+                f". {name} is {current[name].dtype} here and {self.dtypes[name]} in the edit, and so was rounded while "
                 'loading: read the model with propmeta_edit.load_model, or from_pretrained(..., dtype="float32")'
             )
         return ModelError(
@@ -369,10 +458,10 @@ class Edit:
 
     def _parameters_of(self, model: LanguageModel, names: Mapping[str, Any] | None = None) -> dict[str, nn.Parameter]:
         parameters = dict(model.named_parameters())
-        chosen = self.weights if names is None else names
+        chosen, shapes = self.weights if names is None else names, self.shapes
         for name in chosen:
-            if name not in parameters or parameters[name].shape != self.weights.get(name, parameters[name]).shape:
-                raise ModelError(f"this edit moves {name} {tuple(self.weights[name].shape)}, which does not fit this model")
+            if name not in parameters or parameters[name].shape != shapes.get(name, parameters[name].shape):
+                raise ModelError(f"this edit moves {name} {tuple(shapes[name])}, which does not fit this model")
         return {name: parameters[name] for name in chosen}
 
     def _unchanged_before(self) -> Mapping[str, torch.Tensor]:
@@ -521,7 +610,23 @@ def _read_base(file: Path) -> dict[str, Any]:
     """What every parameter held without any edit, from the header of an edit's tensors."""
     with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
         header = reader.metadata() or {}
+    if PACKED in header:
+        return {BASE: json.loads(zlib.decompress(base64.b85decode(header[PACKED])))}
     return {BASE: json.loads(header[BASE])} if BASE in header else {}
+
+
+def _pack(base: Mapping[str, str]) -> str:
+    """Names and hashes in a fifth of their room, which would else be a tenth of a small edit."""
+    return base64.b85encode(zlib.compress(json.dumps(dict(base)).encode(), 9)).decode()
+
+
+def _as_tensors(factors: Factors) -> dict[str, torch.Tensor]:
+    return {f"{name}.{letter}": value for name, pair in factors.items() for letter, value in zip("AB", pair, strict=True)}
+
+
+def _read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> LowRankWeights:
+    factors = {name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in config["tensors"]}
+    return LowRankWeights(factors, config["transposed"], _DTYPES[config[DTYPE]])
 
 
 def _read_request(row: Mapping[str, Any]) -> EditRequest:

@@ -1,11 +1,11 @@
-"""A change of weights handed on as a LoRA in PEFT's format, at the price of its smaller singular values."""
+"""A change of weights as factors, at the price of its smaller singular values, and handed on as a LoRA in PEFT's format."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 
@@ -17,8 +17,11 @@ from propmeta_edit.models.factors import as_adapter, lora_config, matrix_of, ran
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe")  # of the supported architectures; PEFT keeps LoRAs of these in another form
 
 
+Pair = tuple[torch.Tensor, torch.Tensor]  # A [r, in] and B [out, r]
+
+
 def write_lora(
-    changes: Mapping[str, torch.Tensor],
+    changes: Mapping[str, torch.Tensor] | Mapping[str, Pair],
     folder: Path,
     rank: int | None = None,
     tolerance: float | None = None,
@@ -26,14 +29,10 @@ def write_lora(
     transposed: Collection[str] = (),
     base_model: str = "",
 ) -> float:
-    """Keep the largest singular values of the changes. A LoRA has no place for changes of biases: they are left out.
+    """``approximate``, in PEFT's format; what hardly changes has no place in it.
 
     Args:
-        changes: by parameter name.
         folder: must not exist.
-        rank: of every matrix, 1 or more, in fp32.
-        tolerance: in place of a rank, what may be lost: each matrix gets the rank that it needs, none if it hardly changes, in bf16
-            where its rounding is within what may be lost, else in fp32.
         transposed: those weights that are [in, out] (GPT-2's projections); PEFT turns them with ``fan_in_fan_out``.
         base_model: what the adapter says it belongs on.
 
@@ -41,17 +40,55 @@ def write_lora(
         What that loses: the norm of all that is left out, biases and rounding included, over the norm of the change.
 
     Raises:
-        ConfigError: a rank below 1, a tolerance that is not between 0 and 1, or not one of the two.
-        ModelError: the folder exists, something changes that is neither a projection's matrix nor a bias, or the biases' changes
-            alone are more than ``tolerance``.
+        ConfigError: as ``approximate``.
+        ModelError: the folder exists; and as ``approximate``.
         OSError: the folder cannot be written.
     """
     _require_one(rank, tolerance)
     _require_new(folder)
+    found, lost = approximate(changes, rank, tolerance, transposed=transposed)
+    factors = {name: (a, b) for name, (a, b) in found.items() if len(a)}
+    tensors = {named: value for name, (a, b) in factors.items() for named, value in _named_as_peft(name, a, b)}
+    config = lora_config(
+        {name.removesuffix(".weight"): len(a) for name, (a, _) in factors.items()},
+        base_model,
+        is_transposed=any(name in transposed for name in factors),
+    )
+    build_whole(folder, lambda partial: write_adapter(partial, tensors, config))
+    return lost
+
+
+def approximate(
+    changes: Mapping[str, torch.Tensor] | Mapping[str, Pair],
+    rank: int | None = None,
+    tolerance: float | None = None,
+    *,
+    transposed: Collection[str] = (),
+) -> tuple[dict[str, Pair], float]:
+    """Keep the largest singular values of the changes. Factors have no place for changes of biases: they are left out.
+
+    Args:
+        changes: by parameter name, as they are or as factors, of which no product is made.
+        rank: of every matrix, 1 or more, in fp32.
+        tolerance: in place of a rank, what may be lost: each matrix gets the rank that it needs, 0 if it hardly changes, in bf16
+            where its rounding is within what may be lost, else in fp32.
+        transposed: those weights that are [in, out].
+
+    Returns:
+        The factors of every matrix, and what they lose: the norm of all that is left out, biases and rounding included, over the
+        norm of the change.
+
+    Raises:
+        ConfigError: a rank below 1, a tolerance that is not between 0 and 1, or not one of the two.
+        ModelError: something changes that is neither a projection's matrix nor a bias, or the biases' changes alone are more than
+            ``tolerance``.
+    """
+    _require_one(rank, tolerance)
     matrices = _choose_matrices(changes, transposed)
-    whole = sum(float(in_double(change).square().sum()) for change in changes.values())
-    lost = sum(float(in_double(change).square().sum()) for name, change in changes.items() if name not in matrices)  # of biases
-    parts = {name: _Parts(*torch.linalg.svd(in_double(change), full_matrices=False)) for name, change in matrices.items()}
+    biases = [change for name, change in changes.items() if name not in matrices]
+    lost = sum(float(in_double(cast(torch.Tensor, change)).square().sum()) for change in biases)
+    parts = {name: matrix.decompose() for name, matrix in matrices.items()}
+    whole = lost + sum(float(part.s.square().sum()) for part in parts.values())
     if tolerance is None:
         factors = {name: part.factorise(cast(int, rank), torch.float32) for name, part in parts.items()}
         missing = lost + _squared_distance(matrices, factors)
@@ -62,14 +99,7 @@ def write_lora(
             missing = lost + _squared_distance(matrices, factors)
             if missing <= tolerance**2 * whole:
                 break
-    tensors = {named: value for name, (a, b) in factors.items() for named, value in _named_as_peft(name, a, b)}
-    config = lora_config(
-        {name.removesuffix(".weight"): len(a) for name, (a, _) in factors.items()},
-        base_model,
-        is_transposed=any(name in transposed for name in factors),
-    )
-    build_whole(folder, lambda partial: write_adapter(partial, tensors, config))
-    return (missing / whole) ** 0.5 if whole else 0.0
+    return factors, (missing / whole) ** 0.5 if whole else 0.0
 
 
 @dataclass(frozen=True)
@@ -80,13 +110,51 @@ class _Parts:
     s: torch.Tensor
     vh: torch.Tensor
 
-    def factorise(self, rank: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def factorise(self, rank: int, dtype: torch.dtype) -> Pair:
         """(A [rank, in], B [out, rank]): B A is the closest matrix of that rank; rank that is not used is zero."""
         kept = min(rank, len(self.s))
         root = self.s[:kept].sqrt()
         a, b = self.s.new_zeros(rank, self.vh.shape[1]), self.s.new_zeros(self.u.shape[0], rank)
         a[:kept], b[:, :kept] = root[:, None] * self.vh[:kept], self.u[:, :kept] * root
         return a.to(dtype), b.to(dtype)
+
+
+class _Matrix(Protocol):
+    """A change [out, in]."""
+
+    def decompose(self) -> _Parts: ...
+
+    def squared_distance(self, a: torch.Tensor, b: torch.Tensor) -> float:
+        """To the product b a."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Dense:
+    change: torch.Tensor
+
+    def decompose(self) -> _Parts:
+        return _Parts(*torch.linalg.svd(in_double(self.change), full_matrices=False))
+
+    def squared_distance(self, a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((in_double(self.change) - in_double(b) @ in_double(a)).square().sum())
+
+
+@dataclass(frozen=True)
+class _Product:
+    """``B A``: both are cut to their directions first (QR), so that nothing is larger than they are."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def decompose(self) -> _Parts:
+        (left, core_left), (right, core_right) = torch.linalg.qr(in_double(self.b)), torch.linalg.qr(in_double(self.a).T)
+        u, s, vh = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
+        return _Parts(left @ u, s, vh @ right.T)
+
+    def squared_distance(self, a: torch.Tensor, b: torch.Tensor) -> float:
+        rows, columns = torch.cat([in_double(self.a), in_double(a)]), torch.cat([in_double(self.b), -in_double(b)], dim=1)
+        return float((torch.linalg.qr(columns)[1] @ torch.linalg.qr(rows.T)[1].T).square().sum())
 
 
 def _require_one(rank: int | None, tolerance: float | None) -> None:
@@ -115,16 +183,11 @@ def _ranks_within(parts: Mapping[str, _Parts], lost: float, most: float) -> dict
         if left <= most and ranks:
             break
         ranks[name], left = ranks.get(name, 0) + 1, left - value
-    return {name: ranks[name] for name in parts if name in ranks}
+    return {name: ranks.get(name, 0) for name in parts}
 
 
-def _squared_distance(changes: Mapping[str, torch.Tensor], factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Of the changes to the factors' products; what has no factors is all missing."""
-    missing = 0.0
-    for name, change in changes.items():
-        product = in_double(factors[name][1]) @ in_double(factors[name][0]) if name in factors else 0.0
-        missing += float((in_double(change) - product).square().sum())
-    return missing
+def _squared_distance(matrices: Mapping[str, _Matrix], factors: Mapping[str, Pair]) -> float:
+    return sum(matrix.squared_distance(*factors[name]) for name, matrix in matrices.items())
 
 
 def _named_as_peft(parameter: str, a: torch.Tensor, b: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
@@ -132,13 +195,11 @@ def _named_as_peft(parameter: str, a: torch.Tensor, b: torch.Tensor) -> list[tup
     return [(f"{module}.lora_A.weight", a.cpu().contiguous()), (f"{module}.lora_B.weight", b.cpu().contiguous())]
 
 
-def write_exact_lora(
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], folder: Path, *, is_transposed: bool, base_model: str
-) -> None:
+def write_exact_lora(factors: Mapping[str, Pair], folder: Path, *, is_transposed: bool, base_model: str) -> None:
     """A change that is factors from the start, as they are.
 
     Args:
-        factors: by projection (A [r, in], B [out, r]).
+        factors: by parameter name.
         is_transposed: whether the projections' weights are [in, out].
 
     Raises:
@@ -146,7 +207,8 @@ def write_exact_lora(
     """
     _require_new(folder)
     tensors = {named: value for name, (a, b) in factors.items() for named, value in _named_as_peft(name, a, b)}
-    config = lora_config({name: len(a) for name, (a, _) in factors.items()}, base_model, is_transposed)
+    ranks = {name.removesuffix(".weight"): len(a) for name, (a, _) in factors.items()}
+    config = lora_config(ranks, base_model, is_transposed)
     build_whole(folder, lambda partial: write_adapter(partial, tensors, config))
 
 
@@ -172,19 +234,26 @@ def _require_new(folder: Path) -> None:
         raise ModelError(f"{folder} exists; choose another folder for the LoRA")
 
 
-def _choose_matrices(changes: Mapping[str, torch.Tensor], transposed: Collection[str]) -> dict[str, torch.Tensor]:
-    """The changes that a LoRA can hold, each [out, in]."""
-    matrices = {
-        name: value
-        for name, value in changes.items()
-        if value.dim() == 2 and name.endswith(".weight") and name.split(".")[-2] not in _EMBEDDINGS
-    }
-    odd = [name for name in changes if name not in matrices and not name.endswith(".bias")]
-    if odd or not matrices:
+def _choose_matrices(changes: Mapping[str, torch.Tensor] | Mapping[str, Pair], transposed: Collection[str]) -> dict[str, _Matrix]:
+    """The changes that factors can hold."""
+    chosen = {name: change for name, change in changes.items() if _is_projection(name, change)}
+    odd = [name for name in changes if name not in chosen and not name.endswith(".bias")]
+    if odd or not chosen:
         raise ModelError(
             f"a LoRA holds changes of projections' matrices alone, and this edit moves {odd[0] if odd else 'none'}; keep the edit "
             "itself (save)"
         )
-    if 0 < sum(name in transposed for name in matrices) < len(matrices):
+    if 0 < sum(name in transposed for name in chosen) < len(chosen):
         raise ModelError("a LoRA holds weights of one orientation, and this edit moves some of each; keep the edit itself (save)")
-    return {name: value.T if name in transposed else value for name, value in matrices.items()}
+    return {name: _as_matrix(change, name in transposed) for name, change in chosen.items()}
+
+
+def _is_projection(name: str, change: torch.Tensor | Pair) -> bool:
+    is_matrix = isinstance(change, tuple) or change.dim() == 2
+    return is_matrix and name.endswith(".weight") and name.split(".")[-2] not in _EMBEDDINGS
+
+
+def _as_matrix(change: torch.Tensor | Pair, is_transposed: bool) -> _Matrix:
+    if isinstance(change, tuple):
+        return _Product(*change)
+    return _Dense(change.T if is_transposed else change)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.edits.compute import fit_into
 from propmeta_edit.edits.edit import Edit, take_base
 from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.finetune.low_rank import low_rank_changes
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.models.devices import device_of, free_memory
 from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily, keeps_states
@@ -100,8 +102,10 @@ def generate_with_edits(
     found: dict[int, str] = {}
     with owned(model) as plain:
         stacked = _find_stacked(plain, [edits[rows[0]] for rows in groups.values()])
-        bytes_an_edit = 2 * sum(value.nbytes for value in stacked.values())  # its weights where it keeps them, and in the stack
-        most_edits = batch_size or fit_into(free_memory(device_of(stacked)), bytes_an_edit) if stacked else len(groups)
+        chosen = [edit for edit in edits if edit is not None]
+        most_edits = (
+            batch_size or fit_into(free_memory(device_of(stacked)), _bytes_an_edit(chosen, stacked)) if stacked else len(groups)
+        )
         for pieces in _split(list(groups.values()), batch_size or _BATCH_SIZE, most_edits):
             own = [edits[rows[0]] for rows in pieces]
             height = len(pieces[0])  # equally many rows an edit, as stacked weights need them
@@ -131,6 +135,17 @@ def _projections_of(model: LanguageModel, edits: Sequence[Edit]) -> dict[str, nn
     return {name: model.get_parameter(name) for name in names}
 
 
+def _bytes_an_edit(edits: Sequence[Edit], stacked: Mapping[str, nn.Parameter]) -> int:
+    """At most: of what it keeps itself, and of the same once more in a batch."""
+    if _are_factors(edits):
+        return 2 * max(sum(a.nbytes + b.nbytes for a, b in (edit.factors or {}).values()) for edit in edits)
+    return 2 * sum(value.nbytes for value in stacked.values())
+
+
+def _are_factors(edits: Sequence[Edit]) -> bool:
+    return all(edit.factors is not None for edit in edits)
+
+
 def _split(groups: Sequence[Sequence[int]], most_rows: int, most_edits: int) -> list[list[list[int]]]:
     """Batches of groups of rows, long groups in pieces. The longest come first, as all of a batch are filled up to its first."""
     starts = [(rows, start) for rows in groups for start in range(0, len(rows), most_rows)]
@@ -151,8 +166,33 @@ def _answer_batch(
     if not chosen:
         return generate_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=len(prompts))
     keeps_states(model)  # tried now: rows of its own would be taken for rows of an edit
-    with stacked_weights(model, _projections_of(model, chosen), len(edits)) as stack:
+    with _own_edits(model, _projections_of(model, chosen), edits):
+        return generate_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=len(prompts))
+
+
+@contextmanager
+def _own_edits(model: LanguageModel, parameters: Mapping[str, nn.Parameter], edits: Sequence[Edit | None]) -> Iterator[None]:
+    """Inside, row block n of any batch meets the n-th edit; no weights are made where all are kept as factors."""
+    if _are_factors([edit for edit in edits if edit is not None]):
+        with low_rank_changes(model, parameters, len(edits)) as changes:
+            for name, parameter in parameters.items():
+                pairs = [(edit.factors or {}).get(name) if edit else None for edit in edits]
+                keys = [parameter.new_zeros(0, 0) if pair is None else pair[0].to(parameter) for pair in pairs]
+                values = [parameter.new_zeros(0, 0) if pair is None else pair[1].T.to(parameter) for pair in pairs]
+                changes.add(name.removesuffix(".weight"), _padded(keys), _padded(values))
+            yield
+        return
+    before = {name: parameter.data for name, parameter in parameters.items()}
+    with stacked_weights(model, parameters, len(edits)) as stack:
         for number, edit in enumerate(edits):
             if edit is not None:
-                stack.put(number, edit.weights)
-        return generate_greedily(model, tokenizer, prompts, max_new_tokens, batch_size=len(prompts))
+                stack.put(number, edit.weights_on(before))
+        yield
+
+
+def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[r, width] each, some of no rows, as [N, R, width]: zeros change nothing."""
+    found = rows[0].new_zeros(len(rows), max(len(one) for one in rows), max(one.shape[1] for one in rows))
+    for own, one in zip(found, rows, strict=True):
+        own[: len(one), : one.shape[1]] = one
+    return found

@@ -34,12 +34,8 @@ class Adapted(Protocol):
         """One contiguous tensor a parameter, in the model's own shape, from the gradients by ``parameters``."""
         ...
 
-    def take(self, number: int) -> dict[str, torch.Tensor]:
-        """The parameters of one edit, in the model's own shapes."""
-        ...
-
-    def factors(self, number: int) -> Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None:
-        """By projection, its change as (A [r, in], B [out, r]), where it is of low rank from the start."""
+    def take(self, number: int) -> Mapping[str, torch.Tensor]:
+        """The parameters of one edit, in the model's own shapes: ``LowRankWeights`` where they are factors."""
         ...
 
 

@@ -1,8 +1,8 @@
-"""Many edits at once without copies of a matrix: each adds a few factors to what a projection gives, ``W x + Σ u (k · x)``."""
+"""Edits without copies of a matrix: each adds a few factors to what a projection gives, ``W x + Σ u (k · x)``, and stays these."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,8 +12,81 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from propmeta_edit.errors import ModelError
+from propmeta_edit.models.devices import in_double
 from propmeta_edit.models.forwards import replaced_forwards
 from propmeta_edit.protocols import LanguageModel
+
+Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # A [r, in] and B [out, r], whose product is a change
+
+
+class LowRankWeights(Mapping[str, torch.Tensor]):
+    """Edited weights that are kept as factors: each is ``W₀ + B A``, made anew whenever it is asked for.
+
+    Product and sum are in double and rounded once, so that the same factors give the same bits.
+
+    Args:
+        factors: by parameter name.
+        transposed: those weights that are [in, out].
+        dtype: of the weights.
+        before: W₀; None where it is not known, and weights are to be had on a model's own alone (``on``).
+    """
+
+    def __init__(
+        self,
+        factors: Factors,
+        transposed: Collection[str],
+        dtype: torch.dtype,
+        before: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.factors, self.transposed, self.dtype, self.before = dict(factors), frozenset(transposed), dtype, before
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.factors)
+
+    def __len__(self) -> int:
+        return len(self.factors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.factors
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.factors:
+            raise KeyError(name)
+        if self.before is None:
+            raise ModelError("this edit holds its change alone, as factors; apply it to the model it was made on, or pin it to one")
+        return self._sum(name, self.before[name])
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the weights, in the model's own orientation."""
+        shapes = {name: (len(b), a.shape[1]) for name, (a, b) in self.factors.items()}
+        return {name: torch.Size(shape[::-1] if name in self.transposed else shape) for name, shape in shapes.items()}
+
+    def on(self, before: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The weights on other W₀, each where that is and in its dtype."""
+        return {name: self._sum(name, before[name]) for name in self.factors}
+
+    def changes(self) -> dict[str, torch.Tensor]:
+        """B A by itself, in the weights' own orientation and dtype."""
+        products = {name: (in_double(b) @ in_double(a)).to(self.dtype) for name, (a, b) in self.factors.items()}
+        return {name: value.T.contiguous() if name in self.transposed else value for name, value in products.items()}
+
+    def only(self, names: Collection[str], before: Mapping[str, torch.Tensor] | None) -> LowRankWeights:
+        """Some of them, on other W₀."""
+        chosen = {name: pair for name, pair in self.factors.items() if name in names}
+        return LowRankWeights(chosen, self.transposed, self.dtype, before)
+
+    def to(self, device: torch.device) -> LowRankWeights:
+        """Their factors on a device, in storage of their own."""
+        moved = {name: (a.to(device, copy=True), b.to(device, copy=True)) for name, (a, b) in self.factors.items()}
+        return LowRankWeights(moved, self.transposed, self.dtype, self.before)
+
+    def _sum(self, name: str, before: torch.Tensor) -> torch.Tensor:
+        wide = in_double(before.detach())
+        a, b = (in_double(factor).to(wide.device) for factor in self.factors[name])
+        found = torch.addmm(wide, a.T, b.T) if name in self.transposed else torch.addmm(wide, b, a)
+        return found.to(before.dtype).to(before.device)
 
 
 class LowRankChanges:
@@ -58,17 +131,19 @@ class LowRankChanges:
         """Those of θ are sums over the edits as they come."""
         return tuple(gradient.contiguous() for gradient in gradients)
 
-    def factors(self, number: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """By projection, one edit's change as (A [r, in], B [out, r]): it is B A, whatever the projection's own orientation."""
-        return {path: change.factors(number) for path, change in self._changes.items()}
+    def take(self, number: int) -> LowRankWeights:
+        """One edit's weights, as factors; biases, which do not move, are not among them."""
+        transposed = [f"{path}.weight" for path, module in self._modules.items() if isinstance(module, Conv1D)]
+        before = {name: parameter.data for name, parameter in self.parameters.items()}
+        factors = {f"{path}.weight": self._factors(path, number) for path in self._modules}
+        return LowRankWeights(factors, transposed, next(iter(before.values())).dtype, before)
 
-    def take(self, number: int) -> dict[str, torch.Tensor]:
-        """θ with one edit's change, in the model's own shapes; what is not changed is a copy."""
-        found = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        for path, change in self._changes.items():
-            matrix = change.matrix(number)
-            found[f"{path}.weight"] += matrix if isinstance(self._modules[path], Conv1D) else matrix.T
-        return found
+    def _factors(self, path: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if path in self._changes:
+            return self._changes[path].factors(number)
+        weight = self._modules[path].weight.detach()  # no step was made
+        rows, columns = weight.T.shape if isinstance(self._modules[path], Conv1D) else weight.shape
+        return weight.new_zeros(0, columns), weight.new_zeros(rows, 0)
 
     def _multiply(self, path: str, module: Any, inputs: torch.Tensor) -> torch.Tensor:
         weight = module.weight
@@ -106,10 +181,6 @@ class _Change:
         """Numbers that are finite if all factors are."""
         parts = [self._keys, self._values] if self._matrices is None else [self._matrices]
         return torch.stack([part.sum() for part in parts])
-
-    def matrix(self, number: int) -> torch.Tensor:
-        """[in, out]."""
-        return self._keys[number].T @ self._values[number] if self._matrices is None else self._matrices[number]
 
     def factors(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self._matrices is None:

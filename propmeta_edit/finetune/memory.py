@@ -34,8 +34,8 @@ def bytes_of_factors(shapes: Shapes, settings: EditSettings, num_facts: int = 1)
 
 
 def bytes_of_a_result(sizes: Sequence[int]) -> int:
-    """Of edits of low rank one is put together at a time: its weights, and twice the largest of them. The outer gradient of tasks,
-    which is held while none is, takes as much."""
+    """Of an edit of low rank when it is put in place, of factors until then: its weights, and twice the largest of them. The outer
+    gradient of tasks, which are never put in place, takes as much."""
     return sum(sizes) + 2 * max(sizes, default=0)
 
 

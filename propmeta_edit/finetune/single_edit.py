@@ -32,14 +32,12 @@ class Computed(NamedTuple):
     """An edit that stands nowhere yet.
 
     Attributes:
-        weights: the edited parameters by name.
+        weights: the edited parameters by name; ``LowRankWeights`` where the change is of low rank from the start.
         learning: how it went, of the fact that was learnt worst; nothing with fewer than two steps.
-        factors: where the change is of low rank from the start, its factors by projection (``LowRankChanges.factors``).
     """
 
-    weights: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
     learning: list[Learning]
-    factors: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 def compute_facts(model: LanguageModel, tokenizer: Tokenizer, requests: Sequence[EditRequest], settings: EditSettings) -> Computed:
@@ -62,9 +60,8 @@ def compute_facts(model: LanguageModel, tokenizer: Tokenizer, requests: Sequence
     ]
     if settings.is_low_rank:
         with memory_errors_named(NO_ROOM), adapted_copies(model, parameters, target, settings, 1) as (adapted, losses):
-            edited, factors = adapted.take(0), adapted.factors(0)
-        require_finite(edited, settings)
-        return Computed(edited, read_learning(losses, settings.num_inner_steps), factors)
+            require_finite(adapted.moved, settings)
+            return Computed(adapted.take(0), read_learning(losses, settings.num_inner_steps))
     with memory_errors_named(NO_ROOM), copies_in_place(model, parameters) as copies:
         with only_trainable(model, copies):
             losses = apply_inner_loop(model, copies, target, settings)
@@ -95,7 +92,8 @@ def learn_facts(
         RequestError, ModelError: as ``compute_facts``, or a model that cannot be edited as it is (``models.ownership.owned``).
     """
     with owned(model) as plain:
-        edited, learning, _ = compute_facts(plain, tokenizer, requests, settings)
+        computed, learning = compute_facts(plain, tokenizer, requests, settings)
+        edited = dict(computed)  # of factors, made here, once
         return put_in_place({name: plain.get_parameter(name) for name in edited}, edited), learning
 
 

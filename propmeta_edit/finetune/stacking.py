@@ -51,9 +51,6 @@ class StackedWeights:
         """The parameters of one edit, in the model's own shapes and strides."""
         return {name: self._oriented(name, value.detach()[number]).contiguous() for name, value in self.parameters.items()}
 
-    def factors(self, number: int) -> None:
-        """None: copies of matrices can differ in any way."""
-
     def put(self, number: int, values: Mapping[str, torch.Tensor]) -> None:
         """Give one edit other values, in the model's own shapes."""
         with torch.no_grad():

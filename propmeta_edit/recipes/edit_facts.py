@@ -155,7 +155,7 @@ def _how_to_load(edits: Sequence[Edit], model_name: str, device: str) -> dict[st
 
     An adapter's folder has no layers of the base to be read in fp32 beside a rest in half precision, so all of it is.
     """
-    dtypes = {str(value.dtype).removeprefix("torch.") for edit in edits for value in edit.weights.values()}
+    dtypes = {str(dtype).removeprefix("torch.") for edit in edits for dtype in edit.dtypes.values()}
     if len(dtypes) > 1:
         raise ModelError(f"these edits hold tensors in {' and '.join(sorted(dtypes))}; ask under those of one dtype at a time")
     [dtype] = dtypes
@@ -198,6 +198,18 @@ def require_new_folder(folder: Path) -> None:
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ConfigError(f"{folder} cannot be made: {parent} is no folder that can be written to; choose another for the edit")
+
+
+def require_tolerance(tolerance: float, folder: str | None) -> None:
+    """Refuse, before anything is computed, what an edit cannot be saved with.
+
+    Raises:
+        ConfigError: it is not between 0 and 1, or nothing is saved.
+    """
+    if folder is None:
+        raise ConfigError("--tolerance says how an edit is saved; give --save FOLDER as well")
+    if not 0 < tolerance < 1:
+        raise ConfigError(f"--tolerance is a share of the change's norm, between 0 and 1, got {tolerance}")
 
 
 def name_columns(folders: Sequence[Path]) -> list[str]:

@@ -68,15 +68,15 @@ def _put_edit_together(source: Path, edit: Edit, folder: Path, base: str) -> Non
 
 def _load_for(edit: Edit, base_folder: str) -> tuple[Any, Any]:
     """The base with the tensors that an edit moves as they were when it was made."""
-    dtypes = {value.dtype for value in edit.weights.values()}
+    dtypes = set(edit.dtypes.values())
     if holds_adapter(base_folder):  # whose folder has no tensors to be read in fp32 beside a rest in half precision
         return load_model(base_folder, dtype=str(max(dtypes, key=lambda one: one.itemsize)).removeprefix("torch."), layers=[])
     model, tokenizer = load_model(base_folder, dtype="auto", layers=[])
     parameters = dict(model.named_parameters())
-    rounded = [n for n, v in edit.weights.items() if n in parameters and parameters[n].dtype.itemsize < v.dtype.itemsize]
+    rounded = [n for n, dtype in edit.dtypes.items() if n in parameters and parameters[n].dtype.itemsize < dtype.itemsize]
     keep_in_fp32(model, base_folder, rounded)
     with torch.no_grad():
-        for name, value in edit.weights.items():
+        for name, dtype in edit.dtypes.items():
             if name in parameters and name not in rounded:
-                parameters[name].data = parameters[name].data.to(value.dtype)
+                parameters[name].data = parameters[name].data.to(dtype)
     return model, tokenizer

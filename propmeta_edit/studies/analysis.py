@@ -20,7 +20,7 @@ from propmeta_edit.recipes.data_sets import load_all
 from propmeta_edit.settings import hparams_file
 from propmeta_edit.studies import analysis_figures, analysis_tables
 from propmeta_edit.studies.engine import collect_versions
-from propmeta_edit.studies.inside import Arm, list_stages, make_arms, study_states, study_weights
+from propmeta_edit.studies.inside import ARMS, USUAL, Arm, list_stages, make_arms, study_states, study_weights
 from propmeta_edit.studies.runs import hash_of_model
 
 PARTS = ("states", "weights", "gains")
@@ -32,7 +32,8 @@ class AnalysisOptions:
     """What an analysis can be told.
 
     Args:
-        hparams: name of the YAMLs in hparams/FT and hparams/MetaFT.
+        hparams: name of the YAMLs in hparams/FT and hparams/MetaFT; with -bound behind it of MetaFT-bound's.
+        methods: of FT, FT-as-MetaFT, MetaFT, MetaFT-bound; weights needs the first two, gains FT.
         parts: of states, weights, gains (default: states,weights, and gains with --rows).
         datasets: as for table2, of CRE's form.
         limit: cases a data set in states; a larger one continues a smaller one.
@@ -47,6 +48,7 @@ class AnalysisOptions:
     """
 
     hparams: str = "smollm2-135m"
+    methods: Names = field(default_factory=lambda: Names(USUAL))
     parts: Names | None = None
     datasets: Files = field(default_factory=lambda: Files(("valid-ood",)))
     limit: int = 40
@@ -63,6 +65,14 @@ class AnalysisOptions:
         require_at_least(1, limit=self.limit, every=self.every)
         require_at_least(3, weight_cases=self.weight_cases)
         require_among("parts", self.chosen, PARTS)
+        require_among("methods", self.methods, ARMS)
+        needed = {"states": (), "weights": ("FT", "FT-as-MetaFT"), "gains": ("FT",)}
+        for part in self.chosen:
+            lacking = [name for name in needed[part] if name not in self.methods]
+            if lacking:
+                raise ConfigError(
+                    f"the part {part} needs {' and '.join(needed[part])} among --methods, got {','.join(self.methods)}"
+                )
         if ("gains" in self.chosen) != bool(self.rows):
             raise ConfigError(
                 "the part gains and --rows go together: give the rows.jsonl of a run with unedited, FT and MetaFT, or neither"
@@ -76,8 +86,11 @@ class AnalysisOptions:
 
 def read_arms(options: AnalysisOptions) -> dict[str, Arm]:
     """The arms of the chosen settings."""
-    ft, metaft = (read_yaml(hparams_file(method, options.hparams)) for method in ("FT", "MetaFT"))
-    return make_arms(ft, metaft, resolve_device(options.device))
+    names = {"FT": ("FT", ""), "MetaFT": ("MetaFT", ""), "MetaFT-bound": ("MetaFT", "-bound")}
+    of_usual = {"FT", "MetaFT", *options.methods} - {"FT-as-MetaFT"}  # which is FT with MetaFT's settings
+    settings = {n: read_yaml(hparams_file(folder, options.hparams + end)) for n, (folder, end) in names.items() if n in of_usual}
+    arms = make_arms(settings, resolve_device(options.device))
+    return {name: arm for name, arm in arms.items() if name in options.methods}
 
 
 def describe_plan(options: AnalysisOptions, arms: dict[str, Arm]) -> str:
@@ -159,11 +172,11 @@ def analysis(options: AnalysisOptions) -> None:
     """Look at what changes inside a model: the same facts written by FT and by MetaFT.
 
     Three arms: FT with its own settings, FT-as-MetaFT (the same with MetaFT's layer and rate, so that changes can be compared
-    tensor by tensor) and MetaFT. The parts: states (by layer and position, what the logit lens says of the new object and of the
-    answer on the two-hop prompt; and which positions' states, put from the edited run into the unedited one after a block, bring
-    the answer along), weights (size, rank and direction of the change that an edit makes, from the base on to the meta-trained
-    model), gains (which cases MetaFT wins and loses against FT, by relation, entity type and how sure the unedited model was).
-    Whatever is finished stays in the output folder; the same command goes on from there.
+    tensor by tensor) and MetaFT; MetaFT-bound on request. The parts: states (by layer and position, what the logit lens says of
+    the new object and of the answer on the two-hop prompt; and which positions' states, put from the edited run into the unedited
+    one after a block, bring the answer along), weights (size, rank and direction of the change that an edit makes, from the base
+    on to the meta-trained model), gains (which cases MetaFT wins and loses against FT, by relation, entity type and how sure the
+    unedited model was). Whatever is finished stays in the output folder; the same command goes on from there.
     """
     arms, output = read_arms(options), Path(options.output)
     if options.plan:

@@ -97,7 +97,7 @@ def draw_weights(weights: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Each measure of the change at each stage."""
     labels = [label.removeprefix("after ").removesuffix(" tasks") for label in weights]
     figure = Figure(figsize=(7, 4.4), layout="constrained")
-    names = [name for name in MEASURES if "first direction" not in name]
+    names = [name for name in MEASURES if "first direction" not in name and "of its kind" not in name]
     for axis, name in zip(figure.subplots(2, 3, sharex=True).flat, names, strict=True):
         mean, low, high = np.array([measure_interval(stage, name) for stage in weights.values()]).T
         places = np.arange(len(labels))

@@ -18,6 +18,7 @@ from propmeta_edit.analysis.gains import (
 )
 from propmeta_edit.evaluation.statistics import mean_interval, pair_mean_interval, ratio_interval, wilson_interval
 from propmeta_edit.evaluation.tables import markdown_table
+from propmeta_edit.studies.inside import ARMS
 
 Studies = Mapping[str, Sequence[Mapping[str, Any]]]
 TOKENS = ("new object", "answer", "companion's object")
@@ -116,16 +117,17 @@ EFFECTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
 
 
 def _effects(studies: Studies) -> str:
-    """Every measure by arm, and MetaFT's minus the others', case by case."""
+    """Every measure by arm, and the last one's minus the others', case by case."""
     rows = []
     for arm, own in studies.items():
         right = sum(study["lens"]["edited"]["rank"][-1][study["ends"].index("last")][1] == 0 for study in own)
         share = with_interval(right / len(own), *wilson_interval(right, len(own)), scale=100, digits=0)
         rows.append([arm, share, *(mean_cell([take(study) for study in own]) for take in EFFECTS.values())])
-    for arm in [name for name in studies if name != "MetaFT"]:
-        pairs = list(zip(studies["MetaFT"], studies[arm], strict=True))
+    *others, last = studies
+    for arm in others:
+        pairs = list(zip(studies[last], studies[arm], strict=True))
         cells = [mean_cell([take(own) - take(other) for own, other in pairs]) for take in EFFECTS.values()]
-        rows.append([f"MetaFT minus {arm}", "–", *cells])
+        rows.append([f"{last} minus {arm}", "–", *cells])
     header = ["edited by", "answer's first token right, %", *EFFECTS]
     return markdown_table(header, rows) + "\nLog-probabilities of the first telling token, in nats.\n"
 
@@ -198,6 +200,7 @@ MEASURES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "stable rank": lambda edit: shape_mean(edit, "stable_rank"),
     "energy in the first direction, %": lambda edit: 100 * shape_mean(edit, "top_share"),
     PAIRED: lambda edit: edit[PAIRED],
+    "cosine with one of its kind": lambda edit: edit.get("cosine with one of its kind"),  # not in what older versions kept
     "cosine with the base's": lambda edit: edit["cosine with the base's"],
     "cosine with meta-training": lambda edit: edit["cosine with meta-training"],
     "answer's rise, nats": lambda edit: edit["gain"],
@@ -232,18 +235,22 @@ def describe_weights(weights: Mapping[str, Mapping[str, Any]], dataset: str) -> 
 
 
 def _by_matrix(weights: Mapping[str, Mapping[str, Any]]) -> str:
-    """Size and rank of the edits' changes and of meta-training's, matrix by matrix."""
-    header = ["stage", "matrix", "size of ΔW over W, %", "stable rank", "effective rank", "energy in the first direction, %"]
+    """Size and rank of the edits' changes and of meta-training's, matrix by matrix; shares are of squared norms."""
+    header = ["stage", "matrix", "share of the change, %", "size of ΔW over W, %", "stable rank", "effective rank"]
+    header.append("energy in the first direction, %")
     columns = (("relative_norm", 100), ("stable_rank", 1), ("effective_rank", 1), ("top_share", 100))
     rows = []
-    for label in [name for name in ("FT", "FT-as-MetaFT", "MetaFT") if name in weights]:
+    for label in [name for name in ARMS if name in weights]:
         stage = weights[label]
         for matrix in [name for name in stage["edits"][0]["shape"] if name != "all"]:
             shapes = [edit["shape"][matrix] for edit in stage["edits"]]
-            rows.append([label, matrix, *(mean_cell([shape[name] for shape in shapes], scale, 1) for name, scale in columns)])
+            share = mean_cell([(e["shape"][matrix]["norm"] / e["shape"]["all"]["norm"]) ** 2 for e in stage["edits"]], 100, 0)
+            cells = [mean_cell([shape[name] for shape in shapes], scale, 1) for name, scale in columns]
+            rows.append([label, matrix, share, *cells])
         for matrix, own in stage["meta"].items():
             if matrix != "all":
-                rows.append(["meta-training itself", matrix, *(f"{scale * own[name]:.1f}" for name, scale in columns)])
+                share = f"{100 * (own['norm'] / stage['meta']['all']['norm']) ** 2:.0f}"
+                rows.append([f"meta-training itself, {label}", matrix, share, *(f"{s * own[name]:.1f}" for name, s in columns)])
     return markdown_table(header, rows)
 
 

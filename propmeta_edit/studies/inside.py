@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from propmeta_edit.analysis.case_study import choose_companions, study_edit
+from propmeta_edit.analysis.case_study import choose_companions, make_twin, study_edit
 from propmeta_edit.analysis.finished import FinishedPieces
 from propmeta_edit.analysis.lens import read_tokens, record_states
 from propmeta_edit.analysis.probes import make_question_probe
@@ -41,7 +41,8 @@ from propmeta_edit.protocols import Tokenizer
 from propmeta_edit.records import Case
 from propmeta_edit.studies.runs import hash_of_model
 
-ARMS = ("FT", "FT-as-MetaFT", "MetaFT")
+USUAL = ("FT", "FT-as-MetaFT", "MetaFT")
+ARMS = (*USUAL, "MetaFT-bound")
 AT_ONCE = 4  # edits computed side by side
 Tensors = Mapping[str, torch.Tensor]
 
@@ -75,15 +76,17 @@ def _load(model: str, device: str) -> tuple[Any, Any]:
     return load_model(model, device=device)
 
 
-def make_arms(ft: Mapping[str, Any], metaft: Mapping[str, Any], device: str) -> dict[str, Arm]:
-    """FT with its own settings, FT with MetaFT's, and MetaFT; all in fp32, since what is looked for is small.
+def make_arms(settings: Mapping[str, Mapping[str, Any]], device: str) -> dict[str, Arm]:
+    """FT with its own settings, FT with MetaFT's, MetaFT, and MetaFT-bound if it is there; all in fp32, since what is looked for
+    is small.
 
     Args:
-        ft, metaft: settings as the YAMLs in ``hparams/FT`` and ``hparams/MetaFT`` hold them.
+        settings: by method, as the YAMLs in ``hparams/FT`` and ``hparams/MetaFT`` hold them.
     """
-    values = {"FT": ft, "FT-as-MetaFT": {**metaft, "model_name": ft["model_name"]}, "MetaFT": metaft}
+    as_metaft = {**settings["MetaFT"], "model_name": settings["FT"]["model_name"]}
+    values = {**settings, "FT-as-MetaFT": as_metaft}
     more = {"device": device, "dtype": "float32"}
-    return {n: Arm(n, build_config(MetaFTHyperParams, {**v, **more}, f"the settings of {n}")) for n, v in values.items()}
+    return {n: Arm(n, build_config(MetaFTHyperParams, {**values[n], **more}, f"the settings of {n}")) for n in ARMS if n in values}
 
 
 def choose_cases(dataset: DataSet, tokenizer: Tokenizer, number: int, seed: int) -> list[tuple[Case, Case]]:
@@ -111,7 +114,7 @@ def study_states(
         By arm a list of studies, case by case in the same order.
     """
     done = FinishedPieces(path, {"arms": {name: arm.identity() for name, arm in arms.items()}, "every": every})
-    pairs = choose_cases(dataset, arms["FT"].load()[1], number, seed)
+    pairs = choose_cases(dataset, next(iter(arms.values())).load()[1], number, seed)
     keys = {
         (name, case.case_id): f"{name}|{dataset.name}@{dataset.sha256[:12]}|{case.case_id}|{case.question.text}"
         for name in arms
@@ -149,7 +152,7 @@ class Stage:
 
 
 def list_stages(arms: Mapping[str, Arm], checkpoints: str | None) -> list[Stage]:
-    """FT with its own settings, the base, the states that a run kept, the meta-trained model.
+    """FT with its own settings, the base, the states that a run kept, the meta-trained models.
 
     Raises:
         ModelError: a folder without kept states.
@@ -163,7 +166,7 @@ def list_stages(arms: Mapping[str, Arm], checkpoints: str | None) -> list[Stage]
             name = str(base.hparams.model_name)
             require_trained_from(checkpoints, name, hash_of_model(name), "give a run from this base")
         stages += [Stage(f"after {number} tasks", base, number, file) for number, file in kept.items()]
-    return [*stages, Stage("MetaFT", arms["MetaFT"], None)]
+    return [*stages, *(Stage(name, arms[name], None) for name in ARMS[2:] if name in arms)]
 
 
 def study_weights(stages: Sequence[Stage], dataset: DataSet, path: Path, *, number: int, seed: int) -> dict[str, dict[str, Any]]:
@@ -171,13 +174,15 @@ def study_weights(stages: Sequence[Stage], dataset: DataSet, path: Path, *, numb
 
     Returns:
         By label: ``num_tasks``; ``meta``, the change from the base that meta-training made (``describe_change``, empty for none);
-        ``edits``, an entry a fact: its ``shape`` (``describe_change``), mean cosine with the other facts' changes, cosines with the
-        base's change of the same fact and with meta-training's, and the ``gain`` of the answer's log-probability in nats.
+        ``edits``, an entry a fact: its ``shape`` (``describe_change``), mean cosine with the other facts' changes, cosine with that
+        of the same fact about another subject with another object, cosines with the base's change of the same fact and with
+        meta-training's, and the ``gain`` of the answer's log-probability in nats.
 
     Raises:
         DataError: fewer than two cases.
     """
-    cases = [case for case, _ in choose_cases(dataset, stages[0].arm.load()[1], number, seed)]
+    pairs = choose_cases(dataset, stages[0].arm.load()[1], number, seed)
+    cases = [case for case, _ in pairs]
     if len(cases) < 2:
         raise DataError(f"two cases or more are needed to compare changes, and {dataset.name} has {len(cases)} that can be studied")
     done = FinishedPieces(path, {"cases": [[case.case_id, case.question.text] for case in cases], "data": dataset.sha256})
@@ -190,7 +195,7 @@ def study_weights(stages: Sequence[Stage], dataset: DataSet, path: Path, *, numb
             of_base = [edit.change() for edit in base.arm.edit(cases)]
         with _standing(stage, unedited):
             moved = _moved_from(unedited, stage.arm.parameters()) if is_comparable else {}
-            entries = _describe_edits(stage.arm, cases, of_base if is_comparable else [], moved)
+            entries = _describe_edits(stage.arm, pairs, of_base if is_comparable else [], moved)
         meta = describe_change(unedited, moved) if moved else {}
         done.add(stage.key, {"num_tasks": stage.num_tasks, "meta": meta, "edits": entries})
     return {stage.label: done.pieces[stage.key] for stage in stages}
@@ -214,10 +219,13 @@ def _standing(stage: Stage, like: Tensors) -> Iterator[None]:
         yield
 
 
-def _describe_edits(arm: Arm, cases: Sequence[Case], of_base: Sequence[Tensors], moved: Tensors) -> list[dict[str, Any]]:
+def _describe_edits(
+    arm: Arm, pairs: Sequence[tuple[Case, Case]], of_base: Sequence[Tensors], moved: Tensors
+) -> list[dict[str, Any]]:
     """The entries of ``study_weights``, of edits made on the arm's model as it stands."""
     model, tokenizer = arm.load()
-    edits, entries = arm.edit(cases), []
+    cases, entries = [case for case, _ in pairs], list[dict[str, Any]]()
+    edits, twins = arm.edit(cases), arm.edit([make_twin(case, companion) for case, companion in pairs])
     changes = [edit.change() for edit in edits]
     for number, (case, edit, among) in enumerate(zip(cases, edits, mean_cosines(changes), strict=True)):
         probe = make_question_probe(tokenizer, case)
@@ -230,9 +238,15 @@ def _describe_edits(arm: Arm, cases: Sequence[Case], of_base: Sequence[Tensors],
                 "case": case.case_id,
                 "shape": describe_change(edit.before or {}, changes[number]),
                 "cosine with other facts": among,
-                "cosine with the base's": compute_cosine(changes[number], of_base[number]) if of_base else None,
-                "cosine with meta-training": compute_cosine(changes[number], moved) if moved else None,
+                "cosine with one of its kind": compute_cosine(changes[number], twins[number].change()),
+                "cosine with the base's": _cosine_with(of_base[number], changes[number]) if of_base else None,
+                "cosine with meta-training": _cosine_with(moved, changes[number]) if moved else None,
                 "gain": said[1] - said[0],
             }
         )
     return entries
+
+
+def _cosine_with(other: Tensors, change: Tensors) -> float:
+    """Of the tensors that the change moves: one that is kept as factors moves no biases."""
+    return compute_cosine(change, {name: other[name] for name in change})

@@ -10,7 +10,7 @@ import json
 import logging
 
 from device import register_device
-from jobs import JOBS, Job, run_job
+from jobs import JOBS, SAVED, Job, run_job, saved_bytes, shapes_of_layer
 
 GIB = 2**30
 
@@ -31,6 +31,9 @@ def main() -> None:
         copies = f"{counts.to_device} / {counts.to_host}"
         row = (job.name, counts.reads, copies, f"{counts.launches:,}", f"{counts.moved / GIB:,.0f}", f"{counts.peak / GIB:.2f}")
         print(f"| {' | '.join(map(str, row))} |", flush=True)
+    print("\n| an edit of low rank of Llama-3-8B, on disk | MB |\n|---|---|")
+    for name, (ranks, bytes_a_number) in SAVED.items():
+        print(f"| {name} | {saved_bytes(shapes_of_layer(), ranks, bytes_a_number) / 1e6:.1f} |")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ from torch.autograd import DeviceType
 
 from propmeta_edit.baselines.second_moments import collect_second_moments
 from propmeta_edit.cli import main, read_arguments
+from propmeta_edit.edits.identity import hash_tensors
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.metatrain.config import MetaTrainConfig
+from propmeta_edit.options import WholeNumbers
 from propmeta_edit.records import Case, EditRequest, Question
 from propmeta_edit.speed import asking as speed_asking
 from propmeta_edit.speed import edits as speed_edit
@@ -437,6 +439,7 @@ def test_edits_that_stay(base, tmp_path, cases, monkeypatch):
         ("joint", 4),
     ]
     assert table["efficacy n"].tolist() == [1, 4, 1, 4] and table["locality n"].tolist() == [5] * 4
+    assert table["first ten n"].tolist() == [1, 4, 1, 4] and table["first ten"].equals(table["efficacy"]), "no more than ten"
     assert (tmp_path / "out" / "dependent.png").read_bytes()[:4] == b"\x89PNG"
     kept = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert set(kept) == {path.stem for path in (tmp_path / "out").glob("FT-*.csv")}
@@ -452,7 +455,9 @@ def test_edits_that_stay(base, tmp_path, cases, monkeypatch):
         stopped.setattr(dependent, "peak_memory", lambda run, device: order.append("asked for") or 0.0)
         stopped.setattr(dependent, "wait_for", lambda device: order.append("done"))
         stopped.setattr(dependent, "time", SimpleNamespace(perf_counter=lambda: order.append("clock") or 0.0))
-        dependent.edit_and_ask("FT", "joint", [1], cases, ChainOptions("tiny", asked=5, device="cpu"))
+        options = ChainOptions("tiny", counts=WholeNumbers((1,)), asked=5, device="cpu")
+        [chain], asked = dependent.choose_cases(cases, options)
+        dependent.edit_and_ask(dependent.load_editor("FT", options), "joint", chain, asked, options)
         assert order == ["clock", "asked for", "done", "clock"]
 
     with monkeypatch.context() as again:  # a second call finds every chain on disk
@@ -466,10 +471,10 @@ def test_the_table_of_chains_is_of_all_that_fit(base, tmp_path, cases, monkeypat
     """Each command adds its chains; those of other counts stay out, and so do those whose model is not here to tell."""
     models = {"FT": str(base), "MetaFT": str(base)}
 
-    def chain(method, mode, counts, cases, options):
+    def chain(method, mode, cases, kept, options):
         row = {"method": method, "mode": mode, "seconds": 1.0, "peak GiB added": 0.0}
         shares = {f"{measure}{bound}": 0.5 for measure in dependent.MEASURES for bound in ("", " low", " high")}
-        return [{**row, "facts": count, **shares} for count in counts]
+        return [{**row, "facts": count, **shares} for count in options.counts]
 
     def asked(*more):
         assert main(["dependent", "--hparams", "tiny", "--device", "cpu", "--output", str(tmp_path), *more]) == 0
@@ -477,6 +482,7 @@ def test_the_table_of_chains_is_of_all_that_fit(base, tmp_path, cases, monkeypat
         return list(zip(table["method"], table["mode"], table["facts"], strict=True))
 
     monkeypatch.setattr(dependent, "edit_and_ask", chain)
+    monkeypatch.setattr(dependent, "load_editor", lambda method, options: method)
     monkeypatch.setattr(dependent, "read_cases", lambda items, seed: cases)
     monkeypatch.setattr(dependent, "has_hparams", lambda method, name: True)
     monkeypatch.setattr(dependent, "hparams_file", lambda method, name: method)
@@ -489,3 +495,37 @@ def test_the_table_of_chains_is_of_all_that_fit(base, tmp_path, cases, monkeypat
     assert asked(*first, "--counts", "2", "--asked", "7") == [("FT", "joint", 2)], "asked about others"
     models["MetaFT"] = str(tmp_path / "gone")
     assert asked(*first, "--counts", "2") == [("FT", "joint", 2)]
+
+
+def test_several_chains_are_of_other_facts_and_go_on(base, tmp_path, cases, monkeypatch, capsys):
+    """Means over chains; a stopped call goes on, more chains ask what fewer did, and each begins on the unedited model."""
+    monkeypatch.setattr(dependent, "read_cases", lambda items, seed: cases)
+    (tmp_path / "FT.yaml").write_text(f"alg_name: MetaFT\nmodel_name: {base}\nlayers: [1]\nlr: 0.02\nnum_steps: 3\n")
+    monkeypatch.setattr(dependent, "hparams_file", lambda method, name: tmp_path / f"{method}.yaml")
+    written, begun_on, run = [], [], dependent.edit_and_ask
+
+    def chain(editor, mode, own, kept, options):
+        written.append([case.case_id for case in own])
+        begun_on.append(hash_tensors(dict(editor.model.named_parameters())))
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return run(editor, mode, own, kept, options)
+
+    def ask(chains, *more):
+        arguments = ["--hparams", "tiny", "--methods", "FT", "--modes", "sequential", "--counts", "1,2", "--asked", "3"]
+        return main(["dependent", *arguments, "--chains", str(chains), "--device", "cpu", "--output", str(tmp_path / "out"), *more])
+
+    monkeypatch.setattr(dependent, "edit_and_ask", chain)
+    assert ask(2) != 0, "stopped in the second"
+    assert ask(2, "--plan") == 0 and "FT, sequential: 2 of 2 facts, 1 done; about 0 min" in capsys.readouterr().out
+    assert ask(2) == ask(3) == 0
+    assert written == [[case.case_id for case in cases[2 * n : 2 * n + 2]] for n in (0, 1, 1, 2)]
+    assert len(set(begun_on)) == 1
+    [file] = (tmp_path / "out").glob("FT-sequential-*.csv")
+    rows, table = pd.read_csv(file), pd.read_csv(tmp_path / "out" / "dependent.csv")
+    assert rows["chain"].tolist() == [0, 0, 1, 1, 2, 2] and table["chains"].tolist() == [3, 3]
+    after_two = rows[rows["facts"] == 2]
+    for name in dependent.ASKED:
+        low, mean, high = (table[f"{name}{bound}"][1] for bound in (" low", "", " high"))
+        assert low <= mean <= high and mean == pytest.approx(after_two[name].mean())
+    assert ask(len(cases)) == 2 and "lower --chains, --counts or --asked" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -32,6 +33,7 @@ from propmeta_edit.cli import VERBS, main, make_parser, read_arguments
 from propmeta_edit.edits.edit import Edit, edit_from_weights
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.finetune import learning
+from propmeta_edit.finetune.input_moments import InputMoments, write_input_moments
 from propmeta_edit.metatrain import trainer
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.loading import load_model
@@ -983,6 +985,30 @@ def test_edit_shows_before_and_after_and_a_saved_edit_can_be_asked(own_hparams, 
     assert list(row["answers"]) == ["unedited", f"{tmp_path.name}/edit", "other/edit"]
 
 
+def test_an_edit_of_low_rank_is_saved_small_and_names_the_edited_model(base, tmp_path, capsys):
+    """As factors: asked from the command line, as exactly as it was saved, and a whole model wherever a model is named."""
+    model, _ = load_model(str(base))
+    names = [name.removesuffix(".weight") for name in select_parameters(model, [1])]
+    write_input_moments(InputMoments({name: torch.eye(model.get_submodule(name).in_features) for name in names}), base)
+    how = f"model_name: {base}\ndevice: cpu\nlayers: [1]\nlr: 0.05\nnum_steps: 5\ninner_step: whitened\npositions: subject\n"
+    (tmp_path / "own.yaml").write_text(f"alg_name: MetaFT\n{how}")
+    fact = ["edit", "Ann Lee lives in", "Peru", "--subject", "Ann Lee", "--hparams", str(tmp_path / "own.yaml")]
+    assert main([*fact, "--save", str(tmp_path / "exact")]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"saved in \S+ \(\d+ kB\); ask it", printed) and "is lost" not in printed
+    assert main([*fact, "--save", str(tmp_path / "small"), "--tolerance", "0.3"]) == 0
+    assert re.search(r"saved in \S+ \(\d+ kB; [1-3]?\d\.\d % of the change is lost\); ask it", capsys.readouterr().out)
+    both = ["--edit", str(tmp_path / "exact"), "--edit", str(tmp_path / "small")]
+    assert main(["ask", "Where?", *both, "--device", "cpu", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["answers"]
+    assert list(row["answers"]) == ["unedited", "exact", "small"]
+    for folder in ("exact", "small"):
+        edit, (whole, _) = Edit.load(tmp_path / folder), load_model(str(tmp_path / folder))
+        assert edit.factors and any(not torch.equal(whole.get_parameter(n), model.get_parameter(n)) for n in edit.weights)
+        with edit.applied(model):
+            assert all(torch.equal(whole.get_parameter(n), p) for n, p in model.named_parameters())
+
+
 def test_columns_have_names_that_tell_edits_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert name_columns([Path("a"), Path("x/b")]) == ["unedited", "a", "b"]
@@ -1078,7 +1104,7 @@ def test_edits_of_several_dtypes_are_asked_apart(base, own_hparams, tmp_path, ca
 
 
 def test_answers_are_printed_even_if_the_edit_cannot_be_saved(own_hparams, tmp_path, monkeypatch, capsys):
-    def fail(edit, folder):
+    def fail(edit, folder, **how):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Edit, "save", fail)
@@ -1151,6 +1177,8 @@ def test_edit_from_a_file_of_requests(own_hparams, tmp_path, capsys):
         (["Ann Lee lives in", "Peru", "--subject", "Bob"], "does not occur in its prompt"),
         (["Ann Lee lives in", "Peru", "--save", "."], "exists; choose another folder"),
         (["Ann Lee lives in", "Peru", "--save", f"{__file__}/edit"], f"{__file__} is no folder that can be written to"),
+        (["Ann Lee lives in", "Peru", "--tolerance", "0.1"], "--tolerance says how an edit is saved; give --save FOLDER as well"),
+        (["Ann Lee lives in", "Peru", "--save", "x", "--tolerance", "10"], "the change's norm, between 0 and 1, got 10"),
         (["Ann Lee lives in", "Peru", "--related", " "], "a question must not be empty"),
         (["", "Peru"], "prompt must be a non-empty string"),
         (["--related", "Where does Ann work?"], "give the fact as well"),

@@ -10,6 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from propmeta_edit.analysis.case_study import make_twin
 from propmeta_edit.analysis.finished import FinishedPieces
 from propmeta_edit.analysis.gains import (
     HALVES,
@@ -23,10 +24,12 @@ from propmeta_edit.analysis.gains import (
 from propmeta_edit.cli import main
 from propmeta_edit.errors import DataError, OriginError
 from propmeta_edit.evaluation.rows import Row, RowFile
+from propmeta_edit.finetune.input_moments import InputMoments, write_input_moments
 from propmeta_edit.finetune.saved_state import write_tensors
 from propmeta_edit.models.loading import load_model
 from propmeta_edit.recipes import data_sets
 from propmeta_edit.recipes.data_sets import load_dataset
+from propmeta_edit.records import Case, EditRequest, Question
 from propmeta_edit.studies import analysis
 from propmeta_edit.studies.inside import list_stages, make_arms, study_weights
 from propmeta_edit.studies.runs import hash_of_model
@@ -105,19 +108,59 @@ def test_weights_along_a_run(place, capsys):
     assert main(["analysis", *arguments(place, "--parts", "weights", "--weight-cases", "3", "--checkpoints", run)]) == 0
     text = capsys.readouterr().out
     table = [line.split(" | ") for line in text.splitlines() if line.startswith(("| FT", "| after", "| MetaFT"))]
-    stages = [row[0].strip("| ") for row in table if len(row) == 9]
+    stages = [row[0].strip("| ") for row in table if len(row) == 10]
     assert stages == ["FT", "FT-as-MetaFT", "after 40 tasks", "after 80 tasks", "MetaFT"]
-    assert (place / "out" / "weights.png").is_file() and "| meta-training itself | down_proj |" in text
+    assert (place / "out" / "weights.png").is_file() and "| meta-training itself, MetaFT | down_proj |" in text
+
+
+def make_bound(place):
+    """Settings of edits of low rank of a third model, which has its second moments."""
+    model, tokenizer = load_model(str(place / "tuned"))
+    folder = tiny.save_model_folder(place / "bound", tokenizer, seed=7)
+    names = [name.removesuffix(".weight") for name in NAMES]
+    write_input_moments(InputMoments({name: torch.eye(model.get_submodule(name).in_features) for name in names}), folder)
+    how = "layers: [1]\nlr: 0.05\nnum_steps: 3\ninner_step: whitened\npositions: subject\n"
+    (place / "hparams" / "MetaFT" / "tiny-bound.yaml").write_text(f"alg_name: MetaFT\nmodel_name: {folder}\n{how}")
+
+
+def test_edits_of_low_rank_are_studied_beside_the_others(place, capsys):
+    """The last method is compared with each of the others; a part says which methods it cannot do without."""
+    make_bound(place)
+    some = arguments(place, "--methods", "FT,MetaFT,MetaFT-bound", "--limit", "2", "--every", "1")
+    assert main(["analysis", *some, "--parts", "states"]) == 0
+    text = capsys.readouterr().out
+    assert "| MetaFT-bound minus FT |" in text and "| MetaFT-bound minus MetaFT |" in text and "FT-as-MetaFT" not in text
+    studies = [json.loads(line) for line in (place / "out" / "states.jsonl").read_text().splitlines()]
+    assert sorted(line["key"].split("|")[0] for line in studies) == ["FT", "FT", "MetaFT", "MetaFT", "MetaFT-bound", "MetaFT-bound"]
+    assert main(["analysis", *some, "--parts", "weights"]) == 2
+    assert "the part weights needs FT and FT-as-MetaFT among --methods, got FT,MetaFT,MetaFT-bound" in capsys.readouterr().err
+    every = "FT,FT-as-MetaFT,MetaFT,MetaFT-bound"
+    assert main(["analysis", *arguments(place, "--methods", every, "--parts", "weights", "--weight-cases", "3")]) == 0
+    text, found = capsys.readouterr().out, (place / "out" / "weights.jsonl").read_text()
+    assert "| meta-training itself, MetaFT-bound | down_proj |" in text and "| MetaFT-bound | q_proj |" in text
+    own = json.loads(found.splitlines()[-1])["value"]["edits"]
+    for edit in own:
+        assert all(-1 < edit[name] < 1 for name in edit if name.startswith("cosine"))
+        assert sum(shape["norm"] ** 2 for name, shape in edit["shape"].items() if name != "all") == pytest.approx(
+            edit["shape"]["all"]["norm"] ** 2
+        )
+
+
+def test_a_twin_is_the_same_words_about_another_subject_with_another_object():
+    edit, other = EditRequest("Ann Lee lives in", "Peru", "Ann Lee"), EditRequest("Bo Ek works in", "Chile", "Bo Ek")
+    question = Question("What is the capital of the country that Ann Lee lives in?", ("Lima",))
+    twin = make_twin(Case("1", (edit,), question), Case("2", (other,), Question("?", ("x",))))
+    assert twin.edits == (EditRequest("Bo Ek lives in", "Chile", "Bo Ek"),)
 
 
 def test_stages_are_compared_with_the_base(place):
     run = keep_state(place, 40, 0.01)
     keep_state(place, 80, 0.0)
-    settings = [
-        {"model_name": str(place / name), "layers": [layer], "lr": 0.02, "num_steps": 3}
-        for name, layer in (("base", 0), ("tuned", 1))
-    ]
-    arms = make_arms(*settings, device="cpu")
+    settings = {
+        method: {"model_name": str(place / name), "layers": [layer], "lr": 0.02, "num_steps": 3}
+        for method, name, layer in (("FT", "base", 0), ("MetaFT", "tuned", 1))
+    }
+    arms = make_arms(settings, device="cpu")
     stages = list_stages(arms, run)
     data = load_dataset("valid-ood", 0)
     before = {name: value.clone() for name, value in arms["FT"].load()[0].state_dict().items()}
@@ -250,6 +293,7 @@ def test_a_plan_starts_nothing(place, capsys):
         (["--limit", "0"], "--limit must be 1 or more, got 0"),
         (["--weight-cases", "2"], "--weight-cases must be 3 or more, got 2"),
         (["--parts", "states,heads"], "--parts takes states, weights, gains, got heads"),
+        (["--methods", "FT,ROME"], "--methods takes FT, FT-as-MetaFT, MetaFT, MetaFT-bound, got ROME"),
         (["--parts", "gains"], "the part gains and --rows go together"),
         (["--parts", "states", "--rows", "x"], "the part gains and --rows go together"),
     ],

@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from propmeta_edit.analysis.case_study import choose_companions, choose_layers, keep_tensors, study_edit, with_subject
+from propmeta_edit.analysis.case_study import choose_companions, choose_layers, study_edit, with_subject
 from propmeta_edit.analysis.lens import read_states, read_tokens, record_states
 from propmeta_edit.analysis.patching import Patch, compute_patched_log_probs
 from propmeta_edit.analysis.probes import content_token, make_fact_probe, make_question_probe
@@ -197,7 +197,7 @@ def test_part_of_an_edit_moves_its_tensors_alone(tokenizer):
     edit = make_edit(model, tokenizer)
     name = "model.layers.1.mlp.down_proj.weight"
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    with keep_tensors(edit, {name}).applied(model):
+    with edit.only({name}).applied(model):
         now = dict(model.named_parameters())
         assert torch.equal(now[name], edit.weights[name]) and not torch.equal(now[name], before[name])
         assert all(torch.equal(now[n], value) for n, value in before.items() if n != name)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from propmeta_edit.edits.compute import compute_edit, edit_many
+from propmeta_edit.edits.views import generate_with_edits
 from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.edit_settings import INNER_STEPS, EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
@@ -246,6 +247,7 @@ def test_no_step_of_low_rank_moves_nothing(tokenizer):
     settings = replace(WHITENED, num_inner_steps=0)
     for edit in (compute_edit(model, tokenizer, REQUESTS[0], settings), *edit_many(model, tokenizer, REQUESTS, settings)):
         assert edit.weights and all(torch.equal(value, model.get_parameter(name)) for name, value in edit.weights.items())
+        assert generate_with_edits(model, tokenizer, ["Ann"], [edit]) == generate_with_edits(model, tokenizer, ["Ann"], [None])
 
 
 def test_many_facts_in_one_edit_are_a_matrix_once_that_is_smaller(tokenizer, monkeypatch):
@@ -255,17 +257,17 @@ def test_many_facts_in_one_edit_are_a_matrix_once_that_is_smaller(tokenizer, mon
     settings = replace(WHITENED, num_inner_steps=12, modules="mlp")
     edits = [[EditRequest(f"Ann Lee number {n} lives in", "Peru") for n in range(4)]]
     with many_edits(model, tokenizer, edits, settings) as changes:
-        folded, few = changes.take(0), changes.factors(0)
+        folded = changes.take(0)
     monkeypatch.setattr("propmeta_edit.finetune.low_rank._most_factors", lambda *widths: 10**9)
     with many_edits(model, tokenizer, edits, settings) as changes:
-        kept, many = changes.take(0), changes.factors(0)
-    path = "model.layers.1.mlp.down_proj"
-    assert len(few[path][0]) < len(many[path][0])
+        kept = changes.take(0)
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert len(folded.factors[name][0]) < len(kept.factors[name][0])
     for name, value in kept.items():
         torch.testing.assert_close(folded[name], value)
-    for one in (few, many):
-        a, b = one[path]
-        torch.testing.assert_close(model.get_parameter(f"{path}.weight") + b @ a, kept[f"{path}.weight"])
+    for one in (folded, kept):
+        a, b = one.factors[name]
+        torch.testing.assert_close(model.get_parameter(name) + b @ a, kept[name])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])

@@ -16,8 +16,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 
+from propmeta_edit.edits.compute import compute_edit
 from propmeta_edit.finetune.edit_settings import EditSettings
+from propmeta_edit.finetune.input_moments import give_input_moments
 from propmeta_edit.finetune.losses import compute_answer_loss
+from propmeta_edit.finetune.memory import bytes_of_a_result
 from propmeta_edit.finetune.weights import only_trainable
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.metatrain.fomaml import compute_task_gradients
@@ -32,7 +35,7 @@ from propmeta_edit.text.encoding import TextEncoder, collate, encode_requests
 sys.path.insert(0, str(Path(__file__).parents[1] / "fake_device"))
 
 from device import READS, UNKNOWN_SIZES
-from jobs import LLAMA3_8B
+from jobs import LLAMA3_8B, PROJECTIONS, SAVED, saved_bytes, shapes_of_layer
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -113,18 +116,39 @@ def test_a_plan_says_what_edits_take(at_8b, plan, name, num_edits, goal):
 
 @pytest.mark.parametrize(("name", "num_edits"), [("edit of low rank", 1), ("64 edits of low rank", 64)])
 def test_a_plan_says_what_edits_of_low_rank_take(at_8b, plan, monkeypatch, name, num_edits):
-    """As for a checkpoint whose card says how it was meta-trained: the model, inverse moments, factors, and one result."""
-    peak = at_8b[name]["peak"] / GIB
+    """As for a checkpoint whose card says how it was meta-trained: the model, inverse moments and factors, which are counted here,
+    and the weights of one edit, which are made when it is put in place."""
+    peak, sizes = at_8b[name]["peak"], [4 * shape.numel() for shape in shapes_of_layer().values()]
     bench = Bench(plan.model, "llama3-8b", "cpu", "bfloat16", edits_at_once=num_edits, checkpoints={"bound": plan.model})
     settings = {"layers": [31], "inner_step": "whitened", "positions": "subject", "num_inner_steps": 10, "inner_lr": 0.1}
     monkeypatch.setattr(cost, "read_checkpoint_card", lambda folder: {"settings": settings})
-    assert cost.estimate_memory(METHODS["MetaFT-bound"], bench)[0] == pytest.approx(peak, rel=0.03)
+    planned = GIB * cost.estimate_memory(METHODS["MetaFT-bound"], bench)[0]
+    assert peak <= planned <= 1.03 * (peak + bytes_of_a_result(sizes))
 
 
 def test_64_edits_of_low_rank_take_less_than_eight_others(at_8b):
-    """No copy of a matrix is made while they are learnt, and of their results one at a time."""
+    """No copy of a matrix is made, neither while they are learnt nor of their results."""
     peak = at_8b["64 edits of low rank"]["peak"] / GIB
-    assert peak == pytest.approx(18.15, rel=0.01) and peak < at_8b["8 edits"]["peak"] / GIB
+    assert peak == pytest.approx(17.48, rel=0.01) and peak < at_8b["8 edits"]["peak"] / GIB
+
+
+@pytest.mark.parametrize(("kept", "goal"), [("exact", 20.7), ("tolerance 0.1", 1.13), ("tolerance 0.1, at most", 1.66)])
+def test_what_an_edit_of_8b_takes_on_disk(kept, goal):
+    assert saved_bytes(shapes_of_layer(), *SAVED[kept]) / 1e6 == pytest.approx(goal, rel=0.01)
+
+
+def test_a_saved_edit_takes_what_is_counted(tokenizer, tmp_path):
+    """Beside its header and its card, as many rows of every projection."""
+    model = tiny.make_model("llama", dtype=torch.float32)
+    weights = {name: value.shape for name, value in select_parameters(model, [1]).items()}
+    give_input_moments(model, {name.removesuffix(".weight"): torch.eye(shape[1]) for name, shape in weights.items()})
+    settings = EditSettings([1], num_inner_steps=1, inner_step="whitened", positions="subject")
+    edit = compute_edit(model, tokenizer, EditRequest("Ann Lee lives in", "Peru", "Ann Lee"), settings)
+    edit.save(tmp_path / "edit")
+    file = tmp_path / "edit" / "edit_model.safetensors"
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    [rank] = {len(a) for a, _ in edit.factors.values()}
+    assert file.stat().st_size - header == saved_bytes(weights, dict.fromkeys(PROJECTIONS, rank), 4)
 
 
 @pytest.mark.parametrize(
