@@ -26,6 +26,7 @@ from propmeta_edit.studies.methods import BOUND, CORE, METHODS, NOTES, RECIPES, 
 from propmeta_edit.studies.pictures import draw_leaks, draw_plane, draw_told_apart
 
 NUM_GROUPS = 100  # of facts that are told apart, a data set
+REFERENCES = ("FT", "MetaFT", BOUND.name)  # with which every row is compared
 PAPERS_OWN = ("cre-ood", "cre-id", "mquake-3k", "mquake-subset")
 DATASETS, ROWS = Files(("world-id", "world-ood")), Names(variant.name for variant in CORE)
 
@@ -147,8 +148,8 @@ def write_table2(results: Results, options: StudyOptions) -> str:
         picture = draw(summary)
         if picture is not None:
             save_figure(picture, results.folder / f"{name}.png")
-    write_comparisons(rows, results.folder, ("FT", "MetaFT", BOUND.name), recipes=RECIPES)
+    write_comparisons(rows, results.folder, REFERENCES, recipes=RECIPES)
     return (
-        f"{text}\npaired comparisons with FT, MetaFT and MetaFT-bound, breakdowns and examples: {results.folder / 'comparisons.md'}\n"
+        f"{text}\npaired comparisons with {', '.join(REFERENCES)}, breakdowns and examples: {results.folder / 'comparisons.md'}\n"
         f"all on one page: propmeta-edit report {shlex.quote(str(results.folder))}"
     )

@@ -391,26 +391,6 @@ def test_speed_of_meta_training(base, tmp_path, cases):
     assert (tmp_path / "out" / "speed.md").read_text().count("\n| ") >= len(rows)
 
 
-def test_speed_of_compiled_blocks(base, tmp_path, cases, monkeypatch):
-    """What stands for compiled calls is counted: compiling takes a minute, and is not ours to test."""
-    calls = []
-
-    def count(plain, dynamic):
-        return lambda *args, **kwargs: calls.append(plain) or plain(*args, **kwargs)
-
-    monkeypatch.setattr(torch, "compile", count)
-    arguments = ["compile", "--models", str(base), "--at-once", "1,2", "--layers", "0", "--number", "2", "--repeats", "1"]
-    assert main(["speed", *arguments, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path)]) == 0
-    result = json.loads((tmp_path / "speed.json").read_text())
-    sides = [("engine", 1), ("compiled", 1), ("engine", 2), ("compiled", 2)]
-    assert [(row["side"], row["at once"]) for row in result["rows"]] == sides
-    assert all(row["seconds an edit"] > 0 and row["seconds once"] >= 0 for row in result["rows"])
-    assert result["compiled_vs_engine"] == result["rows"][1]["times engine"]
-    singly = 10 * 2 * 2  # steps, rounds, edits
-    side_by_side = 10 * 2
-    assert len(calls) == len(set(calls)) // 2 * (singly + side_by_side), "a model each, and in no other side"
-
-
 @pytest.mark.slow
 @pytest.mark.easyedit
 def test_speed_of_edits(tmp_path):

@@ -45,7 +45,7 @@ def asked(monkeypatch):
         def __exit__(self, *error):
             state["edited"] = 0
 
-    def say(model, tokenizer, prompts, batch_size):
+    def say(model, tokenizer, prompts, batch_size, together):
         state["prompts"] += prompts
         [names] = [[next(name for name in SAID if f"does {name} pay" in prompt) for prompt in prompts]]
         return [" the sol." if SAID[name][state["edited"]] else " the yen." for name in names]
