@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from propmeta_edit.edits.edit import describe_saved
+from propmeta_edit.edits.saved import describe_saved
 from propmeta_edit.errors import ConfigError, DataError
 from propmeta_edit.metatrain.checkpoint import export_checkpoint, export_compact
 from propmeta_edit.metatrain.config import MetaTrainConfig

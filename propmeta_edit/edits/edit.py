@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import zlib
@@ -11,23 +10,37 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from propmeta_edit.edits.identity import hash_once, hash_tensors, take_fingerprint, take_fingerprints, take_identity
 from propmeta_edit.edits.lora import approximate, write_exact_lora, write_factors_as_lora, write_lora
+from propmeta_edit.edits.saved import (
+    BASE,
+    CONFIG,
+    DTYPE,
+    PACKED,
+    WEIGHTS,
+    Saved,
+    as_tensors,
+    pack,
+    read_base,
+    read_factors,
+    read_request,
+    require_of_kind,
+)
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.learning import Learning
 from propmeta_edit.finetune.low_rank import Factors, LowRankWeights
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
-from propmeta_edit.models.artefacts import EDIT_CARD, build_whole
+from propmeta_edit.models.artefacts import build_whole
 from propmeta_edit.models.factors import base_below, matrix_of, rank_of
 from propmeta_edit.models.layers import FACTORS
 from propmeta_edit.models.ownership import locked, owned
@@ -37,9 +50,6 @@ from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.records import EditRequest, as_requests
 
 LOG = logging.getLogger(__name__)
-WEIGHTS, CONFIG = "edit_model.safetensors", EDIT_CARD
-BASE, PACKED = "base", "base.json.zlib.base85"  # in the header of the first; the one of an older version, or the other
-DTYPE = "dtype"  # in the second: of the weights, where the first holds factors
 
 
 @dataclass(frozen=True)
@@ -49,27 +59,6 @@ class _Applied:
     edit: Edit
     replaced: Mapping[str, torch.Tensor]
     put: Mapping[str, str]
-
-
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)}
-
-
-class Saved(NamedTuple):
-    """What ``Edit.save`` wrote.
-
-    Attributes:
-        num_bytes: of the whole folder.
-        lost: the norm of what was left out, over the norm of the change; 0 without a tolerance.
-    """
-
-    num_bytes: int
-    lost: float
-
-
-def describe_saved(saved: Saved) -> str:
-    """Its size, and what it loses, for people."""
-    size = f"{saved.num_bytes / 1e6:.1f} MB" if saved.num_bytes >= 1e6 else f"{saved.num_bytes / 1e3:.0f} kB"
-    return f"{size}; {100 * saved.lost:.1f} % of the change is lost" if saved.lost else size
 
 
 _STANDING: WeakKeyDictionary[LanguageModel, list[_Applied]] = WeakKeyDictionary()
@@ -282,7 +271,7 @@ class Edit:
         return replace(self, weights=weights, before=kept, hash_before=known, fingerprints=None), lost
 
     def _write(self, folder: Path) -> None:
-        tensors = self.weights if self.factors is None else _as_tensors(self.factors)
+        tensors = self.weights if self.factors is None else as_tensors(self.factors)
         config = {
             "requests": [asdict(request) for request in self.requests],
             "base_model": self.base_model,
@@ -298,7 +287,7 @@ class Edit:
 
         def build(partial: Path) -> None:
             own = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-            save_file(own, partial / WEIGHTS, {PACKED: _pack(self.base)})  # a hash a tensor, which nobody reads
+            save_file(own, partial / WEIGHTS, {PACKED: pack(self.base)})  # a hash a tensor, which nobody reads
             (partial / CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
         build_whole(folder, build)
@@ -314,12 +303,14 @@ class Edit:
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             tensors = load_file(folder / WEIGHTS)
-            config = {**_read_base(folder / WEIGHTS), **config}  # in the configuration itself, if the edit is of an older version
-            requests = tuple(_read_request(row) for row in config["requests"])
+            config = {**read_base(folder / WEIGHTS), **config}  # in the configuration itself, if the edit is of an older version
+            requests = tuple(read_request(row) for row in config["requests"])
             expected, transposed = config["sha256"], tuple(config["transposed"])
-            base_model, method, base_sha256 = (_require(str, config, name) for name in ("base_model", "method", "base_sha256"))
-            settings, base = (_require(dict, config, name) for name in ("settings", BASE))
-            weights = _read_factors(tensors, config) if DTYPE in config else tensors
+            base_model, method, base_sha256 = (
+                require_of_kind(str, config, name) for name in ("base_model", "method", "base_sha256")
+            )
+            settings, base = (require_of_kind(dict, config, name) for name in ("settings", BASE))
+            weights = read_factors(tensors, config) if DTYPE in config else tensors
             edit = cls(requests, weights, None, base, base_model, method, settings, base_sha256, transposed)
         except FileNotFoundError as error:
             raise ModelError(
@@ -598,38 +589,3 @@ def merge_edits(model: LanguageModel, edits: Sequence[Edit]) -> Edit:
         settings[0] if all(own == settings[0] for own in settings) else {"merged": settings},
         transposed=transposed,
     )
-
-
-def _require(kind: type, config: Mapping[str, Any], name: str) -> Any:
-    if not isinstance(config[name], kind):
-        raise TypeError(f"{name} is {config[name]!r}")
-    return config[name]
-
-
-def _read_base(file: Path) -> dict[str, Any]:
-    """What every parameter held without any edit, from the header of an edit's tensors."""
-    with safe_open(str(file), framework="pt") as reader:  # type: ignore[no-untyped-call]
-        header = reader.metadata() or {}
-    if PACKED in header:
-        return {BASE: json.loads(zlib.decompress(base64.b85decode(header[PACKED])))}
-    return {BASE: json.loads(header[BASE])} if BASE in header else {}
-
-
-def _pack(base: Mapping[str, str]) -> str:
-    """Names and hashes in a fifth of their room, which would else be a tenth of a small edit."""
-    return base64.b85encode(zlib.compress(json.dumps(dict(base)).encode(), 9)).decode()
-
-
-def _as_tensors(factors: Factors) -> dict[str, torch.Tensor]:
-    return {f"{name}.{letter}": value for name, pair in factors.items() for letter, value in zip("AB", pair, strict=True)}
-
-
-def _read_factors(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> LowRankWeights:
-    factors = {name: (tensors[f"{name}.A"], tensors[f"{name}.B"]) for name in config["tensors"]}
-    return LowRankWeights(factors, config["transposed"], _DTYPES[config[DTYPE]])
-
-
-def _read_request(row: Mapping[str, Any]) -> EditRequest:
-    """A saved request, its lists as the tuples they were."""
-    pairs = tuple((text, completion) for text, completion in row["augmentation"])
-    return EditRequest(**{**row, "augmentation": pairs, "rephrasings": tuple(row["rephrasings"])})

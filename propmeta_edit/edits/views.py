@@ -16,7 +16,8 @@ from propmeta_edit.errors import ConfigError, ModelError
 from propmeta_edit.finetune.low_rank import low_rank_changes
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.models.devices import device_of, free_memory
-from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily, keeps_states
+from propmeta_edit.models.generation import MAX_NEW_TOKENS, generate_greedily
+from propmeta_edit.models.kept_states import keeps_states
 from propmeta_edit.models.ownership import locked, owned
 from propmeta_edit.models.wrappers import unwrap
 from propmeta_edit.protocols import LanguageModel, Tokenizer

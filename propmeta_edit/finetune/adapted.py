@@ -15,7 +15,7 @@ from propmeta_edit.finetune.low_rank import low_rank_changes
 from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.finetune.stacking import stacked_weights
 from propmeta_edit.finetune.weights import only_trainable
-from propmeta_edit.models.generation import keeps_states
+from propmeta_edit.models.kept_states import keeps_states
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 

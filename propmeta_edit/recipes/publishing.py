@@ -7,7 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
-from propmeta_edit.edits.edit import CONFIG, Edit
+from propmeta_edit.edits.edit import Edit
+from propmeta_edit.edits.saved import CONFIG
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.model_card import licence_of
 from propmeta_edit.models.artefacts import CHECKPOINT_CARD

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from propmeta_edit.edits.edit import CONFIG, Edit
+from propmeta_edit.edits.edit import Edit
+from propmeta_edit.edits.saved import CONFIG
 from propmeta_edit.errors import ModelError
 from propmeta_edit.metatrain.checkpoint import put_checkpoint_together, read_progress, save_checkpoint
 from propmeta_edit.models.artefacts import CHECKPOINT_CARD, build_whole, holds_adapter, resolve_model_folder

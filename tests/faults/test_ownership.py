@@ -239,7 +239,7 @@ FAULTS = {  # where it goes wrong, and in which call from the first on
     "the last fingerprint": ("propmeta_edit.edits.edit.take_fingerprint", 7),
     "fingerprints of what stands": ("propmeta_edit.edits.edit.take_fingerprints", 1),
     "the base": ("propmeta_edit.edits.edit.take_base", 1),
-    "a forward pass": ("propmeta_edit.models.generation.compute_logits", 3),
+    "a forward pass": ("propmeta_edit.models.kept_states.compute_logits", 3),
 }
 
 

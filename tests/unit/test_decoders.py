@@ -18,7 +18,8 @@ from propmeta_edit.finetune.prefix import FrozenPrefix
 from propmeta_edit.finetune.weights import copies_in_place, only_trainable
 from propmeta_edit.models import packed
 from propmeta_edit.models.forwards import has_usual_body
-from propmeta_edit.models.generation import generate_greedily, keeps_states
+from propmeta_edit.models.generation import generate_greedily
+from propmeta_edit.models.kept_states import keeps_states
 from propmeta_edit.models.layers import (
     ARCHITECTURES,
     architecture_from_config,
@@ -130,7 +131,7 @@ def test_packed_products_and_skipped_layers_change_rounding_alone(kind, tokenize
     with copies_in_place(model, parameters) as copies, only_trainable(model, copies):
         losses = torch.stack(apply_inner_loop(model, copies, target, settings))
     monkeypatch.setattr(packed, "SMALLEST", 10**9)
-    for module in ("finetune.prefix", "models.forwards", "models.generation"):
+    for module in ("finetune.prefix", "models.forwards", "models.kept_states"):
         monkeypatch.setattr(f"propmeta_edit.{module}.agrees", lambda *_: False)
     with copies_in_place(model, parameters) as copies, only_trainable(model, copies):
         assert FrozenPrefix(model, copies).compute_states(target[0]) is None
@@ -205,7 +206,7 @@ def test_a_shortcut_that_is_wrong_is_not_taken(tokenizer, monkeypatch):
     with torch.no_grad():
         expected = [say(model, tokenizer, prompt) for prompt in PROMPTS]
     monkeypatch.setattr("propmeta_edit.models.forwards.compute_hidden_states", lambda *_: torch.zeros(2, 6, 32))
-    monkeypatch.setattr("propmeta_edit.models.generation.compute_logits", lambda *_: torch.zeros(2, 300))
+    monkeypatch.setattr("propmeta_edit.models.kept_states.compute_logits", lambda *_: torch.zeros(2, 300))
     assert not has_usual_body(model) and not keeps_states(model)
     assert EditedModel(model).answer(tokenizer, PROMPTS) == expected
     edit = compute_edit(model, tokenizer, REQUESTS[0], settings_for(model))

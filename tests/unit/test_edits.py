@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from propmeta_edit.edits import compute, identity
 from propmeta_edit.edits.compute import choose_at_once, compute_edit, edit_many
-from propmeta_edit.edits.edit import CONFIG, WEIGHTS, Edit, edit_from_weights, merge_edits, standing_edits, take_base
+from propmeta_edit.edits.edit import Edit, edit_from_weights, merge_edits, standing_edits, take_base
 from propmeta_edit.edits.identity import hash_tensors, take_fingerprint, take_identity
+from propmeta_edit.edits.saved import CONFIG, WEIGHTS, read_base
 from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ConfigError, ModelError, RequestError
 from propmeta_edit.finetune.edit_settings import EditSettings
@@ -969,8 +969,7 @@ def test_a_base_that_was_rounded_while_loading_is_refused_with_the_reason(model,
 def test_the_configuration_of_an_edit_is_for_people_and_older_ones_are_read(model, tokenizer, tmp_path):
     compute_edit(model, tokenizer, REQUESTS[0], hparams()).save(tmp_path / "edit")
     config = json.loads((tmp_path / "edit" / "edit_config.json").read_text())
-    with safe_open(str(tmp_path / "edit" / "edit_model.safetensors"), "pt") as reader:
-        base = json.loads(reader.metadata()["base"])
+    base = read_base(tmp_path / "edit" / "edit_model.safetensors")["base"]
     assert "base" not in config and base == take_base(model)
     save_file(load_file(tmp_path / "edit" / "edit_model.safetensors"), tmp_path / "edit" / "edit_model.safetensors")
     with pytest.raises(ModelError, match=r"is damaged \('base'\)"):

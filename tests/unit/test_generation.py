@@ -10,8 +10,8 @@ from transformers import GenerationConfig
 from propmeta_edit.errors import RequestError
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.many_edits import many_edits
-from propmeta_edit.models import generation
 from propmeta_edit.models.generation import NATURAL_LIMIT, continue_greedily, generate_greedily
+from propmeta_edit.models.kept_states import Reader
 from propmeta_edit.models.loading import prepare_tokenizer
 from propmeta_edit.records import EditRequest
 from propmeta_edit.text.encoding import TextEncoder
@@ -81,8 +81,8 @@ def test_what_texts_begin_with_in_common_is_read_once_and_those_that_are_done_ar
     beginnings = {tuple(text[: end + 1]) for text in texts for end in range(len(text))}
     first = [row[0] for row in generate(model, tokenizer, prompts, 1)]
     model.generation_config.eos_token_id = first[0]
-    read, run = [], generation._Reader._run
-    monkeypatch.setattr(generation._Reader, "_run", lambda self, ids, *rest: read.append(tuple(ids.shape)) or run(self, ids, *rest))
+    read, run = [], Reader._run
+    monkeypatch.setattr(Reader, "_run", lambda self, ids, *rest: read.append(tuple(ids.shape)) or run(self, ids, *rest))
     generate_greedily(model, tokenizer, prompts, 3, together=4)
     left = sum(token != first[0] for token in first)
     assert 0 < left < 4 and len(beginnings) < 0.6 * sum(map(len, texts))
