@@ -17,7 +17,6 @@ LOG = logging.getLogger(__name__)
 PATIENCE = 60.0  # seconds of waiting after which a log line says for what
 
 _LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # one a model, of those that a thread can take again
-_FINDING = threading.Lock()
 
 
 @contextmanager
@@ -43,8 +42,8 @@ def owned(model: Any) -> Iterator[LanguageModel]:
 @contextmanager
 def locked(model: LanguageModel) -> Iterator[None]:
     """Inside, this thread alone has the model; it may take it again there. Other threads wait."""
-    with _FINDING:
-        lock = _LOCKS.setdefault(model, threading.RLock())
+    # One operation of a dict, and no lock around it: one that an interruption leaves taken would stop every later call.
+    lock = _LOCKS.setdefault(model, threading.RLock())
     if not lock.acquire(timeout=PATIENCE):
         LOG.warning("another thread has had this model for %d seconds, to edit it or to ask it edited; waiting", PATIENCE)
         lock.acquire()
