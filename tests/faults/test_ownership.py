@@ -24,6 +24,7 @@ from propmeta_edit.edits.views import EditedModel, generate_with_edits
 from propmeta_edit.errors import ModelError
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.single_edit import put_in_place
+from propmeta_edit.models.ownership import locked
 from propmeta_edit.models.wrappers import require_whole
 
 SETTINGS = EditSettings([1], inner_lr=0.02, num_inner_steps=3)
@@ -299,6 +300,24 @@ def interrupt(call, line):
     finally:
         sys.settrace(before)
     return lines
+
+
+def test_an_interruption_while_a_model_is_taken_stops_no_other_models_calls():
+    """At every line on the way in and out; what waits for ever is seen by its being there still."""
+
+    def take(model):
+        with locked(model):
+            pass
+
+    model = make_model()
+    number = interrupt(lambda: take(model), line=-1)
+    assert number >= 5
+    for line in range(1, number + 1):
+        interrupt(lambda: take(model), line)
+        another = threading.Thread(target=take, args=(make_model(),), daemon=True)
+        another.start()
+        another.join(timeout=30)
+        assert not another.is_alive(), line
 
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
