@@ -311,7 +311,7 @@ def test_an_interruption_while_a_model_is_taken_stops_no_other_models_calls():
 
     model = make_model()
     number = interrupt(lambda: take(model), line=-1)
-    assert number >= 5
+    assert number >= 5, "as many lines as it has"
     for line in range(1, number + 1):
         interrupt(lambda: take(model), line)
         another = threading.Thread(target=take, args=(make_model(),), daemon=True)
