@@ -684,7 +684,9 @@ def test_table2_tells_propagation_from_leak_and_facts_apart(run_table2, base, tm
     pictures = [(tmp_path / "r" / f"{name}.png").read_bytes() for name in ("plane", "leak", "told_apart")]
     assert all(picture[:4] == b"\x89PNG" for picture in pictures)
     comparisons = (tmp_path / "r" / "comparisons.md").read_text()
-    assert "## Accuracy % by answer seen" in comparisons and "told apart" not in comparisons
+    assert "## Accuracy % by answer seen" in comparisons and "| told_apart_2 |" in comparisons
+    with_groups = [section for section in comparisons.split("## ") if "cre-ood, 2 told apart" in section]
+    assert all(section.startswith("Over groups, against ") for section in with_groups), "not where verdicts of cases are compared"
     code, error = run_table2(*arguments, "--told-apart", "1", "--output", "r")
     assert code == 2 and "--told-apart must be 2 or more, got 1" in error
 
