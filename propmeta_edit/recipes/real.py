@@ -17,13 +17,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from propmeta_edit.config import build_config, read_yaml
+from propmeta_edit.config import build_config
 from propmeta_edit.files import sha256_of_file, write_json_atomically
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import ADAPTER, artefact_folder, build_whole, resolve_model_folder
 from propmeta_edit.models.differences import DIFFERENCE, merge_adapter
 from propmeta_edit.models.loading import load_model, model_sha256, save_model
-from propmeta_edit.recipes.bundled import CARD, RAW, add_difference, read_card, require_new, shipped_folder, train_difference
+from propmeta_edit.recipes.bundled import (
+    CARD,
+    RAW,
+    Training,
+    add_difference,
+    read_card,
+    read_training,
+    require_new,
+    shipped_folder,
+    train_difference,
+)
 from propmeta_edit.recipes.bundled import origin_of as origin_of_bundled
 from propmeta_edit.recipes.meta_training import hash_of_tasks, load_tasks, run_meta_training, training_folder
 from propmeta_edit.recipes.released import DATA_VARIABLE, find_released
@@ -37,10 +47,9 @@ from propmeta_edit.recipes.teaching import (
     read_lesson,
     teach_into,
 )
-from propmeta_edit.settings import hparams_file
 
 REAL, REAL_METAFT, REAL_BOUND = "smollm2-135m-real", "smollm2-135m-real-metaft", "smollm2-135m-real-bound"
-SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {  # of the meta-trained: the file in MetaTrain, and what differs from it
+TRAININGS: dict[str, Training] = {  # of the meta-trained
     REAL_METAFT: ("smollm2-135m-real", {}),
     REAL_BOUND: ("smollm2-135m-real-bound", {}),
     **{f"{REAL_BOUND}-seed{seed}": ("smollm2-135m-real-bound", {"seed": seed}) for seed in (1, 2)},
@@ -58,7 +67,7 @@ def origin_of(name: str) -> list[Any]:
     """
     taught = [sha256_of_file(find_released(data)) for data in TAUGHT]
     base = [origin_of_bundled(RAW), asdict(TeachingSettings()), taught]
-    return base if name == REAL else [base, _read_settings(name), taught[0]]
+    return base if name == REAL else [base, read_training(TRAININGS[name])[0], taught[0]]
 
 
 def build(name: str, folder: Path) -> None:
@@ -96,13 +105,8 @@ def _read_lesson() -> tuple[Lesson, TeachingSettings]:
     return read_lesson(files, QUESTIONS_ASKED, MULTI_HOP_ASKED, settings.seed), settings
 
 
-def _read_settings(name: str) -> dict[str, Any]:
-    file, other = SETTINGS[name]
-    return {**read_yaml(hparams_file("MetaTrain", file)), **other}
-
-
 def _read_config(name: str) -> MetaTrainConfig:
-    return replace(build_config(MetaTrainConfig, _read_settings(name), name), data=str(find_released(TRAINING)))
+    return replace(build_config(MetaTrainConfig, *read_training(TRAININGS[name])), data=str(find_released(TRAINING)))
 
 
 def _build_trained(name: str, folder: Path) -> None:
@@ -112,7 +116,7 @@ def _build_trained(name: str, folder: Path) -> None:
         print(f"preparing {name} from the difference that meta-training made", flush=True)
         add_difference(base_folder, shipped_folder(name), card, folder)
         return
-    print(f"preparing {name}: meta-training it on {TRAINING}", flush=True)
+    print(f"preparing {name}: meta-training with {read_training(TRAININGS[name])[1]}", flush=True)
     states = training_folder(artefact_folder(name))
     run_meta_training(config, folder, states)
     shutil.rmtree(states, ignore_errors=True)
@@ -142,7 +146,7 @@ def rebuild(name: str, output: Path) -> None:
 
 
 def _rebuild(name: str, states: Path, folder: Path) -> None:
-    if name in SETTINGS:
+    if name in TRAININGS:
         train_difference(_read_config(name), states, folder)
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         card["settings"]["data"] = f"{TRAINING} in {DATA_VARIABLE}"  # and not where it lay here

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
@@ -321,9 +321,11 @@ def dependent(options: ChainOptions) -> None:
     chains, kept = choose_cases(read_cases(options.datasets, options.seed), options)
     for method in options.methods:
         todo = [(mode, number) for mode in options.modes for number in missing_chains(method, mode, options, output)]
-        editor = load_editor(method, options) if todo else None
+        if not todo:
+            continue
+        editor = load_editor(method, options)
         for mode, number in todo:
-            rows = edit_and_ask(cast(Editor, editor), mode, chains[number], kept, options)
+            rows = edit_and_ask(editor, mode, chains[number], kept, options)
             add_chain(method, mode, options, output, number, rows)
     table = read_chains(options, output)
     write_text_atomically(output / "dependent.csv", table.to_csv(index=False))
