@@ -385,7 +385,8 @@ def real_data(base, tmp_path, monkeypatch):
     monkeypatch.setattr(real, "TeachingSettings", lambda: replace(FAST, num_epochs=1))
     monkeypatch.setattr(real, "origin_of_bundled", lambda name: [name])
     small = {"layers": [1], "inner_lr": 0.01, "num_inner_steps": 1, "num_tasks": 2, "device": "cpu"}
-    monkeypatch.setattr(real, "read_yaml", lambda path: {"model": real.REAL, "data": "train_data_id.jsonl", **small})
+    training = {"model": real.REAL, "data": "train_data_id.jsonl", **small}
+    monkeypatch.setattr(real, "read_training", lambda training_of: (training, "a small training"))
     monkeypatch.setattr(real, "shipped_folder", lambda name: tmp_path / "shipped" / name)
     return data
 
