@@ -307,8 +307,8 @@ def statistics(
     print(f"wrote {len(files)} files to {files[0].parent}", flush=True)
 
 
-def export(checkpoint: str, output: str, dtype: str = "bfloat16", compact: bool = False) -> None:
-    """Write a meta-tuned checkpoint in another dtype and say what that costs.
+def export(checkpoint: str, output: str, dtype: str = "bfloat16", compact: bool = False, tolerance: float | None = None) -> None:
+    """Write a meta-tuned checkpoint in another dtype, or what it changes alone, and say what that costs.
 
     Half precision rounds what meta-training moved.
 
@@ -317,10 +317,15 @@ def export(checkpoint: str, output: str, dtype: str = "bfloat16", compact: bool 
         output: folder for the copy; must not exist yet.
         dtype: bfloat16, float16 or float32.
         compact: only the trained tensors, unrounded, with the base's name and hash: what to upload.
+        tolerance: with compact, a LoRA on the base in their place, as small as it can be if this share of the change's norm may be
+            lost, 0.2 say.
     """
+    if tolerance is not None and not compact:
+        raise ConfigError(f"tolerance {tolerance} is of a compact export: add --compact, or leave it out")
     if compact:
-        size = export_compact(checkpoint, Path(output))
-        print(f"wrote {output}: {size / 2**20:.1f} MiB of trained tensors", flush=True)
+        size, lost = export_compact(checkpoint, Path(output), tolerance)
+        what = "trained tensors" if tolerance is None else f"a LoRA, which loses {100 * lost:.1f} % of the change's norm"
+        print(f"wrote {output}: {size / 2**20:.1f} MiB of {what}", flush=True)
         return
     cost = export_checkpoint(checkpoint, Path(output), dtype)
     print(

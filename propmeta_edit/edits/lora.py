@@ -193,6 +193,15 @@ def _named_as_peft(parameter: str, a: torch.Tensor, b: torch.Tensor) -> list[tup
     return [(f"{module}.lora_A.weight", a.cpu().contiguous()), (f"{module}.lora_B.weight", b.cpu().contiguous())]
 
 
+def pair_up(tensors: Mapping[str, torch.Tensor]) -> dict[str, Pair]:
+    """The factors in a LoRA's file, as ``write_lora`` wrote it, by parameter name."""
+    modules = [name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
+    return {
+        f"{module}.weight": (tensors[f"{PEFT_PREFIX}{module}.lora_A.weight"], tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"])
+        for module in modules
+    }
+
+
 def write_exact_lora(factors: Factors, folder: Path, *, is_transposed: bool, base_model: str) -> None:
     """A change that is factors from the start, as they are.
 

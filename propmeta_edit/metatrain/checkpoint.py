@@ -11,11 +11,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from propmeta_edit.edits.edit import find_transposed
+from propmeta_edit.edits.lora import pair_up, write_lora
 from propmeta_edit.errors import ModelError
 from propmeta_edit.files import sha256_of_file
+from propmeta_edit.finetune.low_rank import LowRankWeights
 from propmeta_edit.metatrain.model_card import make_model_card
 from propmeta_edit.metatrain.run import Progress
-from propmeta_edit.models.artefacts import CHECKPOINT_CARD, build_whole, holds_factors, resolve_model_folder
+from propmeta_edit.models.artefacts import ADAPTER, CHECKPOINT_CARD, build_whole, holds_factors, resolve_model_folder
 from propmeta_edit.models.factors import write_factors
 from propmeta_edit.models.layers import factored_modules
 from propmeta_edit.models.loading import (
@@ -31,6 +34,7 @@ from propmeta_edit.protocols import LanguageModel, Tokenizer
 
 PROGRESS = "progress.json"  # losses and validation, task by task
 TRAINED, TRAINED_SHA256 = "trained.safetensors", "trained_sha256"  # of a compact folder, and in its card
+CHANGE = "adapter"  # in its place, the change to the base as a LoRA of PEFT's, in a folder of its own
 
 
 def save_checkpoint(folder: Path, model: LanguageModel, tokenizer: Tokenizer, card: Mapping[str, Any], progress: Progress) -> None:
@@ -85,13 +89,23 @@ def export_checkpoint(source: str, destination: Path, dtype: str) -> dict[str, f
     return cost
 
 
-def export_compact(source: str, destination: Path) -> int:
-    """Write what meta-training moved and nothing else, in a new folder: what one uploads. Returns its bytes of tensors.
+def export_compact(source: str, destination: Path, tolerance: float | None = None) -> tuple[int, float]:
+    """Write what meta-training moved and nothing else, in a new folder: what one uploads.
 
-    Beside ``TRAINED`` there are the card, with the base and its hash, the losses and the model card.
+    Beside ``TRAINED`` there are the card, with the base and its hash, the losses and the model card. With a tolerance a LoRA on the
+    base stands in ``TRAINED``'s place, in ``CHANGE``, which PEFT loads by itself too.
+
+    Args:
+        tolerance: the share of the change's norm that the LoRA may lose, between 0 and 1; None keeps every number.
+
+    Returns:
+        Its bytes of tensors, and what it loses of the change's norm.
 
     Raises:
-        ModelError: no meta-tuned checkpoint, one that lacks trained tensors, or ``destination`` exists.
+        ModelError: no meta-tuned checkpoint, one that lacks trained tensors or moves what a LoRA cannot hold, or ``destination``
+            exists.
+        OriginError: with a tolerance, a base with other weights.
+        ConfigError: a tolerance that is none.
     """
     if destination.exists():
         raise ModelError(f"{destination} exists; choose another folder")
@@ -100,21 +114,47 @@ def export_compact(source: str, destination: Path) -> int:
     if holds_factors(folder):
         raise ModelError(f"{source} holds its factors alone, without the base: it is compact as it is; push or copy that folder")
     trained = {name: value.float() for name, value in read_tensors(folder, set(card["trained_tensors"])).items()}
+    found: list[tuple[int, float]] = []
 
     def build(partial: Path) -> None:
-        save_file(trained, partial / TRAINED)
-        compact_card = {**card, TRAINED_SHA256: sha256_of_file(partial / TRAINED)}
+        file, lost, more = partial / TRAINED, 0.0, {}
+        if tolerance is None:
+            save_file(trained, file)
+        else:
+            file, lost = partial / CHANGE / ADAPTER, _write_change(trained, card, folder, partial / CHANGE, tolerance)
+            more = {"tolerance": tolerance, "lost": lost}
+        compact_card = {**card, **more, TRAINED_SHA256: sha256_of_file(file)}
         (partial / CHECKPOINT_CARD).write_text(json.dumps(compact_card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         progress = read_progress(folder)
         (partial / PROGRESS).write_text(progress.to_json() + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(make_model_card(card, progress.validation, is_compact=True), encoding="utf-8")
+        (partial / "README.md").write_text(make_model_card(compact_card, progress.validation, is_compact=True), encoding="utf-8")
+        found.append((sum(value.numel() * value.element_size() for value in load_file(file).values()), lost))
 
     build_whole(destination, build)
-    return sum(value.numel() * value.element_size() for value in trained.values())
+    return found[0]
+
+
+def _write_change(
+    trained: Mapping[str, torch.Tensor], card: Mapping[str, Any], folder: Path, destination: Path, tolerance: float
+) -> float:
+    """The difference of trained tensors from their base as a LoRA; what it loses (``edits.lora``)."""
+    base = card["base_model"]
+    model = _load_base(folder, base, f"put the base of {folder} where its card says")[0]
+    before = {name: p.detach() for name, p in model.named_parameters() if name in trained}
+    changes = {name: value - before[name] for name, value in trained.items()}
+    return write_lora(changes, destination, tolerance=tolerance, transposed=find_transposed(model, changes), base_model=base)
+
+
+def _load_base(checkpoint: Path, base: str, remedy: str) -> tuple[Any, Any, dict[str, Any]]:
+    """The model that a checkpoint was meta-trained from, the trained tensors in fp32; its tokenizer; the checkpoint's card."""
+    base_folder = resolve_model_folder(base)
+    card = require_trained_from(checkpoint, base, model_sha256(base_folder), remedy)
+    chosen = {name: card["settings"][name] for name in ("layers", "modules")}
+    return *load_model(base_folder, dtype="auto", **chosen), card
 
 
 def put_checkpoint_together(source: Path, folder: Path, base: str) -> None:
-    """The whole checkpoint again, from its compact folder and its base; the same bits as before.
+    """The whole checkpoint again, from its compact folder and its base; the same bits as before, or as near as its tolerance says.
 
     Args:
         source: what ``export_compact`` wrote.
@@ -125,12 +165,9 @@ def put_checkpoint_together(source: Path, folder: Path, base: str) -> None:
         ModelError: no compact folder, or one that was changed.
         OriginError: a base with other weights.
     """
-    base_folder = resolve_model_folder(base)
-    card = require_trained_from(source, base, model_sha256(base_folder), "name the right one with propmeta-edit expand ... --base")
-    trained = _read_compact(source, card)
-    chosen = {name: card["settings"][name] for name in ("layers", "modules")}
-    model, tokenizer = load_model(base_folder, dtype="auto", **chosen)
+    model, tokenizer, card = _load_base(source, base, "name the right one with propmeta-edit expand ... --base")
     parameters = dict(model.named_parameters())
+    trained = _read_trained(source, card, model)
     if set(trained) != set(card["trained_tensors"]) or not set(trained) <= set(parameters):
         raise ModelError(f"{source / TRAINED} does not hold the tensors its card names; export it again")
     with torch.no_grad():
@@ -142,8 +179,20 @@ def put_checkpoint_together(source: Path, folder: Path, base: str) -> None:
         raise ModelError(f"{source} and its base do not give the checkpoint it was exported from; export it again")
 
 
-def _read_compact(source: Path, card: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    path = source / TRAINED
+def _read_trained(source: Path, card: Mapping[str, Any], base: Any) -> dict[str, torch.Tensor]:
+    """The trained tensors of a compact folder: as they are there, or the base's with the change to them."""
+    if not (source / CHANGE).is_dir():
+        return _read_compact(source, TRAINED, card)
+    parameters = dict(base.named_parameters())
+    trained = {name: parameters[name].detach() for name in card["trained_tensors"] if name in parameters}
+    factors = pair_up(_read_compact(source, f"{CHANGE}/{ADAPTER}", card))
+    if not set(factors) <= set(trained):
+        raise ModelError(f"{source / CHANGE} changes other tensors than its card names; export it again")
+    return {**trained, **LowRankWeights(factors, find_transposed(base, factors), torch.float32).on(trained)}
+
+
+def _read_compact(source: Path, file: str, card: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    path = source / file
     try:
         if card.get(TRAINED_SHA256) not in (None, sha256_of_file(path)):
             raise ValueError("another sha256 than its card says")

@@ -65,6 +65,7 @@ checkpoint, plain fine-tuning of the layers below on a new fact also moves the a
 
 - base: {base}, sha256 of its weights `{card.get("base_sha256", "unknown")}`; its licence holds for this model too
 - trained tensors: {len(card["trained_tensors"])} ({card["trained_tensors"][0]} ...), fp32; every other tensor is the base model's
+- exported: {_describe_loss(card)}
 - data: {card["settings"].get("data", "unknown")}; tasks: {card.get("num_tasks", "unknown")}, each once, sha256 of all
   `{card.get("tasks_sha256", "unknown")}`
 
@@ -93,6 +94,12 @@ An edit takes the same layers, modules, inner rate and number of steps.
 {CITATION}
 ```
 """
+
+
+def _describe_loss(card: Mapping[str, Any]) -> str:
+    if "lost" not in card:
+        return "as meta-training left them"
+    return f"as a LoRA on the base, which lost {100 * card['lost']:.1f} % of the change's norm; validation was before that"
 
 
 def _describe_plain_loading(card: Mapping[str, Any]) -> str:

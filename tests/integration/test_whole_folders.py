@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 import tiny
 import torch
+from peft import PeftModel
 
 from propmeta_edit import Edit, EditedModel, MetaFTHyperParams, compute_edit, load_model
 from propmeta_edit.cli import main
@@ -43,7 +44,7 @@ def compact(train):
 
 
 def tensors_of(name):
-    return dict(load_model(name)[0].named_parameters())
+    return {key: value.detach() for key, value in load_model(name)[0].named_parameters()}
 
 
 def are_equal(one, other):
@@ -146,6 +147,36 @@ def test_an_edit_of_a_plain_half_precision_base_keeps_its_tensors_in_fp32(tokeni
         found = dict(load_model("edit", dtype=dtype, layers=[])[0].named_parameters())
         assert all(torch.equal(found[name], value) and value.dtype == torch.float32 for name, value in edit.weights.items())
         assert {str(p.dtype) for n, p in found.items() if n not in edit.weights} == {f"torch.{dtype}"}
+
+
+def test_a_checkpoint_may_be_a_lora_on_its_base_as_small_as_a_tolerance_allows(compact, capsys):
+    """PEFT puts the same model together; every command takes the folder."""
+    assert main(["export", "whole", "--compact", "--tolerance", "0.3", "--output", "small"]) == 0
+    assert sorted(path.name for path in Path("small").iterdir()) == ["README.md", "adapter", "metaft.json", "progress.json"]
+    card = json.loads(Path("small/metaft.json").read_text())
+    assert 0 < card["lost"] <= 0.3 and f"loses {100 * card['lost']:.1f} %" in capsys.readouterr().out
+    sizes = [sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors")) for folder in ("small", compact)]
+    assert sizes[0] < sizes[1]
+    whole, small, before = tensors_of("whole"), tensors_of("small"), tensors_of("./base")
+    names = card["trained_tensors"]
+    distance = sum(float((small[name] - whole[name]).square().sum()) for name in names) ** 0.5
+    change = sum(float((whole[name] - before[name]).square().sum()) for name in names) ** 0.5
+    assert distance / change == pytest.approx(card["lost"], rel=1e-3)
+    assert all(torch.equal(small[name], whole[name]) for name in whole if name not in names)
+    merged = PeftModel.from_pretrained(load_model("./base")[0], "small/adapter").merge_and_unload()
+    assert all(torch.allclose(value, small[name], atol=1e-6) for name, value in merged.state_dict().items() if name in names)
+    assert main([*EDIT, "--model", "small", "--save", "edit"]) == 0
+
+
+def test_a_lora_of_a_checkpoint_is_refused_where_it_was_changed_or_makes_no_sense(compact, capsys):
+    assert main(["export", "whole", "--tolerance", "0.3", "--output", "small"]) == 2
+    assert "tolerance 0.3 is of a compact export: add --compact" in capsys.readouterr().err
+    assert main(["export", "whole", "--compact", "--tolerance", "3", "--output", "small"]) == 2 and not Path("small").exists()
+    assert main(["export", "whole", "--compact", "--tolerance", "0.3", "--output", "small"]) == 0
+    Path("small/adapter/adapter_model.safetensors").write_bytes(b"half")
+    capsys.readouterr()
+    assert main(["expand", "small", "--output", "again"]) == 2
+    assert "is missing or damaged" in capsys.readouterr().err and not Path("again").exists()
 
 
 def test_a_compact_checkpoint_of_the_hub_is_a_model_of_the_hub(compact, monkeypatch):
