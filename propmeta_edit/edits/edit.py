@@ -40,6 +40,7 @@ from propmeta_edit.finetune.learning import Learning
 from propmeta_edit.finetune.low_rank import Factors, LowRankWeights
 from propmeta_edit.finetune.single_edit import put_in_place
 from propmeta_edit.finetune.weights import apply_snapshot
+from propmeta_edit.finetune.written_inputs import forget_replaced, remember_inputs
 from propmeta_edit.models.artefacts import build_whole
 from propmeta_edit.models.factors import base_below, matrix_of, rank_of
 from propmeta_edit.models.layers import FACTORS
@@ -383,11 +384,14 @@ class Edit:
         entry, standing = _Applied(self, replaced, take_fingerprints(values)), _STANDING.setdefault(model, [])
         try:
             standing.append(entry)
+            forget_replaced(model)
             put_in_place(parameters, values)
         except BaseException:
             to_the_end(lambda: put_in_place(parameters, replaced))
             standing[:] = [other for other in standing if other is not entry]
             raise
+        if isinstance(self.weights, LowRankWeights):
+            remember_inputs(model, self.weights.inputs)
 
     def _warn_if_written_to(self, model: LanguageModel, entry: _Applied) -> None:
         """Say so before numbers are lost that no ``Edit`` holds."""

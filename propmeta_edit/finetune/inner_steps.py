@@ -14,9 +14,9 @@ from torch.optim.adamw import adamw
 
 from propmeta_edit.finetune.buffers import buffer
 from propmeta_edit.finetune.edit_settings import EditSettings
-from propmeta_edit.finetune.input_moments import find_whiteners
 from propmeta_edit.finetune.low_rank import LowRankChanges
 from propmeta_edit.finetune.writes import Writes, gradients_of, seen_writes
+from propmeta_edit.finetune.written_inputs import standing_whiteners
 from propmeta_edit.protocols import LanguageModel
 from propmeta_edit.text.encoding import EncodedBatch
 
@@ -91,7 +91,8 @@ class _AdamWState:
 class Whitened:
     """``W ← W − α_s ‖θ‖ D / ‖D‖``, ``D = Σ δ (C⁻¹ x)ᵀ``: directions that all texts use are dear. Each fact has its own step.
 
-    C is the second moment of what enters the matrix over ordinary text, its diagonal raised by λ (``settings.damping``) times its
+    C is the second moment of what enters the matrix over ordinary text, and at the tokens of edits that stand in the model
+    (``finetune.written_inputs``), its diagonal raised by λ (``settings.damping``) times its
     mean; each norm is one over all matrices, that of D one fact's. α_s falls linearly from 2α to 0. Biases stay. The changes are
     kept as factors (``finetune.low_rank``), of a rank of at most K times the tokens written at. It is to AdamW what ROME's and
     AlphaEdit's updates are to fine-tuning.
@@ -106,6 +107,8 @@ class Whitened:
     def __call__(self, loss: torch.Tensor, batch: EncodedBatch) -> None:
         found = self._writes.take(loss, batch, self._norm.dtype)
         with torch.no_grad():
+            for path, write in found.items():
+                self._changes.note_inputs(path, id(batch), write.inputs)
             writes = {path: replace(found[path], inputs=found[path].inputs @ inverse) for path, inverse in self._whiteners.items()}
             squares = torch.stack([write.squares().to(self._norm.device) for write in writes.values()]).sum(dim=0)
             sizes = next(self._rates) * self._norm / squares.sqrt().clamp_min(torch.finfo(torch.float32).tiny)  # [R]
@@ -132,7 +135,7 @@ def inner_step(
         ModelError: the step needs second moments, and the model was given none for one of its matrices.
     """
     if changes is not None:
-        whiteners = find_whiteners(model, parameters, settings.damping)
+        whiteners = standing_whiteners(model, parameters, settings.damping)
         rates = (2 * settings.inner_lr * (1 - update / num_updates) for update in range(num_updates))
         with seen_writes(model, parameters) as writes:
             yield Whitened(changes, whiteners, rates, writes)

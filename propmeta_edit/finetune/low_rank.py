@@ -31,6 +31,7 @@ class LowRankWeights(Mapping[str, torch.Tensor]):
         transposed: those weights that are [in, out].
         dtype: of the weights.
         before: W₀; None where it is not known, and weights are to be had on a model's own alone (``on``).
+        inputs: x of the tokens that were written at, [tokens, in], by the projection's path; nothing where that is not known.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class LowRankWeights(Mapping[str, torch.Tensor]):
         transposed: Collection[str],
         dtype: torch.dtype,
         before: Mapping[str, torch.Tensor] | None = None,
+        inputs: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.factors, self.transposed, self.dtype, self.before = dict(factors), frozenset(transposed), dtype, before
+        self.inputs = dict(inputs or {})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.factors)
@@ -76,12 +79,14 @@ class LowRankWeights(Mapping[str, torch.Tensor]):
     def only(self, names: Collection[str], before: Mapping[str, torch.Tensor] | None) -> LowRankWeights:
         """Some of them, on other W₀."""
         chosen = {name: pair for name, pair in self.factors.items() if name in names}
-        return LowRankWeights(chosen, self.transposed, self.dtype, before)
+        inputs = {path: value for path, value in self.inputs.items() if f"{path}.weight" in chosen}
+        return LowRankWeights(chosen, self.transposed, self.dtype, before, inputs)
 
     def to(self, device: torch.device) -> LowRankWeights:
         """Their factors on a device, in storage of their own."""
         moved = {name: (a.to(device, copy=True), b.to(device, copy=True)) for name, (a, b) in self.factors.items()}
-        return LowRankWeights(moved, self.transposed, self.dtype, self.before)
+        inputs = {path: value.to(device, copy=True) for path, value in self.inputs.items()}
+        return LowRankWeights(moved, self.transposed, self.dtype, self.before, inputs)
 
     def _sum(self, name: str, before: torch.Tensor) -> torch.Tensor:
         wide = in_double(before.detach())
@@ -105,6 +110,15 @@ class LowRankChanges:
             if name.endswith(".weight")
         }
         self._changes: dict[str, _Change] = {}
+        self._inputs: dict[str, dict[int, torch.Tensor]] = {}
+
+    def note_inputs(self, path: str, batch: int, inputs: torch.Tensor) -> None:
+        """At what a projection was written at by a step on one of the batches; the last step on it counts.
+
+        Args:
+            inputs: [R, W, in], the rows of an edit side by side.
+        """
+        self._inputs.setdefault(path, {})[batch] = inputs.reshape(self._num_edits, -1, inputs.shape[-1])
 
     def add(self, path: str, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Let a projection give ``Σ values (keys · x)`` more.
@@ -137,7 +151,8 @@ class LowRankChanges:
         transposed = [f"{path}.weight" for path, module in self._modules.items() if isinstance(module, Conv1D)]
         before = {name: parameter.data for name, parameter in self.parameters.items()}
         factors = {f"{path}.weight": self._factors(path, number) for path in self._modules}
-        return LowRankWeights(factors, transposed, next(iter(before.values())).dtype, before)
+        inputs = {path: torch.cat([own[number] for own in seen.values()]) for path, seen in self._inputs.items()}
+        return LowRankWeights(factors, transposed, next(iter(before.values())).dtype, before, inputs)
 
     def _factors(self, path: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         if path in self._changes:

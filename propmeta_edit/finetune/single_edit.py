@@ -13,7 +13,9 @@ from propmeta_edit.finetune.adapted import adapted_copies
 from propmeta_edit.finetune.edit_settings import EditSettings
 from propmeta_edit.finetune.inner_loop import apply_inner_loop
 from propmeta_edit.finetune.learning import Learning, read_learning
+from propmeta_edit.finetune.low_rank import LowRankWeights
 from propmeta_edit.finetune.weights import copies_in_place, only_trainable
+from propmeta_edit.finetune.written_inputs import remember_inputs
 from propmeta_edit.models.devices import device_of, memory_errors_named
 from propmeta_edit.models.layers import select_parameters
 from propmeta_edit.models.ownership import owned
@@ -94,7 +96,10 @@ def learn_facts(
     with owned(model) as plain:
         computed, learning = compute_facts(plain, tokenizer, requests, settings)
         edited = dict(computed)  # of factors, made here, once
-        return put_in_place({name: plain.get_parameter(name) for name in edited}, edited), learning
+        before = put_in_place({name: plain.get_parameter(name) for name in edited}, edited)
+        if isinstance(computed, LowRankWeights):
+            remember_inputs(plain, computed.inputs)
+        return before, learning
 
 
 def put_in_place(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
