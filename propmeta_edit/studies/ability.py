@@ -281,7 +281,9 @@ def _origin(chain: Chain, requests: Sequence[EditRequest]) -> dict[str, Any]:
     if not requests or chain.settings is None:
         return origin
     facts = sha256_of_json([[request.prompt, request.target_new] for request in requests])
-    return {**origin, "facts": len(requests), "facts_sha256": facts, "edit": chain.settings.to_dict()}
+    # Edits of low rank know of those that stand (finetune.written_inputs); rows from before they did are others.
+    known = {"standing": "known"} if chain.settings.is_low_rank and len(requests) > 1 else {}
+    return {**origin, "facts": len(requests), "facts_sha256": facts, "edit": chain.settings.to_dict(), **known}
 
 
 def _key(origin: Mapping[str, Any], measure: Measure) -> str:

@@ -217,6 +217,8 @@ def name_chains(method: str, mode: str, options: ChainOptions) -> str:
     settings = read_yaml(find_settings(method, options.hparams))
     asked: list[Any] = [list(options.datasets), options.asked, options.batch_size, options.seed, sorted(options.counts)]
     asked += ["several"] if options.chains > 1 else []
+    if mode == "sequential" and settings.get("inner_step") == "whitened":
+        asked.append("standing")  # edits know of those that stand; chains from before they did are others
     return f"{method}-{mode}-{sha256_of_json([settings, hash_of_model(settings['model_name']), asked])[:8]}"
 
 
