@@ -61,6 +61,7 @@ class ChainOptions:
         counts: after how many facts it is asked.
         asked: of the written facts, and of other ones, how many are asked about.
         batch_size: facts of one update in the joint mode.
+        lr: inner rate in place of the YAMLs'; many facts want less than one does.
         chains: so many chains of other facts each, every one on the unedited model; more of them continue fewer.
         device: auto, cpu, mps, cuda or cuda:N.
         seed: of the order of the cases, and of which are asked about.
@@ -75,6 +76,7 @@ class ChainOptions:
     counts: WholeNumbers = field(default_factory=lambda: WholeNumbers((1, 10, 100, 1000)))
     asked: int = 100
     batch_size: int = 8
+    lr: float | None = None
     chains: int = 1
     device: str = "auto"
     seed: int = 0
@@ -90,6 +92,12 @@ class ChainOptions:
 def find_settings(method: str, hparams: str) -> Path:
     """The YAML of a method's settings."""
     return hparams_file(*_where(method, hparams))
+
+
+def read_settings(method: str, options: ChainOptions) -> dict[str, Any]:
+    """What is in it, with what the options say otherwise."""
+    settings = read_yaml(find_settings(method, options.hparams))
+    return settings if options.lr is None else {**settings, "lr": options.lr}
 
 
 def _where(method: str, hparams: str) -> tuple[str, str]:
@@ -170,7 +178,7 @@ class Editor:
 def load_editor(method: str, options: ChainOptions) -> Editor:
     """A method with its model, as the options name them."""
     path, device = find_settings(method, options.hparams), resolve_device(options.device)
-    values = {**read_yaml(path), "device": device, "dtype": resolve_dtype("fast", device)}
+    values = {**read_settings(method, options), "device": device, "dtype": resolve_dtype("fast", device)}
     hparams = build_config(MetaFTHyperParams, values, str(path))
     return Editor(method, hparams, *hparams.load_model())
 
@@ -214,7 +222,7 @@ def edit_and_ask(
 
 def name_chains(method: str, mode: str, options: ChainOptions) -> str:
     """With a hash of what the chains depend on, so that others in the same folder are not taken for them."""
-    settings = read_yaml(find_settings(method, options.hparams))
+    settings = read_settings(method, options)
     asked: list[Any] = [list(options.datasets), options.asked, options.batch_size, options.seed, sorted(options.counts)]
     asked += ["several"] if options.chains > 1 else []
     if mode == "sequential" and settings.get("inner_step") == "whitened":
@@ -224,7 +232,7 @@ def name_chains(method: str, mode: str, options: ChainOptions) -> str:
 
 def describe_chains(method: str, mode: str, options: ChainOptions) -> dict[str, Any]:
     """What chains are made with, for ``settings.json``."""
-    settings = read_yaml(find_settings(method, options.hparams))
+    settings = read_settings(method, options)
     device = resolve_device(options.device)
     together = {"batch_size": options.batch_size} if mode == "joint" else {}
     given = {name: getattr(options, name) for name in ("datasets", "counts", "asked", "seed")}

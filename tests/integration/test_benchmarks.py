@@ -529,3 +529,6 @@ def test_several_chains_are_of_other_facts_and_go_on(base, tmp_path, cases, monk
         low, mean, high = (table[f"{name}{bound}"][1] for bound in (" low", "", " high"))
         assert low <= mean <= high and mean == pytest.approx(after_two[name].mean())
     assert ask(len(cases)) == 2 and "lower --chains, --counts or --asked" in capsys.readouterr().err
+    assert ask(1, "--lr", "0.5") == 0 and len(written) == 5, "chains at another rate are others"
+    rates = [made["settings"]["lr"] for made in json.loads((tmp_path / "out" / "settings.json").read_text()).values()]
+    assert sorted(rates) == [0.02, 0.5]
