@@ -53,7 +53,7 @@ def forget_replaced(model: LanguageModel) -> None:
     parameters = dict(model.named_parameters())
     while memory.edits and not _still_has(parameters, memory.edits[-1].sums):
         memory.edits.pop()
-        memory.whiteners.clear()
+    memory.whiteners = {damping: known for damping, known in memory.whiteners.items() if known[0] <= len(memory.edits)}
 
 
 def remember_inputs(model: LanguageModel, inputs: Inputs) -> None:

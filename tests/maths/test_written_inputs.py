@@ -10,6 +10,7 @@ import torch
 from test_inner_steps import REQUESTS, WHITENED, moments_of
 
 from propmeta_edit.edits.compute import compute_edit
+from propmeta_edit.finetune import written_inputs
 from propmeta_edit.finetune.input_moments import InputMoments, find_whiteners, give_input_moments
 from propmeta_edit.finetune.single_edit import compute_facts, put_in_place, write_facts
 from propmeta_edit.finetune.written_inputs import standing_whiteners
@@ -84,6 +85,17 @@ def test_an_edit_of_a_model_that_was_put_back_has_the_bits_of_the_first(model, t
     put_in_place(select_parameters(model, [1]), write_facts(model, tokenizer, REQUESTS[:1], WHITENED))
     again = dict(compute_facts(model, tokenizer, REQUESTS[1:], WHITENED).weights)
     assert all(torch.equal(value, again[name]) for name, value in first.items())
+
+
+def test_whiteners_of_edits_that_stand_are_not_computed_anew_for_each_that_is_put_back(model, tokenizer, monkeypatch):
+    """As in EasyEdit's editor, after a sequential edit: many edits, each put back."""
+    counted, after = [], written_inputs._after
+    monkeypatch.setattr(written_inputs, "_after", lambda inputs, found: counted.append(1) or after(inputs, found))
+    write_facts(model, tokenizer, REQUESTS[:1], WHITENED)
+    parameters = select_parameters(model, [1])
+    for _ in range(3):
+        put_in_place(parameters, write_facts(model, tokenizer, REQUESTS[1:], WHITENED))
+    assert len(counted) == 1
 
 
 def test_edit_objects_that_stand_are_remembered_until_they_are_undone(model, tokenizer):
