@@ -9,7 +9,7 @@ from pathlib import Path
 
 from propmeta_edit.edits.saved import describe_saved
 from propmeta_edit.errors import ConfigError, DataError
-from propmeta_edit.metatrain.checkpoint import export_checkpoint, export_compact
+from propmeta_edit.metatrain.checkpoint import export_as_lora, export_checkpoint, export_compact
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.models.artefacts import ensure_artefact
 from propmeta_edit.options import Files, Numbers, WholeNumbers, require_at_least, require_positive
@@ -323,8 +323,11 @@ def export(checkpoint: str, output: str, dtype: str = "bfloat16", compact: bool 
     if tolerance is not None and not compact:
         raise ConfigError(f"tolerance {tolerance} is of a compact export: add --compact, or leave it out")
     if compact:
-        size, lost = export_compact(checkpoint, Path(output), tolerance)
-        what = "trained tensors" if tolerance is None else f"a LoRA, which loses {100 * lost:.1f} % of the change's norm"
+        if tolerance is None:
+            size, what = export_compact(checkpoint, Path(output)), "trained tensors"
+        else:
+            size, lost = export_as_lora(checkpoint, Path(output), tolerance)
+            what = f"a LoRA, which loses {100 * lost:.1f} % of the change's norm"
         print(f"wrote {output}: {size / 2**20:.1f} MiB of {what}", flush=True)
         return
     cost = export_checkpoint(checkpoint, Path(output), dtype)

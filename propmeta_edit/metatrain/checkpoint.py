@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,23 +89,56 @@ def export_checkpoint(source: str, destination: Path, dtype: str) -> dict[str, f
     return cost
 
 
-def export_compact(source: str, destination: Path, tolerance: float | None = None) -> tuple[int, float]:
-    """Write what meta-training moved and nothing else, in a new folder: what one uploads.
+def export_compact(source: str, destination: Path) -> int:
+    """Write what meta-training moved and nothing else, in a new folder: what one uploads. Returns its bytes of tensors.
 
-    Beside ``TRAINED`` there are the card, with the base and its hash, the losses and the model card. With a tolerance a LoRA on the
-    base stands in ``TRAINED``'s place, in ``CHANGE``, which PEFT loads by itself too.
-
-    Args:
-        tolerance: the share of the change's norm that the LoRA may lose, between 0 and 1; None keeps every number.
-
-    Returns:
-        Its bytes of tensors, and what it loses of the change's norm.
+    Beside ``TRAINED`` there are the card, with the base and its hash, the losses and the model card.
 
     Raises:
-        ModelError: no meta-tuned checkpoint, one that lacks trained tensors or moves what a LoRA cannot hold, or ``destination``
-            exists.
-        OriginError: with a tolerance, a base with other weights.
+        ModelError: no meta-tuned checkpoint, one that lacks trained tensors, or ``destination`` exists.
+    """
+
+    def write(trained: dict[str, torch.Tensor], card: Mapping[str, Any], folder: Path, file: Path) -> dict[str, Any]:
+        save_file(trained, file)
+        return {}
+
+    return _export_part(source, destination, TRAINED, write)
+
+
+def export_as_lora(source: str, destination: Path, tolerance: float) -> tuple[int, float]:
+    """The same with a LoRA on the base in ``TRAINED``'s place, in the folder ``CHANGE``, which PEFT loads by itself too.
+
+    Args:
+        tolerance: the share of the change's norm that the LoRA may lose, between 0 and 1.
+
+    Returns:
+        Its bytes of tensors, and what it loses.
+
+    Raises:
         ConfigError: a tolerance that is none.
+        ModelError: as ``export_compact``, or trained tensors that a LoRA cannot hold.
+        OriginError: a base with other weights.
+    """
+    lost: list[float] = []
+
+    def write(trained: Mapping[str, torch.Tensor], card: Mapping[str, Any], folder: Path, file: Path) -> dict[str, Any]:
+        lost.append(_write_change(trained, card, folder, file.parent, tolerance))
+        return {"tolerance": tolerance, "lost": lost[0]}
+
+    size = _export_part(source, destination, f"{CHANGE}/{ADAPTER}", write)
+    return size, lost[0]
+
+
+def _export_part(
+    source: str,
+    destination: Path,
+    file: str,
+    write: Callable[[dict[str, torch.Tensor], dict[str, Any], Path, Path], dict[str, Any]],
+) -> int:
+    """A new folder with a card that knows one file of tensors, which ``write`` makes of the trained ones; their bytes.
+
+    Args:
+        write: also given the checkpoint's card and folder; returns what the new card says besides.
     """
     if destination.exists():
         raise ModelError(f"{destination} exists; choose another folder")
@@ -114,24 +147,17 @@ def export_compact(source: str, destination: Path, tolerance: float | None = Non
     if holds_factors(folder):
         raise ModelError(f"{source} holds its factors alone, without the base: it is compact as it is; push or copy that folder")
     trained = {name: value.float() for name, value in read_tensors(folder, set(card["trained_tensors"])).items()}
-    found: list[tuple[int, float]] = []
 
     def build(partial: Path) -> None:
-        file, lost, more = partial / TRAINED, 0.0, {}
-        if tolerance is None:
-            save_file(trained, file)
-        else:
-            file, lost = partial / CHANGE / ADAPTER, _write_change(trained, card, folder, partial / CHANGE, tolerance)
-            more = {"tolerance": tolerance, "lost": lost}
-        compact_card = {**card, **more, TRAINED_SHA256: sha256_of_file(file)}
+        more = write(trained, card, folder, partial / file)
+        compact_card = {**card, **more, TRAINED_SHA256: sha256_of_file(partial / file)}
         (partial / CHECKPOINT_CARD).write_text(json.dumps(compact_card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         progress = read_progress(folder)
         (partial / PROGRESS).write_text(progress.to_json() + "\n", encoding="utf-8")
         (partial / "README.md").write_text(make_model_card(compact_card, progress.validation, is_compact=True), encoding="utf-8")
-        found.append((sum(value.numel() * value.element_size() for value in load_file(file).values()), lost))
 
     build_whole(destination, build)
-    return found[0]
+    return sum(value.nbytes for value in load_file(destination / file).values())
 
 
 def _write_change(
