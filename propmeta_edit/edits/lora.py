@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import fsum
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -84,9 +85,9 @@ def approximate(
     _require_one(rank, tolerance)
     matrices = _choose_matrices(changes, transposed)
     biases = [change for name, change in changes.items() if name not in matrices]
-    lost = sum(float(in_double(cast(torch.Tensor, change)).square().sum()) for change in biases)
+    lost = fsum(float(in_double(cast(torch.Tensor, change)).square().sum()) for change in biases)  # whatever the order of names
     parts = {name: matrix.decompose() for name, matrix in matrices.items()}
-    whole = lost + sum(float(part.s.square().sum()) for part in parts.values())
+    whole = lost + fsum(float(part.s.square().sum()) for part in parts.values())
     if tolerance is None:
         factors = {name: part.factorise(cast(int, rank), torch.float32) for name, part in parts.items()}
         missing = lost + _squared_distance(matrices, factors)
@@ -185,7 +186,7 @@ def _ranks_within(parts: Mapping[str, _Parts], lost: float, most: float) -> dict
 
 
 def _squared_distance(matrices: Mapping[str, _Matrix], factors: Factors) -> float:
-    return sum(matrix.squared_distance(*factors[name]) for name, matrix in matrices.items())
+    return fsum(matrix.squared_distance(*factors[name]) for name, matrix in matrices.items())
 
 
 def _named_as_peft(parameter: str, a: torch.Tensor, b: torch.Tensor) -> list[tuple[str, torch.Tensor]]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from propmeta_edit.finetune.input_moments import find_whiteners
-from propmeta_edit.models.devices import in_double
+from propmeta_edit.models.devices import in_double, sum_of_bits
 from propmeta_edit.models.wrappers import unwrap
 from propmeta_edit.protocols import LanguageModel
 
@@ -60,7 +60,7 @@ def remember_inputs(model: LanguageModel, inputs: Inputs) -> None:
     """An edit was written at these, and stands in the model from now on; ``forget_replaced`` was called before it did."""
     if not inputs:
         return
-    sums = {f"{path}.weight": _sum_of_bits(model.get_parameter(f"{path}.weight")) for path in inputs}
+    sums = {f"{path}.weight": sum_of_bits(model.get_parameter(f"{path}.weight")) for path in inputs}
     _MEMORIES.setdefault(unwrap(model), _Memory()).edits.append(_Standing(dict(inputs), sums))
 
 
@@ -100,9 +100,4 @@ def _after(inputs: Inputs, whiteners: Mapping[str, torch.Tensor]) -> dict[str, t
 
 
 def _still_has(parameters: Mapping[str, nn.Parameter], sums: Mapping[str, torch.Tensor]) -> bool:
-    return all(name in parameters and bool(_sum_of_bits(parameters[name]) == value) for name, value in sums.items())
-
-
-def _sum_of_bits(weight: torch.Tensor) -> torch.Tensor:
-    """All bits of a tensor in one number, [], left on its device: another one means other weights."""
-    return weight.detach().contiguous().view(torch.int32).sum(dtype=torch.int64)
+    return all(name in parameters and bool(sum_of_bits(parameters[name]) == value) for name, value in sums.items())

@@ -119,14 +119,12 @@ def export_as_lora(source: str, destination: Path, tolerance: float) -> tuple[in
         ModelError: as ``export_compact``, or trained tensors that a LoRA cannot hold.
         OriginError: a base with other weights.
     """
-    lost: list[float] = []
 
     def write(trained: Mapping[str, torch.Tensor], card: Mapping[str, Any], folder: Path, file: Path) -> dict[str, Any]:
-        lost.append(_write_change(trained, card, folder, file.parent, tolerance))
-        return {"tolerance": tolerance, "lost": lost[0]}
+        return {"tolerance": tolerance, "lost": _write_change(trained, card, folder, file.parent, tolerance)}
 
     size = _export_part(source, destination, f"{CHANGE}/{ADAPTER}", write)
-    return size, lost[0]
+    return size, read_checkpoint_card(destination)["lost"]
 
 
 def _export_part(

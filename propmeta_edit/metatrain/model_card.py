@@ -65,9 +65,9 @@ checkpoint, plain fine-tuning of the layers below on a new fact also moves the a
 
 - base: {base}, sha256 of its weights `{card.get("base_sha256", "unknown")}`; its licence holds for this model too
 - trained tensors: {len(card["trained_tensors"])} ({card["trained_tensors"][0]} ...), fp32; every other tensor is the base model's
-- exported: {_describe_loss(card)}
 - data: {card["settings"].get("data", "unknown")}; tasks: {card.get("num_tasks", "unknown")}, each once, sha256 of all
   `{card.get("tasks_sha256", "unknown")}`
+{_describe_loss(card)}
 
 ## How it is used
 
@@ -98,8 +98,9 @@ An edit takes the same layers, modules, inner rate and number of steps.
 
 def _describe_loss(card: Mapping[str, Any]) -> str:
     if "lost" not in card:
-        return "as meta-training left them"
-    return f"as a LoRA on the base, which lost {100 * card['lost']:.1f} % of the change's norm; validation was before that"
+        return ""
+    lost = f"{100 * card['lost']:.1f} % of the change's norm"
+    return f"- exported as a LoRA on the base, which lost {lost}; validation was before that\n"
 
 
 def _describe_plain_loading(card: Mapping[str, Any]) -> str:

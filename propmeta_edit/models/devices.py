@@ -155,6 +155,12 @@ def place_of_doubles(device: str | torch.device) -> str:
     return "cpu" if torch.device(device).type == "mps" else str(device)
 
 
+def sum_of_bits(weight: torch.Tensor) -> torch.Tensor:
+    """All bits of a tensor in one number, [], left on its device: another one means other weights."""
+    integers = torch.int64 if weight.nbytes % 8 == 0 else torch.uint8
+    return weight.detach().contiguous().view(-1).view(integers).sum(dtype=torch.int64)
+
+
 def in_double(tensor: torch.Tensor) -> torch.Tensor:
     """The same numbers in float64, at the ``place_of_doubles``."""
     return tensor.to(place_of_doubles(tensor.device)).double()

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from propmeta_edit.models.devices import sum_of_bits
 from propmeta_edit.models.forwards import replaced_forwards
 from propmeta_edit.models.frozen_blocks import find_frozen_blocks
 from propmeta_edit.protocols import LanguageModel
@@ -51,7 +52,7 @@ class PackedProjection:
     def __init__(self, module: nn.Linear | Conv1D) -> None:
         self._weight, self._bias = module.weight.detach(), module.bias
         self._is_linear = isinstance(module, nn.Linear)
-        self._sum = _sum_of_bits(self._weight)
+        self._sum = int(sum_of_bits(self._weight))
         self._forward: torch.Tensor | None = None
         self._backward: torch.Tensor | None = None
 
@@ -64,7 +65,7 @@ class PackedProjection:
         """Whether the module still has the numbers that were packed, to the bit but for one sum."""
         weight = module.weight
         is_same = weight.data_ptr() == self._weight.data_ptr() and weight.shape == self._weight.shape
-        return is_same and module.bias is self._bias and _sum_of_bits(weight) == self._sum
+        return is_same and module.bias is self._bias and int(sum_of_bits(weight)) == self._sum
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., in] → [..., out]."""
@@ -149,8 +150,3 @@ def _pack(matrix: torch.Tensor) -> torch.Tensor:
 def _multiply(inputs: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     outputs: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
     return outputs
-
-
-def _sum_of_bits(weight: torch.Tensor) -> int:
-    """All bits of a contiguous tensor in one number: another one means other weights."""
-    return int(weight.detach().view(-1).view(torch.int64).sum())

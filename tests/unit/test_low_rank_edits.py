@@ -131,7 +131,7 @@ def test_an_edit_of_any_method_can_be_saved_as_factors(tokenizer, tmp_path):
         edit.save(tmp_path / "one", tolerance=0.5),
         Edit.load(tmp_path / "whole").save(tmp_path / "two", tolerance=0.5, model=model),
     ]
-    assert saved[0].num_bytes == saved[1].num_bytes and saved[0].lost == pytest.approx(saved[1].lost) and 0.1 < saved[0].lost <= 0.5
+    assert saved[0] == saved[1] and 0.1 < saved[0].lost <= 0.5
     for folder in ("one", "two"):
         small = Edit.load(tmp_path / folder)
         assert small.factors and not any(name.endswith(".bias") for name in small.weights)
