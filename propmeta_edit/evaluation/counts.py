@@ -117,13 +117,14 @@ def _likelier(kind: str, wanted: int) -> Callable[[Row], list[float]]:
     return values
 
 
+NET = Count("net", "net", lambda row: [own - leak for own, leak in _pairs(row)])
 COUNTS = (
     Count("accuracy_all", "accuracy, all questions of the fact %", _all_questions),
     Count("accuracy_paraphrase", "paraphrased question %", _right(PARAPHRASE)),
     Count("accuracy_fact_question", "fact as a question %", _right(FACT)),
     Count("own", "own %", lambda row: [own for own, _ in _pairs(row)]),
     Count("leak", "leak %", lambda row: [leak for _, leak in _pairs(row)]),
-    Count("net", "net", lambda row: [own - leak for own, leak in _pairs(row)]),
+    NET,
     Count("unchanged", "other subject unchanged %", lambda row: [float(p["after"] == p["before"]) for p in _compared(row, OTHER)]),
     Count("target_elsewhere", "target elsewhere %", _target_elsewhere),
     Count("locality_real", "locality, real neighbours %", _known_real),

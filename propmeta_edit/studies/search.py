@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import yaml
@@ -12,8 +13,8 @@ import yaml
 from propmeta_edit.errors import ConfigError
 from propmeta_edit.evaluation.tables import markdown_table, summarise
 from propmeta_edit.files import write_text_atomically
-from propmeta_edit.options import Files
-from propmeta_edit.studies.choice import choose
+from propmeta_edit.options import Files, require_among
+from propmeta_edit.studies.choice import CRITERIA, choose
 from propmeta_edit.studies.engine import Results, Study, StudyOptions, run_study
 from propmeta_edit.studies.methods import find_methods
 from propmeta_edit.studies.table2 import load_asked
@@ -30,6 +31,8 @@ def search(
     hparams: str | None = None,
     datasets: Files = DATASETS,
     dtype: str = "fast",
+    metaft_model: str | None = None,
+    by: str = "accuracy",
 ) -> int:
     """Choose settings for one row of table2 on validation; every combination gets the same time (--minutes-per-row).
 
@@ -42,9 +45,12 @@ def search(
         hparams: name of the YAML in hparams/<method>/ (default: the model's name).
         datasets: what is asked; not a test split.
         dtype: of the frozen rest: float32, bfloat16, float16 or fast.
+        metaft_model: the checkpoint that MetaFT edits (default: <model>-metaft).
+        by: accuracy, or net, which is what other subjects do not get of it.
     """
+    require_among("by", [by], tuple(CRITERIA))
     [row] = find_methods([method])
-    bench = options.make_bench("search", model, hparams, dtype)
+    bench = options.make_bench("search", model, hparams, dtype, checkpoints={"metaft": metaft_model} if metaft_model else {})
     variants = [
         replace(row, name=name, settings={**row.settings, **own}, coordinates={"settings": name})
         for name, own in name_combinations(method, read_grid(settings)).items()
@@ -53,7 +59,7 @@ def search(
         options = replace(options, minutes_per_row=MINUTES)
     given = {"datasets": list(datasets), "limit": options.limit, "minutes_per_row": options.minutes_per_row, "seed": bench.seed}
     splits = load_asked(datasets, bench.seed)
-    return run_study(Study("search", variants, splits, bench, write_ranking, keep=given), options)
+    return run_study(Study("search", variants, splits, bench, partial(write_ranking, by=by), keep=given), options)
 
 
 def read_grid(items: Sequence[str]) -> dict[str, list[Any]]:
@@ -88,26 +94,35 @@ def name_combinations(method: str, grid: Mapping[str, Sequence[Any]]) -> dict[st
     return {" ".join([method, *(f"{name}={value}" for name, value in own.items())]): own for own in chosen}
 
 
-def write_ranking(results: Results) -> str:
+def write_ranking(results: Results, by: str = "accuracy") -> str:
     """``search.md``: a line a combination, the best first by the one way to choose; the text to print."""
     names = [data.name for data in results.study.datasets]
     asked = [name for name in (v.name for v in results.study.variants) if any(row.method == name for row in results.rows)]
-    choice = choose(asked, names, results.rows)
-    text = make_table(summarise(results.rows), names, choice.ranking or asked, choice.scores)
+    choice = choose(asked, names, results.rows, by)
+    text = make_table(summarise(results.rows), names, choice.ranking or asked, choice.scores, by)
     text += f"\n- {choice.note}.\n" if choice.note else ""
     write_text_atomically(results.folder / "search.md", text)
     return text
 
 
 def make_table(
-    summary: Sequence[Mapping[str, Any]], datasets: Sequence[str], order: Sequence[str], scores: Mapping[str, float]
+    summary: Sequence[Mapping[str, Any]],
+    datasets: Sequence[str],
+    order: Sequence[str],
+    scores: Mapping[str, float],
+    by: str = "accuracy",
 ) -> str:
-    """One line a combination in the order given; ``score`` is what decided: the mean over the data sets on the cases all share."""
+    """One line a combination in the order given; the last column decided: the mean over the data sets on the cases all share."""
     lines = []
     for method in order:
         own = {entry["dataset"]: entry for entry in summary if entry["method"] == method}
         found = [own.get(name) for name in datasets]
-        cells = ["–" if e is None else f"{100 * e['accuracy']:.1f} ({100 * e['efficacy']:.0f}, n = {e['n']})" for e in found]
+        cells = ["–" if e is None else _describe(e) for e in found]
         lines.append([method, *cells, f"{100 * scores[method]:.1f}" if method in scores else "–"])
-    header = ["settings", *(f"{name}: accuracy % (efficacy %)" for name in datasets), "score"]
+    header = ["settings", *(f"{name}: accuracy % (efficacy %, net)" for name in datasets), f"mean {by}"]
     return markdown_table(header, lines)
+
+
+def _describe(entry: Mapping[str, Any]) -> str:
+    net = "–" if entry["net"] is None else f"{100 * entry['net']:.1f}"
+    return f"{100 * entry['accuracy']:.1f} ({100 * entry['efficacy']:.0f}, {net}, n = {entry['n']})"

@@ -57,7 +57,7 @@ def test_search_runs_every_combination_on_validation_and_ranks_them(base, tmp_pa
     assert main(["search", *arguments]) == 0
     table = (tmp_path / "search" / "search.md").read_text()
     assert table in capsys.readouterr().out
-    assert "valid-id: accuracy % (efficacy %)" in table and "valid-ood" in table
+    assert "valid-id: accuracy % (efficacy %, net)" in table and "valid-ood" in table
     assert table.count("| FT layers=[0] lr=0.01 |") == table.count("| FT layers=[1] lr=0.01 |") == 1
     rows = [json.loads(line) for line in (tmp_path / "search" / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == 8
@@ -70,18 +70,23 @@ def test_search_runs_every_combination_on_validation_and_ranks_them(base, tmp_pa
     assert kept["model_name"] == str(base) and kept["model_sha256"] == rows[0]["model_sha256"]
     assert rows[0]["versions"]["torch"] == torch.__version__
     assert main(["search", *arguments[:1], "layers=", *arguments[2:]]) == 2
+    assert main(["search", *arguments, "--by", "leak"]) == 2
+    refusal = capsys.readouterr().err
+    assert "leak" in refusal and "accuracy, net" in refusal
+    assert main(["search", *arguments, "--by", "net"]) == 0
+    assert "| mean net |" in (tmp_path / "search" / "search.md").read_text(), "the same rows, ranked by something else"
 
 
 def test_ranking_puts_the_best_mean_first():
     rows = [
-        {"method": name, "dataset": data, "accuracy": value, "efficacy": 1.0, "n": 4}
+        {"method": name, "dataset": data, "accuracy": value, "efficacy": 1.0, "net": value / 2, "n": 4}
         for name, values in {"a": (0.2, 0.4), "b": (0.5, 0.3)}.items()
         for data, value in zip(("one", "two"), values, strict=True)
     ]
     lines = search.make_table(rows, ["one", "two"], ["b", "a"], {"a": 0.3, "b": 0.4}).splitlines()
-    assert lines[2] == "| b | 50.0 (100, n = 4) | 30.0 (100, n = 4) | 40.0 |" and lines[3].startswith("| a |")
-    lines = search.make_table(rows[:1], ["one", "two"], ["a"], {}).splitlines()
-    assert lines[2] == "| a | 20.0 (100, n = 4) | – | – |", "not asked everything yet, so nothing decides"
+    assert lines[2] == "| b | 50.0 (100, 25.0, n = 4) | 30.0 (100, 15.0, n = 4) | 40.0 |" and lines[3].startswith("| a |")
+    lines = search.make_table([{**rows[0], "net": None}], ["one", "two"], ["a"], {}).splitlines()
+    assert lines[2] == "| a | 20.0 (100, –, n = 4) | – | – |", "not asked everything yet, so nothing decides"
 
 
 def test_moments_are_compared_by_definition():

@@ -21,6 +21,7 @@ from propmeta_edit.evaluation.runner import Method, run_here
 from propmeta_edit.metatrain.config import MetaTrainConfig
 from propmeta_edit.options import Names
 from propmeta_edit.recipes import data_sets, meta_training
+from propmeta_edit.records import OTHER
 from propmeta_edit.studies import cost, engine, pictures, runs, sweeps, variants
 from propmeta_edit.studies.choice import choose
 from propmeta_edit.studies.engine import StudyOptions
@@ -280,6 +281,21 @@ def test_several_data_sets_count_alike_however_many_cases_they_have():
     rows += [replace(row_of(name, 9, name == "a"), dataset="small") for name in ("a", "b")]
     choice = choose(["a", "b"], ["large", "small"], rows)
     assert choice.ranking == ("a", "b") and choice.scores == {"a": 0.625, "b": 0.375}
+
+
+def test_by_net_what_other_subjects_get_too_does_not_count():
+    """a: right everywhere, and so for every other subject; b: right once, for its own subject alone."""
+    other = {"kind": OTHER, "answers": ["x"], "against": ["yes"], "before": "no"}
+    rows = [
+        replace(row_of(name, n, name == "a" or n == 0), before="no", answers=("yes",), probes=({**other, "after": after},))
+        for name, after in (("a", "yes"), ("b", "no"))
+        for n in range(4)
+    ]
+    assert choose(["a", "b"], ["valid-ood"], rows).ranking == ("a", "b")
+    choice = choose(["a", "b"], ["valid-ood"], rows, "net")
+    assert choice.ranking == ("b", "a") and choice.scores == {"a": 0.0, "b": 0.25}
+    untold = choose(["a", "b"], ["valid-ood"], [replace(row, probes=()) for row in rows], "net")
+    assert (untold.best, untold.note) == (None, "nothing is chosen, since a data set has no case of which net can be told")
 
 
 class Failing(Method):
