@@ -230,6 +230,11 @@ def name_chains(method: str, mode: str, options: ChainOptions) -> str:
     return f"{method}-{mode}-{sha256_of_json([settings, hash_of_model(settings['model_name']), asked])[:8]}"
 
 
+def file_of_chains(method: str, mode: str, options: ChainOptions, folder: Path) -> Path:
+    """Where the finished chains of that kind are, whole ones alone."""
+    return folder / f"{name_chains(method, mode, options)}.csv"
+
+
 def describe_chains(method: str, mode: str, options: ChainOptions) -> dict[str, Any]:
     """What chains are made with, for ``settings.json``."""
     settings = read_settings(method, options)
@@ -242,7 +247,7 @@ def describe_chains(method: str, mode: str, options: ChainOptions) -> dict[str, 
 
 def missing_chains(method: str, mode: str, options: ChainOptions, folder: Path) -> list[int]:
     """The numbers of the chains that are not in the folder."""
-    file = folder / f"{name_chains(method, mode, options)}.csv"
+    file = file_of_chains(method, mode, options, folder)
     done: set[int] = set()
     if file.is_file():
         done = {0} if options.chains == 1 else set(pd.read_csv(file)["chain"])
@@ -251,7 +256,7 @@ def missing_chains(method: str, mode: str, options: ChainOptions, folder: Path) 
 
 def add_chain(method: str, mode: str, options: ChainOptions, folder: Path, number: int, rows: Sequence[dict[str, Any]]) -> None:
     """Put a finished chain on disk, after those that are there. It is whole: its last count needs the weights of those before."""
-    file = folder / f"{name_chains(method, mode, options)}.csv"
+    file = file_of_chains(method, mode, options, folder)
     table = pd.DataFrame([{"chain": number, **row} if options.chains > 1 else row for row in rows])
     if file.is_file():
         table = pd.concat([pd.read_csv(file), table])
@@ -274,8 +279,8 @@ def average_chains(table: pd.DataFrame) -> pd.DataFrame:
 def read_chains(options: ChainOptions, folder: Path) -> pd.DataFrame:
     """All chains of the folder with these settings, whichever command made them: what was asked the same of the same facts."""
     methods = [method for method in METHODS if method in options.methods or _is_known(method, options, folder)]
-    names = [name_chains(method, mode, options) for method, mode in itertools.product(methods, MODES)]
-    found = pd.concat([pd.read_csv(folder / f"{name}.csv") for name in names if (folder / f"{name}.csv").is_file()])
+    files = [file_of_chains(method, mode, options, folder) for method, mode in itertools.product(methods, MODES)]
+    found = pd.concat([pd.read_csv(file) for file in files if file.is_file()])
     return found if options.chains == 1 else average_chains(found[found["chain"] < options.chains])
 
 
