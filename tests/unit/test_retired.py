@@ -51,7 +51,7 @@ def test_other_verbs_do_not_know_it(tmp_path):
 
 def test_shipped_cards_that_name_it_are_read():
     named = {path: found for path in CARDS if "compile" in (found := json.loads(path.read_text()).get("settings", {}))}
-    assert len(named) == 3
+    assert len(named) == 2
     for path, found in named.items():
         assert build_config(MetaTrainConfig, found, str(path)).layers == found["layers"]
 
